@@ -1,0 +1,1 @@
+"""From raw rows of preference data to batches of token ids."""

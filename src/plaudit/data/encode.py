@@ -1,0 +1,207 @@
+"""Turns preference examples into text, and text into token ids, many at a time."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import hashlib
+import json
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import jinja2
+import tokenizers
+import transformers
+from transformers import PreTrainedTokenizerBase
+
+from plaudit.errors import ConfigError
+from plaudit.types import PreferenceExample
+
+RENDER_ERRORS = (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError)
+"""What a chat template can raise about a conversation that it does not accept."""
+
+
+class Encoder(ABC):
+    """Renders and tokenises responses with a tokenizer of its own.
+
+    Args:
+        tokenizer: It is copied, without its padding and truncation: calling a tokenizer changes its state.
+    """
+
+    add_special_tokens: bool
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = copy.deepcopy(tokenizer)
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is not None:
+            backend.no_padding()
+            backend.no_truncation()
+
+    @abstractmethod
+    def check(self, example: PreferenceExample) -> None:
+        """Refuse a tokenizer that does not suit the data.
+
+        Args:
+            example: The first row of the data.
+
+        Raises:
+            ConfigError: The tokenizer lacks something that such rows need.
+        """
+
+    @abstractmethod
+    def render(self, examples: Sequence[PreferenceExample]) -> list[list[str]]:
+        """Write out the responses of G examples.
+
+        Args:
+            examples: G examples with N responses each.
+
+        Returns:
+            Text of each response, exactly as it is tokenised, per example.
+
+        Raises:
+            RENDER_ERRORS: The chat template refuses a conversation.
+        """
+
+    def tokenize(self, texts: list[str]) -> list[list[int]]:
+        """Tokenise rendered texts in one call, each different text once.
+
+        Args:
+            texts: N texts.
+
+        Returns:
+            N lists of token ids.
+        """
+        if not texts:
+            return []
+        # Rows made of several rated answers repeat their texts.
+        unique = list(dict.fromkeys(texts))
+        encoded = self.tokenizer(
+            unique,
+            add_special_tokens=self.add_special_tokens,
+            padding=False,
+            truncation=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        ids = dict(zip(unique, cast(list[list[int]], encoded["input_ids"]), strict=True))
+        return [ids[text] for text in texts]
+
+    def fingerprint(self) -> str:
+        """Hash everything that can change token ids, but nothing that earlier use of the tokenizer leaves."""
+        template = self.tokenizer.chat_template
+        settings = {
+            "encoder": type(self).__name__,
+            "tokenizer": type(self.tokenizer).__name__,
+            "versions": [transformers.__version__, tokenizers.__version__],
+            "special_tokens": self.tokenizer.special_tokens_map,
+            "split_special_tokens": getattr(self.tokenizer, "split_special_tokens", False),
+            "chat_template": template,
+            # A template that prints the date renders something else tomorrow.
+            "date": datetime.date.today().isoformat() if "strftime_now" in str(template) else None,
+        }
+        digest = hashlib.sha256(json.dumps(settings, default=str).encode())
+        digest.update(self._serialised())
+        return digest.hexdigest()
+
+    def _serialised(self) -> bytes:
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is not None:
+            return cast(bytes, backend.to_str().encode())
+        with tempfile.TemporaryDirectory() as folder:
+            self.tokenizer.save_pretrained(folder)
+            files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+            return b"".join(path.read_bytes() for path in files)
+
+
+class ConversationEncoder(Encoder):
+    """Renders conversations with the chat template, whose text holds every special token already."""
+
+    add_special_tokens = False
+
+    def check(self, example: PreferenceExample) -> None:
+        """Refuse a tokenizer without a chat template."""
+        if not self.tokenizer.chat_template and "chat_template" not in example.chat_template_kwargs:
+            raise ConfigError(
+                "The data holds conversations, but the tokenizer has no chat template",
+                fix="Use a chat model's tokenizer, set its `chat_template`, or turn the messages into text.",
+            )
+
+    def render(self, examples: Sequence[PreferenceExample]) -> list[list[str]]:
+        """Render conversations, those with equal tools and template variables together."""
+        texts: list[list[str]] = [[] for _ in examples]
+        groups: dict[str, list[int]] = {}
+        for index, example in enumerate(examples):
+            settings = (example.tools, example.chat_template_kwargs)
+            groups.setdefault(json.dumps(settings, default=repr) if any(settings) else "", []).append(index)
+        for indices in groups.values():
+            rendered = iter(self._render_group([examples[index] for index in indices]))
+            for index in indices:
+                texts[index] = [next(rendered) for _ in examples[index].responses]
+        return texts
+
+    def _render_group(self, examples: Sequence[PreferenceExample]) -> list[str]:
+        """Render all responses of examples that share their tools and template variables."""
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                [cast(Any, response) for example in examples for response in example.responses],
+                tools=cast(Any, examples[0].tools),
+                tokenize=False,
+                **examples[0].chat_template_kwargs,
+            )
+        except jinja2.TemplateSyntaxError as error:
+            raise ConfigError(
+                f"The chat template cannot be read: line {error.lineno}: {error.message}",
+                fix="Mend `tokenizer.chat_template`.",
+            ) from error
+        return cast(list[str], rendered)
+
+
+class TextEncoder(Encoder):
+    """Ends plain text with exactly one EOS and tokenises it as the tokenizer does by default."""
+
+    add_special_tokens = True
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__(tokenizer)
+        bare, full = (
+            cast(list[int], self.tokenizer("a", add_special_tokens=special, verbose=False)["input_ids"])
+            for special in (False, True)
+        )
+        self._bos, self._eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        self._adds_bos = self._bos is not None and full[:1] == [self._bos] != bare[:1]
+        self._adds_eos = self._eos is not None and full[-1:] == [self._eos] != bare[-1:]
+
+    def check(self, example: PreferenceExample) -> None:
+        """Refuse a tokenizer without an EOS token."""
+        if self.tokenizer.eos_token is None:
+            raise ConfigError(
+                "The data holds plain text, which must end with an EOS, but the tokenizer has no `eos_token`",
+                fix="Set `tokenizer.eos_token` to the token that ends a text.",
+            )
+
+    def render(self, examples: Sequence[PreferenceExample]) -> list[list[str]]:
+        """End texts with the EOS token, where they do not end with it already."""
+        eos = cast(str, self.tokenizer.eos_token)
+        return [
+            [text if text.endswith(eos) else text + eos for text in cast(tuple[str, ...], example.responses)]
+            for example in examples
+        ]
+
+    def tokenize(self, texts: list[str]) -> list[list[int]]:
+        """Tokenise texts, with one BOS and EOS where text and tokenizer both have one."""
+        ids = super().tokenize(texts)
+        return [self._undouble(one) for one in ids] if self._adds_bos or self._adds_eos else ids
+
+    def _undouble(self, ids: list[int]) -> list[int]:
+        """Drop the BOS and EOS of the text itself where the tokenizer has put its own beside them."""
+        start, end = 0, len(ids)
+        if self._adds_bos and end > 2 and ids[:2] == [self._bos, self._bos]:
+            start = 1
+        if self._adds_eos:
+            while end - start > 1 and ids[end - 2] == self._eos:
+                end -= 1
+        return ids[start:end]

@@ -1,0 +1,6 @@
+"""What the demo runs on: an embedded chat model and bundled preferences, both usable on their own."""
+
+from plaudit.demo.embedded_model import EMBEDDED_MODEL_NAME, embedded_model_available, embedded_model_path
+from plaudit.demo.preferences import load_preferences
+
+__all__ = ["EMBEDDED_MODEL_NAME", "embedded_model_available", "embedded_model_path", "load_preferences"]

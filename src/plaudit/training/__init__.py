@@ -1,0 +1,1 @@
+"""Training: the settings, and the trainer on top of transformers'."""

@@ -1,0 +1,130 @@
+"""`RewardConfig`: the settings of a training run, each documented in its ``help``."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from transformers import TrainingArguments
+
+from plaudit.errors import ConfigError
+
+BATCH_LAYOUTS = ("auto", "padded", "shared_prefix")
+OVERLONG = ("drop", "truncate_left", "truncate_right", "error")
+
+
+@dataclass
+class RewardConfig(TrainingArguments):
+    """Settings of a `RewardTrainer`: those of `transformers.TrainingArguments` and the ones below.
+
+    Four defaults differ: ``logging_steps=10``, ``gradient_checkpointing=True``, ``learning_rate=1e-4``, and ``bf16``,
+    which is on where the accelerator computes in bfloat16 and ``fp16`` is off; on a CPU it stays off.
+
+    Raises:
+        ConfigError: If a setting has a value that cannot work.
+
+    >>> config = RewardConfig(output_dir="out", report_to=[])
+    >>> config.learning_rate, config.logging_steps, config.max_length, config.batch_layout
+    (0.0001, 10, 1024, 'auto')
+    """
+
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
+
+    learning_rate: float = field(default=1e-4, metadata={"help": "Initial learning rate of AdamW."})
+    logging_steps: float = field(
+        default=10, metadata={"help": "Steps between two logs; below 1, a share of all training steps."}
+    )
+    gradient_checkpointing: bool = field(
+        default=True, metadata={"help": "Recompute activations in the backward pass: less memory, slower by a quarter."}
+    )
+    bf16: bool | None = field(
+        default=None,
+        metadata={"help": "Mixed precision in bfloat16. Default: on where the accelerator has it and fp16 is off."},
+    )
+
+    model_init_kwargs: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Arguments of `from_pretrained`, used when the model is given by name (as JSON on the command "
+            "line). `revision` also applies to the tokenizer. Weights load in float32 unless `dtype` says otherwise."
+        },
+    )
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Allow models and tokenizers that bring Python code of their own."}
+    )
+    disable_dropout: bool = field(
+        default=True, metadata={"help": "Turn off the model's dropout. Adapters' dropout is left alone."}
+    )
+    eos_token: str | None = field(
+        default=None, metadata={"help": "Token that ends a text. Default: the tokenizer's own."}
+    )
+    pad_token: str | None = field(
+        default=None,
+        metadata={"help": "Deprecated: set `tokenizer.pad_token` and pass the tokenizer as `processing_class`."},
+    )
+    dataset_num_proc: int | None = field(
+        default=None, metadata={"help": "Processes that prepare the data. Default: the main process alone."}
+    )
+    max_length: int | None = field(
+        default=1024,
+        metadata={"help": "Most tokens a response may have, prompt included; None for no limit. See `overlong`."},
+    )
+    overlong: str = field(
+        default="drop",
+        metadata={
+            "help": "What to do with rows beyond `max_length`: drop the row (counted in the log), truncate_left (all "
+            "responses of the row alike), truncate_right, or error.",
+            "choices": OVERLONG,
+        },
+    )
+    pad_to_multiple_of: int | None = field(
+        default=None, metadata={"help": "Pad rectangles to a multiple of this width (padded layout only)."}
+    )
+    batch_layout: str = field(
+        default="auto",
+        metadata={
+            "help": "padded: a rectangle, one row a response. shared_prefix: one row without padding, each prompt "
+            "computed once; same rewards, several times faster. auto: shared_prefix where the model allows it.",
+            "choices": BATCH_LAYOUTS,
+        },
+    )
+    center_rewards_coefficient: float | None = field(
+        default=None,
+        metadata={"help": "Weight of the penalty that keeps rewards centred at zero; 0.01 is a good value."},
+    )
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and not self.use_cpu and hardware_has_bfloat16()
+        super().__post_init__()
+        if self.pad_token is not None:
+            warnings.warn(
+                "`pad_token` is deprecated: set `tokenizer.pad_token` and pass the tokenizer as `processing_class`.",
+                FutureWarning,
+                stacklevel=3,
+            )
+        for name, choices in (("batch_layout", BATCH_LAYOUTS), ("overlong", OVERLONG)):
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"`{name}` is {getattr(self, name)!r}", fix=f"Use one of {', '.join(choices)}.")
+        if self.max_length is not None and self.max_length < 1:
+            raise ConfigError(f"`max_length` is {self.max_length}", fix="Use a positive number, or None for no limit.")
+        if self.label_smoothing_factor:
+            raise ConfigError(
+                "`label_smoothing_factor` smooths class labels, of which preferences have none",
+                fix="Leave it at 0.",
+            )
+        if self.accelerator_config.split_batches:
+            raise ConfigError("`split_batches` would cut examples in two", fix="Set the per-device batch size instead.")
+        # The dispatching loader slices a batch by its first dimension, which is 1 in the shared-prefix layout.
+        self.accelerator_config.dispatch_batches = False
+
+
+def hardware_has_bfloat16() -> bool:
+    """Whether there is an accelerator that computes in bfloat16 itself, rather than emulating it."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if torch.xpu.is_available():
+        return torch.xpu.is_bf16_supported(including_emulation=False)
+    return False

@@ -1,0 +1,415 @@
+"""`RewardTrainer`: transformers' Trainer, taught preferences, layouts and exact metrics."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from torch import nn
+from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
+
+from plaudit.data.collate import ForeignCollator, PaddedCollator, SharedPrefixCollator, shortest_examples
+from plaudit.data.report import DataReport
+from plaudit.data.tokenize import prepare_dataset
+from plaudit.errors import ConfigError
+from plaudit.losses import bradley_terry_loss, center_rewards_penalty
+from plaudit.metrics import RewardMetrics, Scored
+from plaudit.model.adapters import base_model_of, is_peft_model, is_prompt_learning, wrap_with_adapter
+from plaudit.model.head import install_reward_forward, score_heads_of, trunk_of
+from plaudit.model.loading import (
+    disable_dropout,
+    load_model,
+    load_tokenizer,
+    require_reward_model,
+    set_pad_token,
+    set_serving_config,
+)
+from plaudit.model.shared_prefix import (
+    MODEL_KEYS,
+    compare_with_padded,
+    enable_shared_prefix,
+    why_not_shared_prefix,
+)
+from plaudit.training.config import RewardConfig
+from plaudit.training.interval import LoggingInterval
+from plaudit.types import Batch
+
+logger = logging.getLogger("plaudit")
+
+EvalData = Dataset | IterableDataset | Mapping[str, Dataset | IterableDataset]
+
+
+class RewardTrainer(Trainer):
+    """Train a reward model on preferences with the Bradley-Terry loss.
+
+    Args:
+        model: A folder or model id (loaded as sequence classification with one output, float32 by default), a
+            sequence-classification model with ``num_labels=1``, or a PEFT model around one.
+        args: Settings; by default those of `RewardConfig`, writing to ``<model name>-Reward``.
+        data_collator: Your own collator of prepared rows into ``input_ids`` and ``attention_mask`` of shape (2G, T),
+            chosen first. By default one of the two layouts, see ``RewardConfig.batch_layout``.
+        train_dataset: Preferences in any form that the documentation of data formats lists.
+        eval_dataset: The same for evaluation; several of them as a mapping.
+        processing_class: The tokenizer; by default the one that belongs to the model. It is not changed.
+        compute_metrics: Further metrics from predictions of shape (examples, 2), chosen first.
+        callbacks: Added to the default ones.
+        optimizers: An optimizer and a scheduler of your own.
+        optimizer_cls_and_kwargs: A class of optimizer and its arguments.
+        preprocess_logits_for_metrics: Applied to the rewards (examples, 2) of each evaluation batch.
+        peft_config: Wrap the model in an adapter. The reward head is trained and saved with it in any case.
+
+    Raises:
+        ConfigError: If model, tokenizer and settings do not go together.
+        DataError: If the data cannot be read as preferences; nothing has been trained or written then.
+    """
+
+    _tag_names = ("plaudit", "reward-trainer")
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | nn.Module,
+        args: RewardConfig | None = None,
+        data_collator: Callable[[list[dict[str, Any]]], Batch] | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: EvalData | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, Any]] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        peft_config: Any | None = None,
+    ) -> None:
+        args = args if args is not None else _default_config(model)
+        _require_train_dataset(train_dataset)
+        _require_writable(args.output_dir)
+        if args.n_gpu > 1:
+            raise ConfigError(
+                "several GPUs are visible to one process, and `nn.DataParallel` is not supported",
+                fix="Start with `accelerate launch` or `torchrun`, or set CUDA_VISIBLE_DEVICES to one GPU.",
+            )
+        set_seed(args.seed)
+        model, tokenizer = _load(model, args, processing_class)
+        self.data_reports: dict[str, DataReport] = {}
+        train_dataset = self._prepare_data(train_dataset, tokenizer, args, "train", purpose="train")
+        eval_dataset = self._prepare_eval_data(eval_dataset, tokenizer, args)
+        base_model = base_model_of(model)
+        tokenizer = set_pad_token(
+            base_model, tokenizer, args.pad_token, may_resize=peft_config is None and not is_peft_model(model)
+        )
+        set_serving_config(base_model)
+        if args.disable_dropout:
+            disable_dropout(model)
+        reads_positions = bool(score_heads_of(base_model)) and trunk_of(base_model) is not None
+        if reads_positions:
+            install_reward_forward(base_model)
+        if peft_config is not None:
+            model = wrap_with_adapter(model, peft_config)
+        if is_peft_model(model) and args.gradient_checkpointing:
+            model.enable_input_require_grads()
+        self.batch_layout, self.batch_layout_reason = _choose_layout(model, args, data_collator)
+        self._layout_checked = self.batch_layout != "shared_prefix"
+        if self.batch_layout == "shared_prefix":
+            enable_shared_prefix(base_model)
+        logger.info("Batch layout: %s (%s).", self.batch_layout, self.batch_layout_reason)
+        self._base_model, self._reads_positions = base_model, reads_positions
+        self._eval_metrics = RewardMetrics()
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=self._make_collator(data_collator, tokenizer, args),
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            compute_metrics=compute_metrics,
+            callbacks=[LoggingInterval(), *(callbacks or [])],
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+            preprocess_logits_for_metrics=preprocess_logits_for_metrics,
+        )
+        # The loss is divided by the global number of comparisons, so the Trainer must not divide it again.
+        self.model_accepts_loss_kwargs = True
+        self.can_return_loss, self.label_names = True, []
+        if hasattr(base_model, "add_model_tags"):
+            base_model.add_model_tags(list(self._tag_names))
+
+    # ---- data -------------------------------------------------------------------------------------------------
+
+    def _prepare_data(self, dataset: Any, tokenizer: Any, args: RewardConfig, name: str, purpose: str) -> Any:
+        with args.main_process_first(desc="preparing data", local=True):
+            prepared, report = prepare_dataset(
+                dataset,
+                tokenizer,
+                max_length=args.max_length,
+                overlong=args.overlong,
+                dataset_name=name,
+                purpose=purpose,
+                num_proc=args.dataset_num_proc,
+            )
+        self.data_reports[name] = report
+        return prepared
+
+    def _prepare_eval_data(self, dataset: Any, tokenizer: Any, args: RewardConfig) -> Any:
+        if dataset is None or isinstance(dataset, str):
+            return dataset
+        if isinstance(dataset, Mapping):
+            return {
+                name: self._prepare_data(part, tokenizer, args, str(name), purpose="eval")
+                for name, part in dataset.items()
+            }
+        return self._prepare_data(dataset, tokenizer, args, "eval", purpose="eval")
+
+    def _make_collator(self, own: Any, tokenizer: Any, args: RewardConfig) -> Any:
+        if own is not None:
+            return ForeignCollator(own)
+        if self.batch_layout == "shared_prefix":
+            return SharedPrefixCollator()
+        return PaddedCollator(tokenizer.pad_token_id, args.pad_to_multiple_of)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        if self._signature_columns is None:
+            self._signature_columns = ["chosen_ids", "rejected_ids", "margin"]
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
+    ) -> tuple[list[Batch], torch.Tensor]:
+        """The micro-batches of one step, and how many comparisons they hold over all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        counts = [_comparison_weight(batch).sum() for batch in batches]
+        count = torch.stack(counts).sum().to(device) if counts else torch.zeros((), device=device)
+        return batches, self.accelerator.reduce(count, reduction="sum")
+
+    # ---- rewards and loss -------------------------------------------------------------------------------------
+
+    def _score(self, model: nn.Module, batch: Batch) -> Scored:
+        """Rewards of a batch on the model's device, and the loss of each comparison."""
+        if not self._layout_checked:
+            self._check_layout(model, batch)
+        if self._reads_positions:
+            inputs = {key: batch[key] for key in MODEL_KEYS if key in batch}
+            rewards_N = model(**inputs).logits[:, 0]
+        else:
+            outputs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+            rewards_N = outputs.logits[:, 0].float()
+        better_P, worse_P = batch["better"], batch["worse"]
+        margin_P = batch["margin"].float() if "margin" in batch else None
+        loss_P = bradley_terry_loss(rewards_N[better_P], rewards_N[worse_P], margin_P)
+        if self.args.center_rewards_coefficient:
+            penalty_P = center_rewards_penalty(rewards_N[better_P], rewards_N[worse_P])
+            loss_P = loss_P + self.args.center_rewards_coefficient * penalty_P
+        return Scored(
+            rewards_N=rewards_N,
+            better_P=better_P,
+            worse_P=worse_P,
+            loss_P=loss_P,
+            weight_N=batch["example_weight"][batch["example_of_response"]],
+            weight_P=_comparison_weight(batch),
+            lengths_N=batch["response_lengths"],
+            tokens_computed=self._tokens_computed(batch),
+        )
+
+    def _tokens_computed(self, batch: Batch) -> int | torch.Tensor:
+        if "prefix_lengths" in batch and getattr(self._base_model, "expand_shared_prefix", False):
+            return len(batch["response_lengths"]) * batch["response_lengths"].max()
+        return batch["input_ids"].numel()
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """Sum of the comparisons' losses, divided by the number of comparisons of the whole step.
+
+        Args:
+            model: The model as the Trainer wrapped it.
+            inputs: A batch in either layout.
+            return_outputs: Also return ``{"rewards": (N,)}``.
+            num_items_in_batch: Comparisons of the step over all processes; by default those of this batch.
+        """
+        scored = self._score(model, inputs)
+        if model.training:
+            self._interval.update(scored)
+        total = torch.where(scored.weight_P > 0, scored.loss_P, 0).sum()
+        if num_items_in_batch is None:
+            loss = total / scored.weight_P.sum()
+        else:
+            # Gradients are averaged over processes, hence the factor.
+            loss = total * self.accelerator.num_processes / num_items_in_batch
+        return (loss, {"rewards": scored.rewards_N}) if return_outputs else loss
+
+    def _check_layout(self, model: nn.Module, batch: Batch) -> None:
+        """Compare both layouts on two short examples of the first batch; fall back, loudly, if they differ."""
+        self._layout_checked = True
+        comparison = compare_with_padded(model, self._base_model, shortest_examples(batch))
+        problem = torch.tensor([comparison.problem is not None], device=batch["input_ids"].device)
+        if not self.accelerator.gather(problem).any():
+            return
+        reason = comparison.problem or "another process found a difference"
+        if self.args.batch_layout == "shared_prefix":
+            raise ConfigError(
+                f"batch_layout='shared_prefix' would be wrong for this model: {reason}", fix="Use batch_layout='auto'."
+            )
+        self._base_model.expand_shared_prefix = True
+        self.batch_layout, self.batch_layout_reason = "padded", reason
+        logger.warning("Falling back to the padded layout: %s.", reason)
+
+    # ---- metrics ----------------------------------------------------------------------------------------------
+
+    @property
+    def _interval(self) -> LoggingInterval:
+        # Looked up each time: the Trainer replaces callbacks when it restores them from a checkpoint.
+        return next(cb for cb in self.callback_handler.callbacks if isinstance(cb, LoggingInterval))
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Log, with the exact metrics of the interval added to training logs."""
+        if "loss" in logs:
+            logs.update(self._interval.flush(self.accelerator.gather))
+        super().log(logs, start_time)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        self._interval.collect(self.accelerator.gather)
+        super()._save_checkpoint(model, trial)
+
+    # ---- evaluation -------------------------------------------------------------------------------------------
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Evaluate on raw or prepared preferences; see `transformers.Trainer.evaluate`."""
+        eval_dataset = self._prepare_eval_data(eval_dataset, self.processing_class, self.args)
+        return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
+
+    def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
+        """Rewards of shape (examples, 2), chosen first, of raw or prepared preferences, and their metrics."""
+        test_dataset = self._prepare_data(
+            test_dataset, self.processing_class, self.args, metric_key_prefix, purpose="eval"
+        )
+        return super().predict(test_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """The Trainer's loop, with metrics that are exact over examples."""
+        self._eval_metrics.reset()
+        loss_only = self.args.prediction_loss_only if self.compute_metrics is None else prediction_loss_only
+        output = super().evaluation_loop(dataloader, description, loss_only, ignore_keys, metric_key_prefix)
+        metrics = self._eval_metrics.compute(self.accelerator.gather)
+        metrics.pop("comparisons", None)
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        return output
+
+    def prediction_step(
+        self, model: nn.Module, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[()] | None]:
+        """Loss and rewards (examples, 2) of one batch."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            scored = self._score(model, inputs)
+        self._eval_metrics.update(scored)
+        loss = torch.where(scored.weight_P > 0, scored.loss_P, 0).sum() / scored.weight_P.sum().clamp_min(1)
+        if prediction_loss_only:
+            return loss, None, None
+        rewards = torch.stack((scored.rewards_N[scored.better_P], scored.rewards_N[scored.worse_P]), dim=1)
+        # Empty labels, rather than none: without labels the Trainer would not call compute_metrics.
+        return loss, rewards, ()
+
+
+def _comparison_weight(batch: Batch) -> torch.Tensor:
+    return batch["example_weight"][batch["example_of_response"][batch["better"]]]
+
+
+def _default_config(model: Any) -> RewardConfig:
+    name = model if isinstance(model, str) else getattr(model.config, "name_or_path", "") or "model"
+    return RewardConfig(output_dir=f"{Path(name).name}-Reward")
+
+
+def _require_train_dataset(dataset: Any) -> None:
+    if dataset is None:
+        raise ConfigError("`train_dataset` is required", fix="Pass a `datasets.Dataset` of preferences.")
+    if isinstance(dataset, DatasetDict | IterableDatasetDict | dict):
+        raise ConfigError(
+            f"`train_dataset` holds several splits ({', '.join(map(str, dataset))})",
+            fix=f"Pass one of them, for example `train_dataset=dataset[{next(iter(dataset), 'train')!r}]`.",
+        )
+    if not isinstance(dataset, Dataset | IterableDataset):
+        raise ConfigError(
+            f"`train_dataset` must be a `datasets.Dataset` or `IterableDataset`, got {type(dataset).__name__}",
+            fix="For a list of rows: `datasets.Dataset.from_list(rows)`.",
+        )
+
+
+def _require_writable(folder: str | os.PathLike[str] | None) -> None:
+    if folder is None:
+        return
+    existing = Path(folder).absolute()
+    while not existing.exists() and not existing.is_symlink():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        problem = "cannot be written to" if existing.is_dir() else "is not a folder"
+        raise ConfigError(
+            f"the output folder {str(folder)!r} cannot be written: {str(existing)!r} {problem}",
+            fix="Choose another `output_dir`.",
+        )
+
+
+def _load(model: Any, args: RewardConfig, tokenizer: Any) -> tuple[Any, Any]:
+    """The model and a tokenizer of our own, neither of them prepared yet."""
+    init_kwargs = dict(args.model_init_kwargs or {})
+    if isinstance(model, str):
+        name, revision = model, init_kwargs.get("revision")
+        model = load_model(name, init_kwargs, trust_remote_code=args.trust_remote_code, seed=args.seed)
+    else:
+        if init_kwargs:
+            logger.warning("`model_init_kwargs` is ignored: the model is already instantiated.")
+        require_reward_model(model)
+        name, revision = getattr(model.config, "name_or_path", ""), None
+    if tokenizer is None:
+        tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=args.trust_remote_code)
+    tokenizer = copy.deepcopy(tokenizer)
+    if args.eos_token is not None:
+        if args.eos_token not in tokenizer.get_vocab():
+            raise ConfigError(
+                f"the `eos_token` {args.eos_token!r} is not in the tokenizer's vocabulary", fix="Name one that is."
+            )
+        tokenizer.eos_token = args.eos_token
+        model.config.get_text_config().eos_token_id = tokenizer.eos_token_id
+    return model, tokenizer
+
+
+def _choose_layout(model: Any, args: RewardConfig, collator: Any) -> tuple[str, str]:
+    """The layout to start with, and why."""
+    if collator is not None:
+        if args.batch_layout == "shared_prefix":
+            raise ConfigError(
+                "batch_layout='shared_prefix' and a `data_collator` of your own exclude each other",
+                fix="Leave out one of them.",
+            )
+        return "padded", "a data collator was given"
+    if args.batch_layout == "padded":
+        return "padded", "as asked for"
+    if is_prompt_learning(model):
+        problem = "prompt learning discards position ids"
+    else:
+        problem = why_not_shared_prefix(base_model_of(model), neftune=bool(args.neftune_noise_alpha))
+    if problem is None:
+        return "shared_prefix", "as asked for" if args.batch_layout == "shared_prefix" else "each prompt computed once"
+    if args.batch_layout == "shared_prefix":
+        raise ConfigError(
+            f"batch_layout='shared_prefix' cannot be used: {problem}", fix="Use batch_layout='auto' or 'padded'."
+        )
+    return "padded", problem

@@ -1,0 +1,90 @@
+"""Shared-prefix attention against attention computed response by response with an explicit mask."""
+
+import math
+
+import pytest
+import torch
+
+from plaudit.model.attention import SharedPrefixLayout, shared_prefix_attention
+
+LAYOUTS = [
+    SharedPrefixLayout([3], [[2, 4]]),
+    SharedPrefixLayout([5, 0, 2], [[1, 1], [3, 2], [4, 1, 6]]),  # no prefix; three responses
+]
+
+
+def by_hand(query, key, value, layout, *, scaling, window=None, softcap=None, sinks=None):
+    """Every response with its own copy of the prompt, the full score matrix, an explicit mask."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    output = torch.zeros(*query.shape[:3], value.shape[-1], dtype=query.dtype)
+    start = 0
+    for prefix, suffixes in zip(layout.prefix_lengths, layout.suffix_lengths, strict=True):
+        own = start + prefix
+        for number, suffix in enumerate(suffixes):
+            index = torch.cat((torch.arange(start, start + prefix), torch.arange(own, own + suffix)))
+            q, k, v = query[:, :, index], key[:, :, index], value[:, :, index]
+            scores = q @ k.transpose(2, 3) * scaling
+            if softcap is not None:
+                scores = softcap * torch.tanh(scores / softcap)
+            distance = torch.arange(len(index))[:, None] - torch.arange(len(index))
+            hidden = (distance < 0) | (distance >= (window or len(index) + 1))
+            weights = scores.masked_fill(hidden, -math.inf).exp()
+            total = weights.sum(-1, keepdim=True)
+            if sinks is not None:
+                total = total + sinks.exp()[None, :, None, None]
+            attended = (weights / total) @ v
+            keep = slice(0, None) if number == 0 else slice(prefix, None)
+            output[:, :, index[keep]] = attended[:, :, keep]
+            own += suffix
+        start = own
+    return output.transpose(1, 2)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"window": 3}, {"window": 100}, {"softcap": 2.0}, {"window": 2, "softcap": 1.5}, {"sinks": True}],
+)
+def test_values_and_gradients(layout, options):
+    generator = torch.Generator().manual_seed(1)
+    tokens = sum(layout.key_pieces)
+
+    def draw(heads, size):
+        return torch.randn(1, heads, tokens, size, generator=generator, dtype=torch.float64, requires_grad=True)
+
+    query, key, value = draw(4, 8), draw(2, 8), draw(2, 6)
+    sinks = torch.randn(4, generator=generator, dtype=torch.float64) if options.get("sinks") else None
+    window, softcap = options.get("window"), options.get("softcap")
+    result = shared_prefix_attention(
+        query, key, value, layout, scaling=0.3, sliding_window=window, softcap=softcap, sinks=sinks
+    )
+    expected = by_hand(query, key, value, layout, scaling=0.3, window=window, softcap=softcap, sinks=sinks)
+    torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-7)
+    weights = torch.randn(result.shape, generator=generator, dtype=torch.float64)
+    for got, want in zip(
+        torch.autograd.grad((result * weights).sum(), (query, key, value)),
+        torch.autograd.grad((expected * weights).sum(), (query, key, value)),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-7)
+
+
+def test_a_response_does_not_see_another():
+    layout = SharedPrefixLayout([2], [[2, 2]])
+    query, key, value = (torch.randn(1, 1, 6, 4, generator=torch.Generator().manual_seed(n)) for n in range(3))
+    before = shared_prefix_attention(query, key, value, layout, scaling=1.0)
+    value = value.clone()
+    value[:, :, 2:4] += 100  # the first response
+    after = shared_prefix_attention(query, key, value, layout, scaling=1.0)
+    changed = (before - after).abs().amax(dim=(0, 2, 3)) > 0
+    assert changed.tolist() == [False, False, True, True, False, False]
+
+
+def test_layout_is_read_from_tensors():
+    layout = SharedPrefixLayout.from_tensors(
+        torch.tensor([2, 0]), torch.tensor([3, 4, 1, 2]), torch.tensor([0, 0, 1, 1])
+    )
+    assert layout.suffix_lengths == [[1, 2], [1, 2]]
+    assert layout.key_pieces == [2, 1, 2, 0, 1, 2]
+    assert layout.query_pieces == [3, 2, 1, 2]

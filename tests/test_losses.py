@@ -1,0 +1,63 @@
+"""Losses against independent arithmetic, at the edges, and under the symmetries they must have."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plaudit.losses import bradley_terry_loss, center_rewards_penalty
+
+rewards = st.floats(-50, 50, width=32)
+
+
+def tensor(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+@given(better=rewards, worse=rewards, margin=st.floats(-10, 10))
+def test_bradley_terry_is_the_negative_log_likelihood(better, worse, margin):
+    expected = math.log1p(math.exp(-(better - worse - margin)))
+    assert bradley_terry_loss(tensor(better), tensor(worse), tensor(margin)).item() == pytest.approx(
+        expected, rel=1e-9, abs=1e-12
+    )
+
+
+@given(better=rewards, worse=rewards, shift=st.floats(-100, 100))
+def test_adding_a_constant_to_both_rewards_changes_nothing(better, worse, shift):
+    plain = bradley_terry_loss(tensor(better), tensor(worse))
+    assert bradley_terry_loss(tensor(better + shift), tensor(worse + shift)).item() == pytest.approx(
+        plain.item(), rel=1e-6, abs=1e-9
+    )
+
+
+def test_gradient_is_the_probability_of_the_other_answer():
+    better = tensor(0.3, -2.0).requires_grad_()
+    worse = tensor(1.0, 4.0)
+    bradley_terry_loss(better, worse).sum().backward()
+    assert torch.allclose(better.grad, -torch.sigmoid(worse - better.detach()))
+    torch.autograd.gradcheck(bradley_terry_loss, (better, worse.clone().requires_grad_(), tensor(0.5, 0.1)))
+
+
+@pytest.mark.parametrize("difference", [-1e30, -1e4, 1e4, 1e30])
+def test_extreme_rewards_stay_finite_in_float32(difference):
+    better = torch.tensor([difference], dtype=torch.float32, requires_grad=True)
+    loss = bradley_terry_loss(better, torch.zeros(1))
+    loss.sum().backward()
+    assert torch.isfinite(loss).all()
+    assert torch.isfinite(better.grad).all()
+
+
+@pytest.mark.parametrize(
+    "shapes", [((3, 1), (3, 1), (3,)), ((3,), (3,), (3, 1)), ((3,), (2,), (3,)), ((), (), ())]
+)
+def test_shapes_that_would_broadcast_are_refused(shapes):
+    with pytest.raises(ValueError, match="one and the same shape"):
+        bradley_terry_loss(*(torch.zeros(shape) for shape in shapes))
+
+
+@settings(max_examples=20)
+@given(better=rewards, worse=rewards)
+def test_centering_is_the_squared_sum(better, worse):
+    assert center_rewards_penalty(tensor(better), tensor(worse)).item() == pytest.approx((better + worse) ** 2)
