@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
 import subprocess
@@ -165,7 +164,7 @@ def describe_run(settings: argparse.Namespace) -> dict[str, Any]:
             f"The machine is busy (load average {load[0]}): do not trust the times of this run.", flush=True
         )
     return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": describe_machine(),
         "commit": describe_commit(),
         "settings": {**shown, "device": "cpu", "precision": "float32"},

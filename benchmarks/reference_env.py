@@ -83,8 +83,8 @@ def _make(python: Path) -> None:
     requirements = [f"{name}=={pin}" for name, pin in PINS.items()]
     try:
         subprocess.run([sys.executable, "-m", "venv", FOLDER], check=True)
-        install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([*install, *requirements], check=True)
+        install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        subprocess.run(install + requirements, check=True)
     except subprocess.CalledProcessError as error:
         raise SystemExit(
             f"the environment could not be made ({error}). Make one yourself with {' '.join(requirements)} "

@@ -20,7 +20,7 @@ def print_progress(name: str, block: dict[str, Any], number: int, settings: argp
 
 
 def print_result(result: dict[str, Any]) -> None:
-    """A table of throughput, ratios, memory and losses; how often each variant beats each reference variant."""
+    """A table of throughput, ratios to each reference variant, memory, and agreement of the losses."""
     baselines = list(result["times_throughput_of"])
     agreement = result["losses"]["agreement"]
     table = Table(title="Training throughput, median (smallest to largest) of the counted blocks")

@@ -1,8 +1,8 @@
 """One side of the benchmark: a process that trains a block of steps whenever it is told to.
 
-It runs under either side's Python and imports only that side's library. Each line on its standard input starts
-a block; it answers with one JSON line on its standard output. Whatever the libraries print goes to the standard
-error stream. It ends when its input does.
+It runs under either side's Python and imports only that side's library. Each line on its standard input
+starts a block; it answers with one JSON line on its standard output. Whatever the libraries print goes to the
+standard error stream. It ends when its input does.
 
 The library's own ``train()`` runs, once and unchanged; the process only waits between two of its steps.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 COMMON: dict[str, Any] = {
     "vocab_size": 128,
@@ -73,3 +73,22 @@ def tiny_reward_model(architecture: str, *, seed: int = 0, **changes: Any) -> Pr
             elif "sinks" in name:
                 parameter.normal_()
     return model.eval()
+
+
+def tiny_model(tokenizer: PreTrainedTokenizerBase, architecture: str = "llama", **changes: Any) -> PreTrainedModel:
+    """A random reward model whose vocabulary is that of a tokenizer."""
+    return tiny_reward_model(
+        architecture, vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=tokenizer.eos_token_id, **changes
+    )
+
+
+def conversation_rows(count: int = 12) -> list[dict[str, Any]]:
+    """Pairs whose better answer says so, of uneven lengths."""
+    return [
+        {
+            "prompt": [{"role": "user", "content": "Add " + "one and " * (n % 3) + str(n)}],
+            "chosen": [{"role": "assistant", "content": "good" + "!" * (n % 4)}],
+            "rejected": [{"role": "assistant", "content": "bad" + "?" * (n % 5)}],
+        }
+        for n in range(count)
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 
+import datasets
 import pytest
 from datasets import Dataset
 
@@ -126,6 +127,7 @@ def test_keys_that_arrow_filled_with_null_disappear_at_any_depth():
     assert read(row).responses[0] == [USER, {"role": "assistant", "content": "", "tool_calls": [call]}]
 
 
+@pytest.mark.skipif(not hasattr(datasets, "Json"), reason="columns of mixed types need a newer `datasets`")
 def test_nulls_inside_json_values_are_the_authors_own():
     schema = [
         {"name": "f", "properties": {"a": {"default": None}}},

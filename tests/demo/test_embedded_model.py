@@ -181,7 +181,9 @@ class TestChatTemplate:
 
     def test_tools_join_the_system_turn(self, tokenizer):
         user = {"role": "user", "content": "Rain?"}
-        listed = f"\n\nTools:\n{json.dumps(WEATHER["function"])}<|im_end|>\n<|im_start|>user\nRain?<|im_end|>\n"
+        listed = (
+            f"\n\nTools:\n{json.dumps(WEATHER['function'])}<|im_end|>\n<|im_start|>user\nRain?<|im_end|>\n"
+        )
         assert render(tokenizer, [user], tools=[WEATHER]) == SYSTEM + listed
         own = [{"role": "system", "content": "Be brief."}, user]
         assert render(tokenizer, own, tools=[WEATHER]) == "<|im_start|>system\nBe brief." + listed

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Features, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.data.encode import ConversationEncoder, Encoder, TextEncoder
@@ -216,21 +216,39 @@ def _count(report: DataReport, flags: np.ndarray, lengths: np.ndarray) -> np.nda
 def _prepare_stream(dataset: IterableDataset, preparer: RowPreparer, report: DataReport) -> IterableDataset:
     report.streaming = True
     preparer = replace(preparer, collect_errors=True)
-    prepared = dataset.map(
-        preparer, batched=True, batch_size=STREAM_BATCH, with_indices=True, features=preparer.features
-    ).filter(_StreamGate(report))
+    every = list(preparer.features)
     extra = ["row"] if report.purpose == "predict" else []
-    return prepared.select_columns([*preparer.result_columns, *extra])
+    gate = _StreamGate(report, [*preparer.result_columns, *extra])
+    prepared = dataset.map(preparer, batched=True, batch_size=STREAM_BATCH, with_indices=True)
+    # Batches of one row, not `filter`, which cannot follow a typed `map` in older releases of `datasets`.
+    return prepared.select_columns(every).map(
+        gate,
+        batched=True,
+        batch_size=1,
+        remove_columns=every,
+        features=Features({name: preparer.features[name] for name in gate.columns}),
+    )
 
 
 @dataclass
 class _StreamGate:
-    """Raises, drops or keeps each prepared row of a stream at the moment it is read, and counts it."""
+    """Raises, drops or keeps each prepared row of a stream at the moment it is read, and counts it.
+
+    Attributes:
+        report: Where rows are counted.
+        columns: The columns that go on.
+        next_row: Index of the first row that was not counted yet.
+    """
 
     report: DataReport
+    columns: list[str]
     next_row: int = 0
 
-    def __call__(self, row: Mapping[str, Any]) -> bool:
+    def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+        kept = self._keeps({name: values[0] for name, values in batch.items()})
+        return {name: batch[name] if kept else [] for name in self.columns}
+
+    def _keeps(self, row: Mapping[str, Any]) -> bool:
         if row["error"] is not None:
             raise load_error(row["error"])
         report, number, flags, lengths = self.report, row["row"], row["flags"], row["lengths"]

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from torch import nn
 from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
-from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, PredictionOutput
 
 from plaudit.data.collate import ForeignCollator, PaddedCollator, SharedPrefixCollator, shortest_examples
 from plaudit.data.report import DataReport
@@ -289,12 +290,19 @@ class RewardTrainer(Trainer):
         eval_dataset = self._prepare_eval_data(eval_dataset, self.processing_class, self.args)
         return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
 
-    def predict(self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test") -> Any:
-        """Rewards of shape (examples, 2), chosen first, of raw or prepared preferences, and their metrics."""
-        test_dataset = self._prepare_data(
-            test_dataset, self.processing_class, self.args, metric_key_prefix, purpose="eval"
+    def predict(
+        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """Rewards (rows, 2), chosen first, of raw or prepared preferences; NaN for rows too long to score."""
+        prepared = self._prepare_data(
+            test_dataset, self.processing_class, self.args, metric_key_prefix, purpose="predict"
         )
-        return super().predict(test_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
+        output = super().predict(prepared, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
+        if not isinstance(prepared, Dataset) or len(prepared) == len(test_dataset):
+            return output
+        predictions = np.full((len(test_dataset), 2), np.nan, dtype=np.float32)
+        predictions[prepared["row"]] = output.predictions
+        return output._replace(predictions=predictions)
 
     def evaluation_loop(
         self,

@@ -1,0 +1,173 @@
+"""Bad input: broken data and settings stop before any training; suspicious data is counted and said."""
+
+import logging
+
+import pytest
+from builders import tiny_tokenizer
+from datasets import Dataset, DatasetDict, IterableDataset
+from model_builders import conversation_rows, tiny_model, tiny_reward_model
+
+from plaudit import ConfigError, DataError, RewardConfig, RewardTrainer
+
+
+def assistant(content):
+    return [{"role": "assistant", "content": content}]
+
+
+def with_row(index, **changes):
+    rows = conversation_rows(6)
+    rows[index] = {**rows[index], **changes}
+    return Dataset.from_list(rows)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"chosen": None}, "chosen"),
+        ({"rejected": assistant(None)}, "rejected[0].content"),
+        ({"chosen": [{"role": None, "content": "x"}]}, "chosen[0].role"),
+    ],
+)
+def test_a_broken_row_anywhere_stops_before_anything_is_made(model, make_trainer, tmp_path, changes, field):
+    with pytest.raises(DataError) as caught:
+        make_trainer(model, with_row(4, **changes))
+    message = str(caught.value)
+    assert (caught.value.row, caught.value.field) == (4, field)
+    assert "train data set, row 4" in message
+    assert "How to mend it" in message
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("margin", [None, float("nan")])
+def test_a_margin_must_be_a_number(model, make_trainer, margin):
+    rows = [{**row, "margin": 1.0} for row in conversation_rows(5)]
+    rows[3]["margin"] = margin
+    with pytest.raises(DataError) as caught:
+        make_trainer(model, Dataset.from_list(rows))
+    assert (caught.value.row, caught.value.field) == (3, "margin")
+
+
+def test_eval_data_is_checked_too_and_named(model, dataset, make_trainer):
+    with pytest.raises(DataError, match="held_out data set, row 2"):
+        make_trainer(model, dataset, eval_dataset={"held_out": with_row(2, chosen=None)})
+
+
+def test_mixed_forms(model, make_trainer):
+    rows = [{"chosen": "a", "rejected": "b"}, {"chosen": assistant("a"), "rejected": assistant("b")}]
+    stream = IterableDataset.from_generator(lambda: iter(rows))
+    trainer = make_trainer(model, stream)
+    with pytest.raises(DataError, match="row 1"):  # a stream is read as it trains
+        trainer.train()
+
+
+def test_empty_data_and_missing_columns(model, make_trainer):
+    with pytest.raises(DataError, match="has no rows"):
+        make_trainer(model, Dataset.from_dict({"chosen": [], "rejected": []}))
+    with pytest.raises(DataError, match="rejected"):
+        make_trainer(model, Dataset.from_dict({"chosen": ["a"], "other": ["b"]}))
+
+
+def test_every_row_too_long_says_how_long(model, dataset, make_trainer):
+    with pytest.raises(DataError, match="max_length"):
+        make_trainer(model, dataset, max_length=3)
+
+
+def test_missing_template_and_eos(model, dataset, make_trainer):
+    with pytest.raises(ConfigError, match="chat template"):
+        make_trainer(model, dataset, processing_class=tiny_tokenizer(chat_template=False))
+    text = Dataset.from_dict({"chosen": ["a"], "rejected": ["b"]})
+    with pytest.raises(ConfigError, match="eos_token"):
+        make_trainer(model, text, processing_class=tiny_tokenizer(eos=False))
+
+
+def test_data_sets_of_the_wrong_kind(model, dataset, make_trainer):
+    with pytest.raises(ValueError, match="`train_dataset` is required"):
+        make_trainer(model, None)
+    with pytest.raises(ConfigError, match=r"train_dataset=dataset\['train'\]"):
+        make_trainer(model, DatasetDict({"train": dataset, "test": dataset}))
+    with pytest.raises(ConfigError, match="list"):
+        make_trainer(model, conversation_rows(2))
+
+
+def test_models_that_are_no_reward_models(dataset, tokenizer, make_trainer, tmp_path):
+    with pytest.raises(ValueError, match="reward models require `num_labels=1`"):
+        make_trainer(tiny_model(tokenizer, num_labels=2), dataset)
+    tiny_model(tokenizer, num_labels=2).save_pretrained(tmp_path / "two")
+    with pytest.raises(ValueError, match="reward models require `num_labels=1`"):
+        make_trainer(str(tmp_path / "two"), dataset)
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(ConfigError, match=r"no config\.json"):
+        make_trainer(str(tmp_path / "nothing"), dataset)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match="no model could be loaded"):
+        make_trainer(str(tmp_path / "broken"), dataset)
+
+
+def test_an_output_folder_that_cannot_be_written(model, dataset, tokenizer, tmp_path):
+    (tmp_path / "file").write_text("")
+    config = RewardConfig(str(tmp_path / "file" / "out"), use_cpu=True, report_to=[])
+    with pytest.raises(ConfigError, match="cannot be written"):
+        RewardTrainer(model, config, train_dataset=dataset, processing_class=tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"batch_layout": "dense"}, "shared_prefix"),
+        ({"overlong": "cut"}, "truncate_left"),
+        ({"max_length": 0}, "max_length"),
+        ({"label_smoothing_factor": 0.1}, "label_smoothing_factor"),
+        ({"accelerator_config": {"split_batches": True}}, "split_batches"),
+    ],
+)
+def test_settings_that_cannot_work(tmp_path, settings, says):
+    with pytest.raises(ConfigError, match=says):
+        RewardConfig(str(tmp_path), use_cpu=True, report_to=[], **settings)
+
+
+def test_a_layout_that_cannot_work_is_refused_when_asked_for(dataset, tokenizer, make_trainer):
+    with pytest.raises(ConfigError, match="batch_layout"):
+        make_trainer(tiny_model(tokenizer, "bert"), dataset, batch_layout="shared_prefix")
+    trainer = make_trainer(
+        tiny_model(tokenizer, "stablelm"), dataset, batch_layout="shared_prefix", gradient_checkpointing=False
+    )
+    with pytest.raises(ConfigError, match="would be wrong"):
+        trainer.train()
+
+
+def test_tokens_that_are_not_in_the_vocabulary(model, dataset, make_trainer):
+    with pytest.raises(ConfigError, match="<|nowhere|>"):
+        make_trainer(model, dataset, eos_token="<|nowhere|>")
+    with (
+        pytest.warns(FutureWarning, match="pad_token"),
+        pytest.raises(ConfigError, match="vocabulary"),
+    ):
+        make_trainer(model, dataset, pad_token="<|nowhere|>")
+
+
+def test_no_pad_token_to_be_had_warns(dataset, caplog):
+    from plaudit.model.loading import set_pad_token
+
+    tokenizer = tiny_tokenizer(pad=False)
+    model = tiny_reward_model("llama", vocab_size=len(tokenizer))
+    chosen = set_pad_token(model, tokenizer, may_resize=False)
+    # <|pad|> is reserved in the vocabulary though no role names it
+    assert chosen.pad_token == "<|pad|>"
+    assert tokenizer.pad_token is None
+
+
+def test_suspicious_rows_are_counted_and_said(model, make_trainer, caplog):
+    rows = conversation_rows(8)
+    rows[1]["rejected"] = rows[1]["chosen"]
+    rows[3]["rejected"] = assistant("")
+    rows[5]["chosen"] = [*rows[5]["chosen"], {"role": "user", "content": "Thanks"}]
+    rows[6]["chosen"] = assistant("x" * 400)
+    dataset = Dataset.from_list(rows)
+    with caplog.at_level(logging.INFO, "plaudit"):
+        trainer = make_trainer(model, dataset, max_length=300, eval_dataset=dataset)
+    assert len(trainer.train_dataset) == 6  # identical and over-long rows are dropped
+    assert len(trainer.eval_dataset) == 7  # identical ones are not dropped here
+    line = next(record.message for record in caplog.records if record.message.startswith("train data"))
+    for words in ("8 rows read", "6 kept", "identical responses (row 1)", "(> 300 tokens; row 6)", "row 3", "row 5"):
+        assert words in line, line
