@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 COMMON: dict[str, Any] = {
     "vocab_size": 128,
@@ -78,7 +83,11 @@ def tiny_reward_model(architecture: str, *, seed: int = 0, **changes: Any) -> Pr
 def tiny_model(tokenizer: PreTrainedTokenizerBase, architecture: str = "llama", **changes: Any) -> PreTrainedModel:
     """A random reward model whose vocabulary is that of a tokenizer."""
     return tiny_reward_model(
-        architecture, vocab_size=len(tokenizer), pad_token_id=0, eos_token_id=tokenizer.eos_token_id, **changes
+        architecture,
+        vocab_size=len(tokenizer),
+        pad_token_id=0,
+        eos_token_id=tokenizer.eos_token_id,
+        **changes,
     )
 
 

@@ -49,9 +49,7 @@ def test_extreme_rewards_stay_finite_in_float32(difference):
     assert torch.isfinite(better.grad).all()
 
 
-@pytest.mark.parametrize(
-    "shapes", [((3, 1), (3, 1), (3,)), ((3,), (3,), (3, 1)), ((3,), (2,), (3,)), ((), (), ())]
-)
+@pytest.mark.parametrize("shapes", [((3, 1), (3, 1), (3,)), ((3,), (3,), (3, 1)), ((3,), (2,), (3,)), ((), (), ())])
 def test_shapes_that_would_broadcast_are_refused(shapes):
     with pytest.raises(ValueError, match="one and the same shape"):
         bradley_terry_loss(*(torch.zeros(shape) for shape in shapes))

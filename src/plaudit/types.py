@@ -38,6 +38,7 @@ class PreferenceExample:
 
     @property
     def conversational(self) -> bool:
+        """Whether the responses are chat messages rather than plain text."""
         return not isinstance(self.responses[0], str)
 
 

@@ -91,9 +91,7 @@ def test_both_layouts_read_the_same_tokens_for_the_same_comparisons(rows):
         better, worse = batch["better"], batch["worse"]
         assert owner[better].tolist() == owner[worse].tolist() == list(range(len(rows)))
         read.append([t[i].tolist() for t in (last, lengths) for i in (better, worse)])
-        assert next(iter(batch.values())).shape[0] == len(
-            rows
-        )  # whoever asks for the batch size gets examples
+        assert next(iter(batch.values())).shape[0] == len(rows)  # whoever asks for the batch size gets examples
     assert read[0] == read[1]
 
 

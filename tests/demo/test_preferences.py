@@ -1,7 +1,6 @@
-"""The bundled preferences: what they promise to a reader, and that no shortcut gives the better answer away."""
+"""The bundled preferences: what they promise, and that no shortcut gives the better answer away."""
 
 import json
-import os
 import re
 from collections import Counter
 
@@ -16,7 +15,7 @@ from plaudit.demo import embedded_model_path, load_preferences
 from plaudit.errors import ConfigError
 
 REFUSAL = re.compile(
-    r"\b(I can't|I cannot|I won't|I must decline|I'd rather not|not able to|unable to|can't help|won't help|sorry)",
+    r"\b(I can't|I cannot|I won't|I must decline|I'd rather not|not able to|unable|can't help|won't help)\b",
     re.IGNORECASE,
 )
 SKILLS = {
@@ -56,7 +55,7 @@ def test_rows(rows):
 
 @pytest.fixture(scope="module")
 def ids(rows):
-    """Return the token ids of both conversations of every row, chat template and default system turn included."""
+    """Return the token ids of both conversations of every row, default system turn included."""
     tokenizer = AutoTokenizer.from_pretrained(embedded_model_path())
 
     def encode(row, side):
@@ -142,7 +141,8 @@ class TestRows:
 class TestTokens:
     def test_rows_are_short(self, rows, ids):
         for row, (chosen, rejected) in zip(rows, ids, strict=True):
-            shared = len(os.path.commonprefix([chosen, rejected]))
+            same = [left == right for left, right in zip(chosen, rejected, strict=False)]
+            shared = same.index(False)
             assert len(chosen) + len(rejected) - shared <= 110, row["prompt"]
 
     def test_the_two_answers_differ(self, ids):
@@ -207,7 +207,7 @@ def bag_of_words_accuracy(train, held_out, strength, grams) -> float:
 
     seen = differences(train)
     labels = np.repeat([1, 0], seen.shape[0])
-    model = LogisticRegression(C=strength, fit_intercept=False, max_iter=2000).fit(
+    model = LogisticRegression(C=strength, fit_intercept=False, solver="liblinear").fit(
         sp.vstack([seen, -seen]), labels
     )
     scores = differences(held_out) @ model.coef_[0]

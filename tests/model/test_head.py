@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
-from model_builders import tiny_reward_model
 
+from model_builders import tiny_reward_model
 from plaudit.data.collate import SharedPrefixCollator
 from plaudit.model.head import initialize_head, install_reward_forward
 from plaudit.model.shared_prefix import MODEL_KEYS, enable_shared_prefix

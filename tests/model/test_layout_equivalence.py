@@ -5,8 +5,8 @@ import random
 
 import pytest
 import torch
-from model_builders import PADDED_ARCHITECTURES, SHARED_PREFIX_ARCHITECTURES, tiny_reward_model
 
+from model_builders import PADDED_ARCHITECTURES, SHARED_PREFIX_ARCHITECTURES, tiny_reward_model
 from plaudit.data.collate import PaddedCollator, SharedPrefixCollator
 from plaudit.losses import bradley_terry_loss
 from plaudit.model.head import install_reward_forward
@@ -95,7 +95,11 @@ def test_they_agree_with_lora(architecture, checkpointing):
     install_reward_forward(model)
     enable_shared_prefix(model)
     config = peft.LoraConfig(
-        r=4, task_type="SEQ_CLS", target_modules="all-linear", init_lora_weights=False, modules_to_save=["score"]
+        r=4,
+        task_type="SEQ_CLS",
+        target_modules="all-linear",
+        init_lora_weights=False,
+        modules_to_save=["score"],
     )
     adapted = peft.get_peft_model(model, config)
     if checkpointing:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from builders import tiny_tokenizer
 from datasets import Dataset
-from model_builders import conversation_rows, tiny_model
 
+from builders import tiny_tokenizer
+from model_builders import conversation_rows, tiny_model
 from plaudit import RewardConfig, RewardTrainer
 
 
@@ -30,9 +30,21 @@ def make_trainer(tmp_path, tokenizer):
     """Build a trainer that writes to a temporary folder, without progress bars and reports."""
 
     def make(model, train_dataset, *, processing_class=tokenizer, folder="out", cls=RewardTrainer, **settings):
-        own = {"eval_dataset", "data_collator", "compute_metrics", "callbacks", "peft_config", "preprocess_logits_for_metrics"}
+        own = {
+            "eval_dataset",
+            "data_collator",
+            "compute_metrics",
+            "callbacks",
+            "peft_config",
+            "preprocess_logits_for_metrics",
+        }
         arguments = {key: settings.pop(key) for key in own & settings.keys()}
-        defaults = {"max_steps": 2, "logging_steps": 1, "per_device_train_batch_size": 4, "save_strategy": "no"}
+        defaults = {
+            "max_steps": 2,
+            "logging_steps": 1,
+            "per_device_train_batch_size": 4,
+            "save_strategy": "no",
+        }
         config = RewardConfig(
             str(tmp_path / folder), use_cpu=True, report_to=[], disable_tqdm=True, **{**defaults, **settings}
         )

@@ -56,6 +56,7 @@ class DataCollatorForPreference:
     return_tensors: str = "pt"
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> Batch:
+        """Collate rows with ``chosen_ids``, ``rejected_ids`` and maybe ``margin``."""
         if self.return_tensors != "pt":
             raise ValueError(f'return_tensors must be "pt", got {self.return_tensors!r}')
         rows = [example["chosen_ids"] for example in examples] + [example["rejected_ids"] for example in examples]
@@ -79,6 +80,7 @@ class PaddedCollator:
     pad_to_multiple_of: int | None = None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
+        """Collate prepared rows."""
         examples = [tokenized_example(row) for row in rows]
         # Rank by rank, so that the preferred responses of pairs come first: the rectangle of the reference.
         order = sorted(
@@ -109,6 +111,7 @@ class SharedPrefixCollator:
     """
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
+        """Collate prepared rows."""
         examples = [tokenized_example(row) for row in rows]
         return {
             "example_weight": _example_weight(rows),
@@ -175,6 +178,7 @@ class ForeignCollator:
     collator: Any
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
+        """Collate prepared rows."""
         batch = self.collator(rows)
         if "reward_positions" in batch:
             return batch

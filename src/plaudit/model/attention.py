@@ -52,7 +52,10 @@ class SharedPrefixLayout:
 
     @classmethod
     def from_tensors(
-        cls, prefix_lengths_G: torch.Tensor, response_lengths_N: torch.Tensor, example_of_response_N: torch.Tensor
+        cls,
+        prefix_lengths_G: torch.Tensor,
+        response_lengths_N: torch.Tensor,
+        example_of_response_N: torch.Tensor,
     ) -> SharedPrefixLayout:
         """Read the layout of a batch; the one place where the host reads it."""
         packed = torch.cat((prefix_lengths_G, response_lengths_N, example_of_response_N)).tolist()

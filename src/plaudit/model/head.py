@@ -29,13 +29,10 @@ def score_heads_of(model: nn.Module) -> list[nn.Linear]:
 
     Usually one; an adapter that trains the head keeps the original beside each trained copy.
     """
-    head = getattr(model, "score", None)
+    head: Any = getattr(model, "score", None)
     copies = getattr(head, "modules_to_save", None)
-    if copies is not None:
-        layers = [head.original_module, *copies.values()]
-    else:
-        layers = [head]
-    return [layer for layer in layers if isinstance(layer, nn.Linear)] if head is not None else []
+    layers = [head] if copies is None else [head.original_module, *copies.values()]
+    return [layer for layer in layers if isinstance(layer, nn.Linear)]
 
 
 def initialize_head(head: nn.Linear, seed: int) -> None:
@@ -103,7 +100,11 @@ def _reward_forward(
             raise ValueError("a shared-prefix batch needs response_lengths and example_of_response")
         if getattr(self, "expand_shared_prefix", False):
             input_ids, attention_mask, reward_positions = expand_to_padded(
-                input_ids, prefix_lengths, response_lengths, example_of_response, self.config.pad_token_id or 0
+                input_ids,
+                prefix_lengths,
+                response_lengths,
+                example_of_response,
+                self.config.pad_token_id or 0,
             )
             position_ids = None
         else:
@@ -140,7 +141,7 @@ def expand_to_padded(
     """
     layout = SharedPrefixLayout.from_tensors(prefix_lengths_G, response_lengths_N, example_of_response_N)
     pieces = iter(input_ids[0].split(layout.key_pieces))
-    rows = []
+    rows: list[torch.Tensor] = []
     for suffixes in layout.suffix_lengths:
         prefix = next(pieces)
         rows.extend(torch.cat((prefix, next(pieces))) for _ in suffixes)

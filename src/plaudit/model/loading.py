@@ -69,9 +69,7 @@ def load_model(
         logger.info("%s has no reward head yet: a fresh one was drawn (seed %d).", name_or_path, seed)
     if missing - fresh_head:
         names = sorted(missing - fresh_head)
-        logger.warning(
-            "%s lacks %d weights, which start at random: %s", name_or_path, len(names), ", ".join(names[:5])
-        )
+        logger.warning("%s lacks %d weights, which start at random: %s", name_or_path, len(names), ", ".join(names[:5]))
     return model
 
 
@@ -108,7 +106,11 @@ def require_reward_model(model: nn.Module) -> None:
 
 
 def set_pad_token(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, pad_token: str | None = None, *, may_resize: bool = True
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    pad_token: str | None = None,
+    *,
+    may_resize: bool = True,
 ) -> PreTrainedTokenizerBase:
     """Choose a padding token that is no end-of-sequence token, and set it on the model and a copy of the tokenizer.
 
@@ -135,7 +137,8 @@ def set_pad_token(
     chosen = pad_token if pad_token is not None else tokenizer.pad_token
     if pad_token is not None and pad_token not in tokenizer.get_vocab():
         raise ConfigError(
-            f"the pad token {pad_token!r} is not in the tokenizer's vocabulary", fix="Name one that is, or none."
+            f"the pad token {pad_token!r} is not in the tokenizer's vocabulary",
+            fix="Name one that is, or none.",
         )
     if pad_token is None and (chosen is None or tokenizer.convert_tokens_to_ids(chosen) in eos_ids):
         chosen = _reserved_token(tokenizer, eos_ids)
@@ -179,7 +182,13 @@ def disable_dropout(model: nn.Module) -> None:
             continue
         if isinstance(module, nn.Dropout | nn.Dropout1d | nn.Dropout2d | nn.AlphaDropout):
             module.p = 0.0
-        for attribute in ("attention_dropout", "dropout", "attn_pdrop", "hidden_dropout", "activation_dropout"):
+        for attribute in (
+            "attention_dropout",
+            "dropout",
+            "attn_pdrop",
+            "hidden_dropout",
+            "activation_dropout",
+        ):
             if isinstance(getattr(module, attribute, None), float):
                 setattr(module, attribute, 0.0)
 
@@ -256,7 +265,10 @@ def _gathered(module: nn.Module) -> Iterator[None]:
 
 
 def _reserved_token(tokenizer: PreTrainedTokenizerBase, eos_ids: set[int]) -> str | None:
-    special = {*tokenizer.all_special_tokens, *(str(token) for token in tokenizer.added_tokens_decoder.values())}
+    special = {
+        *tokenizer.all_special_tokens,
+        *(str(token) for token in tokenizer.added_tokens_decoder.values()),
+    }
     taken = {*eos_ids, tokenizer.bos_token_id, tokenizer.unk_token_id}
     free = sorted(token for token in special if tokenizer.convert_tokens_to_ids(token) not in taken)
     for pattern in _RESERVED_TOKENS:

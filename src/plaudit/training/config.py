@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from transformers import TrainingArguments
 
+from plaudit.data.report import Overlong
 from plaudit.errors import ConfigError
 
-BATCH_LAYOUTS = ("auto", "padded", "shared_prefix")
-OVERLONG = ("drop", "truncate_left", "truncate_right", "error")
+BatchLayout: TypeAlias = Literal["auto", "padded", "shared_prefix"]
 
 
 @dataclass
@@ -30,16 +30,17 @@ class RewardConfig(TrainingArguments):
     (0.0001, 10, 1024, 'auto')
     """
 
-    _VALID_DICT_FIELDS: ClassVar[list[str]] = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]  # noqa: RUF012 (not a field)
 
     learning_rate: float = field(default=1e-4, metadata={"help": "Initial learning rate of AdamW."})
     logging_steps: float = field(
         default=10, metadata={"help": "Steps between two logs; below 1, a share of all training steps."}
     )
     gradient_checkpointing: bool = field(
-        default=True, metadata={"help": "Recompute activations in the backward pass: less memory, slower by a quarter."}
+        default=True,
+        metadata={"help": "Recompute activations in the backward pass: less memory, slower by a quarter."},
     )
-    bf16: bool | None = field(
+    bf16: bool | None = field(  # type: ignore[assignment]
         default=None,
         metadata={"help": "Mixed precision in bfloat16. Default: on where the accelerator has it and fp16 is off."},
     )
@@ -71,23 +72,21 @@ class RewardConfig(TrainingArguments):
         default=1024,
         metadata={"help": "Most tokens a response may have, prompt included; None for no limit. See `overlong`."},
     )
-    overlong: str = field(
+    overlong: Overlong = field(
         default="drop",
         metadata={
             "help": "What to do with rows beyond `max_length`: drop the row (counted in the log), truncate_left (all "
             "responses of the row alike), truncate_right, or error.",
-            "choices": OVERLONG,
         },
     )
     pad_to_multiple_of: int | None = field(
         default=None, metadata={"help": "Pad rectangles to a multiple of this width (padded layout only)."}
     )
-    batch_layout: str = field(
+    batch_layout: BatchLayout = field(
         default="auto",
         metadata={
             "help": "padded: a rectangle, one row a response. shared_prefix: one row without padding, each prompt "
             "computed once; same rewards, several times faster. auto: shared_prefix where the model allows it.",
-            "choices": BATCH_LAYOUTS,
         },
     )
     center_rewards_coefficient: float | None = field(
@@ -105,7 +104,7 @@ class RewardConfig(TrainingArguments):
                 FutureWarning,
                 stacklevel=3,
             )
-        for name, choices in (("batch_layout", BATCH_LAYOUTS), ("overlong", OVERLONG)):
+        for name, choices in (("batch_layout", get_args(BatchLayout)), ("overlong", get_args(Overlong))):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"`{name}` is {getattr(self, name)!r}", fix=f"Use one of {', '.join(choices)}.")
         if self.max_length is not None and self.max_length < 1:
@@ -115,10 +114,11 @@ class RewardConfig(TrainingArguments):
                 "`label_smoothing_factor` smooths class labels, of which preferences have none",
                 fix="Leave it at 0.",
             )
-        if self.accelerator_config.split_batches:
+        accelerator_config: Any = self.accelerator_config
+        if accelerator_config.split_batches:
             raise ConfigError("`split_batches` would cut examples in two", fix="Set the per-device batch size instead.")
         # The dispatching loader slices a batch by its first dimension, which is 1 in the shared-prefix layout.
-        self.accelerator_config.dispatch_batches = False
+        accelerator_config.dispatch_batches = False
 
 
 def hardware_has_bfloat16() -> bool:

@@ -43,6 +43,7 @@ class LoggingInterval(TrainerCallback, ExportableState):
         self._saved = self._metrics.totals(gather)
 
     def state(self) -> dict[str, Any]:
+        """What the Trainer writes into ``trainer_state.json``."""
         return {
             "args": {},
             "attributes": {
@@ -55,8 +56,10 @@ class LoggingInterval(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        saved = state.stateful_callbacks.get(type(self).__name__) if state.global_step > 0 else None
-        attributes = saved["attributes"] if isinstance(saved, dict) else {}
+        """Start from nothing, or from where the checkpoint left off."""
+        # A fresh state lists callbacks, one read from a checkpoint holds what they saved under their names.
+        saved: Any = state.stateful_callbacks if state.global_step > 0 else None
+        attributes = saved.get(type(self).__name__, {}).get("attributes", {}) if isinstance(saved, dict) else {}
         self._num_tokens = attributes.get("_num_tokens", 0)
         self._num_tokens_computed = attributes.get("_num_tokens_computed", 0)
         # The sums are those of all processes: one of them carries on with them.

@@ -2,50 +2,39 @@
 
 from __future__ import annotations
 
-import copy
 import logging
-import os
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from datasets import Dataset, IterableDataset
 from torch import nn
-from transformers import PreTrainedModel, Trainer, TrainerCallback, set_seed
+from transformers import Trainer, TrainerCallback, set_seed
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, PredictionOutput
 
 from plaudit.data.collate import ForeignCollator, PaddedCollator, SharedPrefixCollator, shortest_examples
-from plaudit.data.report import DataReport
+from plaudit.data.report import DataReport, Purpose
 from plaudit.data.tokenize import prepare_dataset
 from plaudit.errors import ConfigError
 from plaudit.losses import bradley_terry_loss, center_rewards_penalty
 from plaudit.metrics import RewardMetrics, Scored
-from plaudit.model.adapters import base_model_of, is_peft_model, is_prompt_learning, wrap_with_adapter
-from plaudit.model.head import install_reward_forward, score_heads_of, trunk_of
-from plaudit.model.loading import (
-    disable_dropout,
-    load_model,
-    load_tokenizer,
-    require_reward_model,
-    set_pad_token,
-    set_serving_config,
-)
-from plaudit.model.shared_prefix import (
-    MODEL_KEYS,
-    compare_with_padded,
-    enable_shared_prefix,
-    why_not_shared_prefix,
-)
+from plaudit.model.shared_prefix import MODEL_KEYS, compare_with_padded
 from plaudit.training.config import RewardConfig
 from plaudit.training.interval import LoggingInterval
+from plaudit.training.setup import (
+    default_config,
+    load_model_and_tokenizer,
+    make_ready,
+    require_train_dataset,
+    require_writable,
+)
 from plaudit.types import Batch
 
 logger = logging.getLogger("plaudit")
 
-EvalData = Dataset | IterableDataset | Mapping[str, Dataset | IterableDataset]
+EvalData: TypeAlias = Dataset | IterableDataset | Mapping[str, Dataset | IterableDataset]
 
 
 class RewardTrainer(Trainer):
@@ -72,11 +61,12 @@ class RewardTrainer(Trainer):
         DataError: If the data cannot be read as preferences; nothing has been trained or written then.
     """
 
+    args: RewardConfig
     _tag_names = ("plaudit", "reward-trainer")
 
     def __init__(
         self,
-        model: str | PreTrainedModel | nn.Module,
+        model: Any,
         args: RewardConfig | None = None,
         data_collator: Callable[[list[dict[str, Any]]], Batch] | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
@@ -84,52 +74,39 @@ class RewardTrainer(Trainer):
         processing_class: PreTrainedTokenizerBase | None = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, Any]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (
+            None,
+            None,
+        ),
         optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
         preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         peft_config: Any | None = None,
     ) -> None:
-        args = args if args is not None else _default_config(model)
-        _require_train_dataset(train_dataset)
-        _require_writable(args.output_dir)
+        args = args if args is not None else default_config(model)
+        require_train_dataset(train_dataset)
+        require_writable(args.output_dir)
         if args.n_gpu > 1:
             raise ConfigError(
                 "several GPUs are visible to one process, and `nn.DataParallel` is not supported",
                 fix="Start with `accelerate launch` or `torchrun`, or set CUDA_VISIBLE_DEVICES to one GPU.",
             )
         set_seed(args.seed)
-        model, tokenizer = _load(model, args, processing_class)
+        model, tokenizer = load_model_and_tokenizer(model, args, processing_class)
         self.data_reports: dict[str, DataReport] = {}
         train_dataset = self._prepare_data(train_dataset, tokenizer, args, "train", purpose="train")
         eval_dataset = self._prepare_eval_data(eval_dataset, tokenizer, args)
-        base_model = base_model_of(model)
-        tokenizer = set_pad_token(
-            base_model, tokenizer, args.pad_token, may_resize=peft_config is None and not is_peft_model(model)
-        )
-        set_serving_config(base_model)
-        if args.disable_dropout:
-            disable_dropout(model)
-        reads_positions = bool(score_heads_of(base_model)) and trunk_of(base_model) is not None
-        if reads_positions:
-            install_reward_forward(base_model)
-        if peft_config is not None:
-            model = wrap_with_adapter(model, peft_config)
-        if is_peft_model(model) and args.gradient_checkpointing:
-            model.enable_input_require_grads()
-        self.batch_layout, self.batch_layout_reason = _choose_layout(model, args, data_collator)
-        self._layout_checked = self.batch_layout != "shared_prefix"
-        if self.batch_layout == "shared_prefix":
-            enable_shared_prefix(base_model)
-        logger.info("Batch layout: %s (%s).", self.batch_layout, self.batch_layout_reason)
-        self._base_model, self._reads_positions = base_model, reads_positions
+        ready = make_ready(model, tokenizer, args, data_collator, peft_config)
+        self.batch_layout, self.batch_layout_reason = ready.batch_layout, ready.batch_layout_reason
+        self._base_model, self._reads_positions = ready.base_model, ready.reads_positions
+        self._layout_checked = ready.batch_layout != "shared_prefix"
         self._eval_metrics = RewardMetrics()
         super().__init__(
-            model=model,
+            model=ready.model,
             args=args,
-            data_collator=self._make_collator(data_collator, tokenizer, args),
+            data_collator=self._make_collator(data_collator, ready.tokenizer, args),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            processing_class=tokenizer,
+            processing_class=ready.tokenizer,
             compute_metrics=compute_metrics,
             callbacks=[LoggingInterval(), *(callbacks or [])],
             optimizers=optimizers,
@@ -139,12 +116,11 @@ class RewardTrainer(Trainer):
         # The loss is divided by the global number of comparisons, so the Trainer must not divide it again.
         self.model_accepts_loss_kwargs = True
         self.can_return_loss, self.label_names = True, []
-        if hasattr(base_model, "add_model_tags"):
-            base_model.add_model_tags(list(self._tag_names))
+        ready.base_model.add_model_tags(list(self._tag_names))
 
     # ---- data -------------------------------------------------------------------------------------------------
 
-    def _prepare_data(self, dataset: Any, tokenizer: Any, args: RewardConfig, name: str, purpose: str) -> Any:
+    def _prepare_data(self, dataset: Any, tokenizer: Any, args: RewardConfig, name: str, purpose: Purpose) -> Any:
         with args.main_process_first(desc="preparing data", local=True):
             prepared, report = prepare_dataset(
                 dataset,
@@ -177,7 +153,8 @@ class RewardTrainer(Trainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
-            self._signature_columns = ["chosen_ids", "rejected_ids", "margin"]
+            columns: Any = ["chosen_ids", "rejected_ids", "margin"]
+            self._signature_columns = columns
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
@@ -258,7 +235,8 @@ class RewardTrainer(Trainer):
         reason = comparison.problem or "another process found a difference"
         if self.args.batch_layout == "shared_prefix":
             raise ConfigError(
-                f"batch_layout='shared_prefix' would be wrong for this model: {reason}", fix="Use batch_layout='auto'."
+                f"batch_layout='shared_prefix' would be wrong for this model: {reason}",
+                fix="Use batch_layout='auto'.",
             )
         self._base_model.expand_shared_prefix = True
         self.batch_layout, self.batch_layout_reason = "padded", reason
@@ -318,12 +296,16 @@ class RewardTrainer(Trainer):
         output = super().evaluation_loop(dataloader, description, loss_only, ignore_keys, metric_key_prefix)
         metrics = self._eval_metrics.compute(self.accelerator.gather)
         metrics.pop("comparisons", None)
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
-        return output
+        prefixed = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return output._replace(metrics={**(output.metrics or {}), **prefixed})
 
     def prediction_step(
-        self, model: nn.Module, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor | None, tuple[()] | None]:
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, Any]:
         """Loss and rewards (examples, 2) of one batch."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -339,85 +321,3 @@ class RewardTrainer(Trainer):
 
 def _comparison_weight(batch: Batch) -> torch.Tensor:
     return batch["example_weight"][batch["example_of_response"][batch["better"]]]
-
-
-def _default_config(model: Any) -> RewardConfig:
-    name = model if isinstance(model, str) else getattr(model.config, "name_or_path", "") or "model"
-    return RewardConfig(output_dir=f"{Path(name).name}-Reward")
-
-
-def _require_train_dataset(dataset: Any) -> None:
-    if dataset is None:
-        raise ConfigError("`train_dataset` is required", fix="Pass a `datasets.Dataset` of preferences.")
-    if isinstance(dataset, DatasetDict | IterableDatasetDict | dict):
-        raise ConfigError(
-            f"`train_dataset` holds several splits ({', '.join(map(str, dataset))})",
-            fix=f"Pass one of them, for example `train_dataset=dataset[{next(iter(dataset), 'train')!r}]`.",
-        )
-    if not isinstance(dataset, Dataset | IterableDataset):
-        raise ConfigError(
-            f"`train_dataset` must be a `datasets.Dataset` or `IterableDataset`, got {type(dataset).__name__}",
-            fix="For a list of rows: `datasets.Dataset.from_list(rows)`.",
-        )
-
-
-def _require_writable(folder: str | os.PathLike[str] | None) -> None:
-    if folder is None:
-        return
-    existing = Path(folder).absolute()
-    while not existing.exists() and not existing.is_symlink():
-        existing = existing.parent
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        problem = "cannot be written to" if existing.is_dir() else "is not a folder"
-        raise ConfigError(
-            f"the output folder {str(folder)!r} cannot be written: {str(existing)!r} {problem}",
-            fix="Choose another `output_dir`.",
-        )
-
-
-def _load(model: Any, args: RewardConfig, tokenizer: Any) -> tuple[Any, Any]:
-    """The model and a tokenizer of our own, neither of them prepared yet."""
-    init_kwargs = dict(args.model_init_kwargs or {})
-    if isinstance(model, str):
-        name, revision = model, init_kwargs.get("revision")
-        model = load_model(name, init_kwargs, trust_remote_code=args.trust_remote_code, seed=args.seed)
-    else:
-        if init_kwargs:
-            logger.warning("`model_init_kwargs` is ignored: the model is already instantiated.")
-        require_reward_model(model)
-        name, revision = getattr(model.config, "name_or_path", ""), None
-    if tokenizer is None:
-        tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=args.trust_remote_code)
-    tokenizer = copy.deepcopy(tokenizer)
-    if args.eos_token is not None:
-        if args.eos_token not in tokenizer.get_vocab():
-            raise ConfigError(
-                f"the `eos_token` {args.eos_token!r} is not in the tokenizer's vocabulary", fix="Name one that is."
-            )
-        tokenizer.eos_token = args.eos_token
-        model.config.get_text_config().eos_token_id = tokenizer.eos_token_id
-    return model, tokenizer
-
-
-def _choose_layout(model: Any, args: RewardConfig, collator: Any) -> tuple[str, str]:
-    """The layout to start with, and why."""
-    if collator is not None:
-        if args.batch_layout == "shared_prefix":
-            raise ConfigError(
-                "batch_layout='shared_prefix' and a `data_collator` of your own exclude each other",
-                fix="Leave out one of them.",
-            )
-        return "padded", "a data collator was given"
-    if args.batch_layout == "padded":
-        return "padded", "as asked for"
-    if is_prompt_learning(model):
-        problem = "prompt learning discards position ids"
-    else:
-        problem = why_not_shared_prefix(base_model_of(model), neftune=bool(args.neftune_noise_alpha))
-    if problem is None:
-        return "shared_prefix", "as asked for" if args.batch_layout == "shared_prefix" else "each prompt computed once"
-    if args.batch_layout == "shared_prefix":
-        raise ConfigError(
-            f"batch_layout='shared_prefix' cannot be used: {problem}", fix="Use batch_layout='auto' or 'padded'."
-        )
-    return "padded", problem

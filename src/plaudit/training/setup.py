@@ -1,0 +1,167 @@
+"""What happens before the Trainer is built: checks, loading, and getting model and tokenizer ready."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+
+from plaudit.errors import ConfigError
+from plaudit.model.adapters import base_model_of, is_peft_model, is_prompt_learning, wrap_with_adapter
+from plaudit.model.head import install_reward_forward, score_heads_of, trunk_of
+from plaudit.model.loading import (
+    disable_dropout,
+    load_model,
+    load_tokenizer,
+    require_reward_model,
+    set_pad_token,
+    set_serving_config,
+)
+from plaudit.model.shared_prefix import enable_shared_prefix, why_not_shared_prefix
+from plaudit.training.config import RewardConfig
+
+logger = logging.getLogger("plaudit")
+
+
+def default_config(model: Any) -> RewardConfig:
+    """Default settings, writing to ``<model name>-Reward``."""
+    name = model if isinstance(model, str) else getattr(model.config, "name_or_path", "") or "model"
+    return RewardConfig(output_dir=f"{Path(name).name}-Reward")
+
+
+def require_train_dataset(dataset: Any) -> None:
+    """Refuse anything but one data set or stream."""
+    if dataset is None:
+        raise ConfigError("`train_dataset` is required", fix="Pass a `datasets.Dataset` of preferences.")
+    if isinstance(dataset, DatasetDict | IterableDatasetDict | dict):
+        raise ConfigError(
+            f"`train_dataset` holds several splits ({', '.join(map(str, dataset))})",
+            fix=f"Pass one of them, for example `train_dataset=dataset[{next(iter(dataset), 'train')!r}]`.",
+        )
+    if not isinstance(dataset, Dataset | IterableDataset):
+        raise ConfigError(
+            f"`train_dataset` must be a `datasets.Dataset` or `IterableDataset`, got {type(dataset).__name__}",
+            fix="For a list of rows: `datasets.Dataset.from_list(rows)`.",
+        )
+
+
+def require_writable(folder: str | os.PathLike[str] | None) -> None:
+    """Refuse an output folder that could not be made or written to; makes nothing itself."""
+    if folder is None:
+        return
+    existing = Path(folder).absolute()
+    while not existing.exists() and not existing.is_symlink():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        problem = "cannot be written to" if existing.is_dir() else "is not a folder"
+        raise ConfigError(
+            f"the output folder {str(folder)!r} cannot be written: {str(existing)!r} {problem}",
+            fix="Choose another `output_dir`.",
+        )
+
+
+def load_model_and_tokenizer(model: Any, args: RewardConfig, tokenizer: Any) -> tuple[Any, Any]:
+    """The reward model, and a tokenizer of our own; neither is prepared yet."""
+    if isinstance(args.model_init_kwargs, str):
+        raise ConfigError(
+            f"`model_init_kwargs` is text that is no JSON object: {args.model_init_kwargs!r}",
+            fix='Pass a dict, or JSON such as \'{"dtype": "bfloat16"}\'.',
+        )
+    init_kwargs = dict(args.model_init_kwargs or {})
+    revision: str | None = None
+    if isinstance(model, str):
+        name, revision = model, init_kwargs.get("revision")
+        model = load_model(name, init_kwargs, trust_remote_code=args.trust_remote_code, seed=args.seed)
+    else:
+        if init_kwargs:
+            logger.warning("`model_init_kwargs` is ignored: the model is already instantiated.")
+        require_reward_model(model)
+        name = getattr(model.config, "name_or_path", "")
+    if tokenizer is None:
+        tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=args.trust_remote_code)
+    tokenizer = copy.deepcopy(tokenizer)
+    if args.eos_token is not None:
+        if args.eos_token not in tokenizer.get_vocab():
+            raise ConfigError(
+                f"the `eos_token` {args.eos_token!r} is not in the tokenizer's vocabulary",
+                fix="Name one that is.",
+            )
+        tokenizer.eos_token = args.eos_token
+        model.config.get_text_config().eos_token_id = tokenizer.eos_token_id
+    return model, tokenizer
+
+
+@dataclass(frozen=True)
+class ReadyModel:
+    """A model ready to be trained.
+
+    Attributes:
+        model: What the Trainer trains: the reward model, maybe wrapped in an adapter.
+        base_model: The reward model itself.
+        tokenizer: With its padding token set.
+        batch_layout: ``"padded"`` or ``"shared_prefix"``.
+        batch_layout_reason: Why that one.
+        reads_positions: Whether the model reads rewards at given positions (decoders), rather than pooling itself.
+    """
+
+    model: Any
+    base_model: Any
+    tokenizer: Any
+    batch_layout: str
+    batch_layout_reason: str
+    reads_positions: bool
+
+
+def make_ready(model: Any, tokenizer: Any, args: RewardConfig, collator: Any, peft_config: Any) -> ReadyModel:
+    """Set padding, serving configuration, dropout, head, adapter and layout, in that order."""
+    base_model = base_model_of(model)
+    may_resize = peft_config is None and not is_peft_model(model) and not getattr(model, "is_quantized", False)
+    tokenizer = set_pad_token(base_model, tokenizer, args.pad_token, may_resize=may_resize)
+    set_serving_config(base_model)
+    if args.disable_dropout:
+        disable_dropout(model)
+    reads_positions = bool(score_heads_of(base_model)) and trunk_of(base_model) is not None
+    if reads_positions:
+        install_reward_forward(base_model)
+    if peft_config is not None:
+        model = wrap_with_adapter(model, peft_config)
+    if is_peft_model(model) and args.gradient_checkpointing:
+        model.enable_input_require_grads()
+    layout, reason = choose_layout(model, args, collator)
+    if layout == "shared_prefix":
+        enable_shared_prefix(base_model)
+    logger.info("Batch layout: %s (%s).", layout, reason)
+    return ReadyModel(model, base_model, tokenizer, layout, reason, reads_positions)
+
+
+def choose_layout(model: Any, args: RewardConfig, collator: Any) -> tuple[str, str]:
+    """The layout to start with, and why; an error where the one asked for cannot be used."""
+    if collator is not None:
+        if args.batch_layout == "shared_prefix":
+            raise ConfigError(
+                "batch_layout='shared_prefix' and a `data_collator` of your own exclude each other",
+                fix="Leave out one of them.",
+            )
+        return "padded", "a data collator was given"
+    if args.batch_layout == "padded":
+        return "padded", "as asked for"
+    if is_prompt_learning(model):
+        problem = "prompt learning discards position ids"
+    else:
+        problem = why_not_shared_prefix(base_model_of(model), neftune=bool(args.neftune_noise_alpha))
+    if problem is None:
+        return (
+            "shared_prefix",
+            "as asked for" if args.batch_layout == "shared_prefix" else "each prompt computed once",
+        )
+    if args.batch_layout == "shared_prefix":
+        raise ConfigError(
+            f"batch_layout='shared_prefix' cannot be used: {problem}",
+            fix="Use batch_layout='auto' or 'padded'.",
+        )
+    return "padded", problem
