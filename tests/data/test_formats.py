@@ -152,10 +152,7 @@ def test_a_message_with_tool_calls_may_lack_content():
 
 def test_content_may_be_text_parts():
     parts = [{"type": "text", "text": "Bl"}, {"type": "text", "text": "ue."}]
-    assert (
-        read(dict(CHAT, chosen=[{"role": "assistant", "content": parts}])).responses[0][-1]["content"]
-        == parts
-    )
+    assert read(dict(CHAT, chosen=[{"role": "assistant", "content": parts}])).responses[0][-1]["content"] == parts
 
 
 # --- broken rows
@@ -264,9 +261,7 @@ def test_suspicious_rows_are_read_and_flagged(row, expected):
 
 
 def test_tokenised_rows():
-    example = read_tokenized_example(
-        {"chosen_ids": [1, 2], "rejected_ids": (1, 3, 4), "margin": 2}, row_number=0
-    )
+    example = read_tokenized_example({"chosen_ids": [1, 2], "rejected_ids": (1, 3, 4), "margin": 2}, row_number=0)
     assert example.response_ids == ([1, 2], [1, 3, 4])
     assert example.margin == 2.0
     assert read_tokenized_example({"chosen_ids": [1], "rejected_ids": [0]}, row_number=0).margin == 0.0

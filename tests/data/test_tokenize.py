@@ -70,9 +70,7 @@ def test_implicit_and_explicit_prompts_give_the_same_ids(tokenizer):
 
 
 def test_tools_and_template_variables_reach_the_template_of_their_own_row():
-    tokenizer = tiny_tokenizer(
-        "{{ style }}|{{ tools | tojson if tools else '-' }}|{{ messages[-1]['content'] }}"
-    )
+    tokenizer = tiny_tokenizer("{{ style }}|{{ tools | tojson if tools else '-' }}|{{ messages[-1]['content'] }}")
     f, g = [{"name": "f"}], [{"name": "g"}]
     columns = [
         (f, {"style": "x"}),
@@ -94,6 +92,20 @@ def test_tools_and_template_variables_reach_the_template_of_their_own_row():
         'y|[{"name": "f"}]|c4',
     ]
     assert [tokenizer.decode(row["rejected_ids"])[-2:] for row in prepared] == ["r0", "r1", "r2", "r3", "r4"]
+
+
+@pytest.mark.skipif(not hasattr(datasets, "Json"), reason="columns of mixed types need a newer `datasets`")
+@pytest.mark.parametrize("streaming", [False, True])
+def test_nulls_that_the_author_wrote_into_a_tool_reach_the_template(tokenizer, streaming):
+    schemas = [{"name": "f", "properties": {"a": {"default": None}}}, {"name": "g", "properties": {"b": "c"}}]
+    rows = [chat("?", "a", "b", tools=[schema]) for schema in schemas]
+    dataset = Dataset.from_list(rows, on_mixed_types="use_json")
+    prepared, _ = prepare(dataset.to_iterable_dataset() if streaming else dataset, tokenizer)
+    expected = tokenizer.apply_chat_template(
+        rows[0]["prompt"] + rows[0]["chosen"], tools=rows[0]["tools"], return_dict=True
+    )["input_ids"]
+    assert next(iter(prepared))["chosen_ids"] == expected
+    assert '"default": null' in tokenizer.decode(expected)
 
 
 @pytest.mark.parametrize("ending", ["", "<|eos|>"])
@@ -152,9 +164,7 @@ def test_other_columns_are_left_out_and_a_format_is_ignored(tokenizer):
 def test_repeated_texts_keep_their_rows(tokenizer):
     rows = [text("a", "b"), text("c", "a"), text("b", "a")]
     prepared, _ = prepare(rows, tokenizer)
-    decoded = [
-        (tokenizer.decode(r["chosen_ids"][:-1]), tokenizer.decode(r["rejected_ids"][:-1])) for r in prepared
-    ]
+    decoded = [(tokenizer.decode(r["chosen_ids"][:-1]), tokenizer.decode(r["rejected_ids"][:-1])) for r in prepared]
     assert decoded == [("a", "b"), ("c", "a"), ("b", "a")]
 
 
@@ -327,8 +337,7 @@ def test_a_data_set_of_which_nothing_is_left_is_refused_with_counts(tokenizer):
         prepare(rows, tokenizer, max_length=15)
     message = str(caught.value)
     assert (
-        "all 3 rows were dropped: 1 over-long (> 15 tokens; row 0), 2 with identical responses (rows 1, 2)"
-        in message
+        "all 3 rows were dropped: 1 over-long (> 15 tokens; row 0), 2 with identical responses (rows 1, 2)" in message
     )
     assert "now 15; the responses have 2 to 31 tokens" in message
 
@@ -451,11 +460,14 @@ def test_a_stream_refuses_a_row_of_another_form(tokenizer):
         list(prepared)
 
 
+@pytest.mark.parametrize("column", ["margin", "prompt"])
 @pytest.mark.parametrize("first_has_one", [True, False])
-def test_a_stream_refuses_margins_in_some_rows_only(tokenizer, first_has_one):
-    rows = [dict(text(), **({"margin": 1.0} if (i < 100) == first_has_one else {})) for i in range(200)]
+@pytest.mark.parametrize("switch", [3, 500])
+def test_a_stream_holds_all_rows_to_the_columns_of_the_first(tokenizer, column, first_has_one, switch):
+    value = {"margin": 1.0, "prompt": "So: "}[column]
+    rows = [text(**({column: value} if (i < switch) == first_has_one else {})) for i in range(switch + 100)]
     prepared, _ = prepare(stream_of(rows, typed=False), tokenizer)
-    with pytest.raises(DataError, match="field `margin`"):
+    with pytest.raises(DataError, match=f"row {switch}, field `{column}`"):
         list(prepared)
 
 

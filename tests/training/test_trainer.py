@@ -268,6 +268,15 @@ def test_a_model_found_out_on_the_first_batch_falls_back_loudly(tokenizer, datas
     assert results[0] == pytest.approx(results[1], rel=1e-5)
 
 
+def test_mixed_precision_keeps_the_shared_layout_and_float32_rewards(model, dataset, make_trainer):
+    trainer = make_trainer(model, dataset, bf16=True, eval_dataset=dataset)
+    trainer.train()
+    assert trainer.batch_layout == "shared_prefix"
+    predictions = trainer.predict(dataset).predictions
+    rounded = torch.tensor(predictions).bfloat16().float().numpy()
+    assert (predictions != rounded).mean() > 0.8  # rewards are float32 numbers, not bfloat16 ones written wide
+
+
 def test_dropout_is_off_unless_asked_for(tokenizer, dataset, make_trainer):
     def losses(**settings):
         model = tiny_model(tokenizer, "gpt2", resid_pdrop=0.5, attn_pdrop=0.5, embd_pdrop=0.5)

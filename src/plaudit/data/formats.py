@@ -181,9 +181,7 @@ def _read_text(value: Any, field: str, place: _Place) -> Text:
     if not value:
         place.refuse(field, "is a list without messages", "Drop the row, or add the messages.")
     feature = _item_feature(place.features.get(field))
-    return [
-        _read_message(message, f"{field}[{index}]", place, feature) for index, message in enumerate(value)
-    ]
+    return [_read_message(message, f"{field}[{index}]", place, feature) for index, message in enumerate(value)]
 
 
 def _read_message(message: Any, field: str, place: _Place, feature: Any) -> dict[str, Any]:
@@ -331,9 +329,7 @@ def without_nulls(value: Any, feature: Any = None) -> Any:
     if _is_json(feature):
         return value
     if isinstance(value, Mapping):
-        return {
-            k: without_nulls(item, _key_feature(feature, k)) for k, item in value.items() if item is not None
-        }
+        return {k: without_nulls(item, _key_feature(feature, k)) for k, item in value.items() if item is not None}
     if isinstance(value, (list, tuple)):
         inner = _item_feature(feature)
         return [without_nulls(item, inner) for item in value]

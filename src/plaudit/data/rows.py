@@ -47,6 +47,7 @@ class RowPreparer:
         encoder: Renders and tokenises the responses (None: the rows are tokenised already).
         conversational: What the first row was; rows of another form are refused.
         has_margin: Whether the rows have a margin.
+        has_prompt: Whether the rows have a prompt of their own.
         max_length: Limit for one response, in tokens (None: no limit).
         overlong: The policy for over-long rows; here it matters only whether they are cut.
         dataset_name: Which data set it is.
@@ -57,6 +58,7 @@ class RowPreparer:
     encoder: Encoder | None
     conversational: bool
     has_margin: bool
+    has_prompt: bool
     max_length: int | None
     overlong: Overlong
     dataset_name: str
@@ -113,9 +115,7 @@ class RowPreparer:
             DataError: A row cannot be read, and errors are not collected.
         """
         names = list(batch.keys())
-        raw_rows = (
-            dict(zip(names, values, strict=True)) for values in zip(*(batch[n] for n in names), strict=True)
-        )
+        raw_rows = (dict(zip(names, values, strict=True)) for values in zip(*(batch[n] for n in names), strict=True))
         rows = [self._read(raw, index) for raw, index in zip(raw_rows, indices, strict=True)]
         if self.encoder is not None:
             self._encode([row for row in rows if row.error is None], self.encoder)
@@ -135,10 +135,11 @@ class RowPreparer:
             columns["error"] = [None if row.error is None else dump_error(row.error) for row in rows]
         return {name: columns[name] for name in self.features}
 
-    def _read(self, raw: Mapping[str, Any], index: int) -> _Row:
+    def _read(self, raw: dict[str, Any], index: int) -> _Row:
         row = _Row(index)
         place: dict[str, Any] = {"row_number": index, "dataset_name": self.dataset_name}
         try:
+            self._settle_optional(row, raw)
             if self.encoder is None:
                 ids = read_tokenized_example(raw, **place)
                 row.ids, row.margin = [list(one) for one in ids.response_ids], ids.margin
@@ -150,10 +151,19 @@ class RowPreparer:
                 row.margin = row.example.margin
         except DataError as error:
             self._fail(row, error)
-        if self.has_margin != ("margin" in raw):
-            state = "is missing, but the first row has one" if self.has_margin else "is new: row 0 has none"
-            self._fail(row, self._error(row, "margin", state, "Give all rows a margin, or none."))
         return row
+
+    def _settle_optional(self, row: _Row, raw: dict[str, Any]) -> None:
+        """Hold a row to the optional columns of the first one.
+
+        A stream without declared types fills a batch with null wherever a row lacks a column.
+        """
+        for column, expected in (("margin", self.has_margin), ("prompt", self.has_prompt)):
+            if expected:
+                raw.setdefault(column, None)
+            elif raw.pop(column, None) is not None:
+                fix = f"Give all rows a {column}, or none."
+                raise self._error(row, column, f"is there, but the first row has no {column}", fix)
 
     def _error(self, row: _Row, column: str, message: str, fix: str) -> DataError:
         return DataError(message, row=row.index, field=column, dataset=self.dataset_name, fix=fix)

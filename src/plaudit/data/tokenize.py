@@ -74,6 +74,7 @@ def prepare_dataset(
         encoder=encoder,
         conversational=source.first is not None and source.first.conversational,
         has_margin=source.has_margin,
+        has_prompt=source.has_prompt,
         max_length=max_length,
         overlong=overlong,
         dataset_name=dataset_name,
@@ -94,9 +95,7 @@ def _check_settings(max_length: int | None, overlong: str, purpose: str) -> None
         ("purpose", purpose, ("train", "eval", "predict")),
     ):
         if value not in known:
-            raise ConfigError(
-                f"`{name}` is {value!r}", fix=f"Set it to one of {', '.join(map(repr, known))}."
-            )
+            raise ConfigError(f"`{name}` is {value!r}", fix=f"Set it to one of {', '.join(map(repr, known))}.")
 
 
 @dataclass(frozen=True)
@@ -107,11 +106,13 @@ class _Source:
         dataset: Legacy columns renamed, rows as plain Python values.
         first: The first row (None: the data is tokenised already).
         has_margin: Whether rows have a margin.
+        has_prompt: Whether rows have a prompt of their own.
     """
 
     dataset: Dataset | IterableDataset
     first: PreferenceExample | None
     has_margin: bool
+    has_prompt: bool
 
 
 def _open(dataset: Dataset | IterableDataset, dataset_name: str) -> _Source:
@@ -131,17 +132,17 @@ def _open(dataset: Dataset | IterableDataset, dataset_name: str) -> _Source:
         row = _first_row(dataset, dataset_name)
     row = {renames.get(name, name): value for name, value in row.items()}
     # Reads the whole row: a stream, too, refuses a broken first row before anything starts.
+    first = None
     if tokenized:
         read_tokenized_example(row, row_number=0, dataset_name=dataset_name)
-        return _Source(dataset, None, "margin" in row)
-    return _Source(dataset, read_example(row, row_number=0, dataset_name=dataset_name), "margin" in row)
+    else:
+        first = read_example(row, row_number=0, dataset_name=dataset_name)
+    return _Source(dataset, first, has_margin="margin" in row, has_prompt="prompt" in row and not tokenized)
 
 
 def _check_type(dataset: object, dataset_name: str) -> None:
     if not isinstance(dataset, (Dataset, IterableDataset)):
-        message = (
-            f"The {dataset_name} data is a {type(dataset).__name__}, not a `Dataset` or `IterableDataset`"
-        )
+        message = f"The {dataset_name} data is a {type(dataset).__name__}, not a `Dataset` or `IterableDataset`"
         fix = "Pass one split." if isinstance(dataset, Mapping) else "Use `datasets.Dataset.from_list`, say."
         raise ConfigError(message, fix=fix)
 
@@ -163,9 +164,7 @@ def _make_encoder(source: _Source, tokenizer: PreTrainedTokenizerBase | None) ->
     return encoder
 
 
-def _prepare_table(
-    dataset: Dataset, preparer: RowPreparer, report: DataReport, num_proc: int | None
-) -> Dataset:
+def _prepare_table(dataset: Dataset, preparer: RowPreparer, report: DataReport, num_proc: int | None) -> Dataset:
     prepared = _map_cached(dataset, preparer, num_proc)
     flags, lengths = (prepared.data.column(name).combine_chunks() for name in ("flags", "lengths"))
     kept = _count(report, flags.to_numpy(), lengths.flatten().to_numpy().reshape(-1, 2))
@@ -191,9 +190,7 @@ def _map_cached(dataset: Dataset, preparer: RowPreparer, num_proc: int | None) -
     try:
         return dataset.map(preparer.to_table, **settings)
     except OSError as error:
-        logger.warning(
-            "The cache of prepared data cannot be written (%s): it is kept in memory instead.", error
-        )
+        logger.warning("The cache of prepared data cannot be written (%s): it is kept in memory instead.", error)
         return dataset.map(preparer.to_table, keep_in_memory=True, **settings)
 
 

@@ -7,9 +7,7 @@ with; it decides before the first step, on all processes alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -87,7 +85,7 @@ class Comparison:
 
 
 def compare_with_padded(
-    model: nn.Module, base_model: PreTrainedModel, batch: Batch, forward: Callable[..., Any] | None = None
+    model: nn.Module, base_model: PreTrainedModel, batch: Batch, compute_dtype: torch.dtype | None = None
 ) -> Comparison:
     """Run a shared-prefix batch in both layouts, in evaluation mode, and compare the states under the head.
 
@@ -95,11 +93,10 @@ def compare_with_padded(
         model: The model as it is called in training (wrapped by DDP, PEFT, ...).
         base_model: The reward model inside it.
         batch: A shared-prefix batch of a few short examples, on the model's device.
-        forward: How to call the model; by default ``model(**inputs)``.
+        compute_dtype: What the model computes in where that is not the type of its states (mixed precision).
 
     The random state, the training mode of every module and the model are left as they were.
     """
-    call = forward or (lambda **inputs: model(**inputs))
     inputs = {key: batch[key] for key in MODEL_KEYS if key in batch}
     input_ids, attention_mask, positions = expand_to_padded(
         batch["input_ids"],
@@ -115,8 +112,8 @@ def compare_with_padded(
     model.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
-            shared_states = call(**inputs, attention_calls=calls).hidden_states[0]
-            padded_states = call(**padded).hidden_states[0]
+            shared_states = model(**inputs, attention_calls=calls).hidden_states[0]
+            padded_states = model(**padded).hidden_states[0]
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
@@ -124,9 +121,7 @@ def compare_with_padded(
     finally:
         for module, training in modes:
             module.training = training
-    tolerance = _TOLERANCE.get(shared_states.dtype, 1e-2)
-    if torch.is_autocast_enabled(shared_states.device.type):
-        tolerance = max(tolerance, _TOLERANCE[torch.bfloat16])
+    tolerance = max(_TOLERANCE.get(dtype, 1e-2) for dtype in (shared_states.dtype, compute_dtype) if dtype is not None)
     problem = _unexpected_calls(base_model, calls)
     scale = padded_states.float().abs().amax().clamp_min(1e-12)
     deviation = float((shared_states.float() - padded_states.float()).abs().amax() / scale)

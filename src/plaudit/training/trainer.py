@@ -228,7 +228,8 @@ class RewardTrainer(Trainer):
     def _check_layout(self, model: nn.Module, batch: Batch) -> None:
         """Compare both layouts on two short examples of the first batch; fall back, loudly, if they differ."""
         self._layout_checked = True
-        comparison = compare_with_padded(model, self._base_model, shortest_examples(batch))
+        computes_in = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
+        comparison = compare_with_padded(model, self._base_model, shortest_examples(batch), computes_in)
         problem = torch.tensor([comparison.problem is not None], device=batch["input_ids"].device)
         if not self.accelerator.gather(problem).any():
             return

@@ -1,0 +1,86 @@
+"""Sets a share of the rows aside for evaluation, so that no prompt is on both sides."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from datasets import Dataset
+
+from plaudit.data.formats import RAW_COLUMNS, TOKENIZED_COLUMNS
+from plaudit.errors import ConfigError, DataError
+
+
+def split_by_prompt(dataset: Dataset, fraction: float, *, seed: int = 0) -> tuple[Dataset, Dataset]:
+    """Split preferences into a part for training and one for evaluation; rows that share a prompt stay together.
+
+    The prompt is the column ``prompt`` where there is one; in conversations without it the messages before the last
+    user message that both responses share, that message included; in plain text without it, where the prompt cannot
+    be told from the answer, the whole row. The same rows, fraction and seed always give the same parts, in which the
+    rows keep their order.
+
+    Args:
+        dataset: Raw preferences.
+        fraction: Share of the rows to evaluate on, between 0 and 1.
+        seed: Decides which prompts those are.
+
+    Returns:
+        Rows to train on, and rows to evaluate on.
+
+    Raises:
+        ConfigError: If `fraction` is not between 0 and 1.
+        DataError: If all rows have the same prompt.
+
+    >>> rows = Dataset.from_dict({"prompt": ["a", "a", "b", "c"], "chosen": ["x"] * 4, "rejected": ["y"] * 4})
+    >>> train, test = split_by_prompt(rows, 0.5)
+    >>> len(train), len(test), set(train["prompt"]) & set(test["prompt"])
+    (2, 2, set())
+    """
+    if not 0 < fraction < 1:
+        raise ConfigError(
+            f"`eval_fraction` is {fraction}", fix="Give a share of the rows between 0 and 1, such as 0.1."
+        )
+    groups: dict[bytes, list[int]] = {}
+    columns = [name for name in dataset.column_names if name in (*RAW_COLUMNS, *TOKENIZED_COLUMNS)]
+    for index, row in enumerate(dataset.select_columns(columns).with_format(None)):
+        key = json.dumps([seed, _prompt_of(row)], sort_keys=True, default=str)
+        groups.setdefault(hashlib.sha256(key.encode()).digest(), []).append(index)
+    if len(groups) < 2:
+        raise DataError(
+            f"its {len(dataset)} rows share one prompt: nothing can be set aside for evaluation",
+            dataset="train",
+            fix="Name a split for evaluation with `dataset_test_split`, or leave `eval_fraction` out.",
+        )
+    chosen = set(_choose(groups, max(1, math.floor(fraction * len(dataset) + 0.5))))
+    rest = [index for index in range(len(dataset)) if index not in chosen]
+    return dataset.select(rest), dataset.select(sorted(chosen))
+
+
+def _choose(groups: Mapping[bytes, Sequence[int]], target: int) -> list[int]:
+    """Take prompts in the order of their hashes, as many as fit into `target` rows; at least one, never all."""
+    taken: list[int] = []
+    order = sorted(groups)
+    for key in order[:-1]:
+        if len(taken) + len(groups[key]) <= target:
+            taken.extend(groups[key])
+    return taken or list(min((groups[key] for key in order), key=len))
+
+
+def _prompt_of(row: Mapping[str, Any]) -> Any:
+    if row.get("prompt") is not None:
+        return row["prompt"]
+    chosen, rejected = row.get("chosen"), row.get("rejected")
+    if not (_is_conversation(chosen) and _is_conversation(rejected)):
+        return row
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) and chosen[shared] == rejected[shared]:
+        shared += 1
+    questions = [index for index in range(shared) if chosen[index].get("role") == "user"]
+    return chosen[: questions[-1] + 1] if questions else row
+
+
+def _is_conversation(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(message, Mapping) for message in value)
