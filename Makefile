@@ -42,6 +42,7 @@ check: setup
 	$(BIN)/mypy
 
 docs: setup
+	$(BIN)/python docs/settings.py
 	$(BIN)/mkdocs build --strict --quiet
 	@echo "Open site/index.html"
 

@@ -72,7 +72,8 @@ class Side:
             self._process.stdin.write(b"block\n")
             self._process.stdin.flush()
         block = self._answer(BLOCK_SECONDS)
-        self.measured["peak_memory_bytes"] = block.pop("peak_memory_bytes")
+        for memory in ("peak_memory_bytes", "resting_memory_bytes"):
+            self.measured[memory] = block.pop(memory)
         block["load_average_before"] = load
         self.measured["blocks"].append(block)
         return block

@@ -67,6 +67,7 @@ class BlockCallback(TrainerCallback):
             user_seconds=usage.ru_utime - self._usage.ru_utime,
             system_seconds=usage.ru_stime - self._usage.ru_stime,
             peak_memory_bytes=peak_memory(),
+            resting_memory_bytes=resting_memory(),
         )
         self._seconds, self._blocks = [], self._blocks + 1
         self.losses.clear()
@@ -83,6 +84,19 @@ def peak_memory() -> int:
     """Largest resident set of this process so far, in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def resting_memory() -> int | None:
+    """Resident set of this process now, between two steps, in bytes; None where the system does not say."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * resource.getpagesize() if statm.exists() else None
+
+
+def volunteer_for_death() -> None:
+    """Where memory runs out, let the kernel end this process rather than somebody else's."""
+    score = Path("/proc/self/oom_score_adj")
+    if score.exists():
+        score.write_text("1000")
 
 
 def installed_versions() -> dict[str, str]:
@@ -162,6 +176,7 @@ def main() -> None:
     spec = json.loads(sys.argv[1])
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    volunteer_for_death()
     callback = BlockCallback(spec["steps_per_block"], sys.stdin, answers)
     trainer = build_trainer(spec, callback)
     answer(

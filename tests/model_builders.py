@@ -36,7 +36,7 @@ SHARED_PREFIX_ARCHITECTURES: dict[str, dict[str, Any]] = {
     "qwen3": {"head_dim": 8},
     "qwen3_moe": {"head_dim": 8, **MOE},
     "gemma": {"head_dim": 8},
-    "gemma2": {"head_dim": 8, **WINDOW, **ALTERNATE},
+    "gemma2": {"head_dim": 8, "attn_implementation": "eager", **WINDOW, **ALTERNATE},
     "gemma3_text": {"head_dim": 8, **WINDOW, **ALTERNATE},
     "phi": {},
     "phi3": {**WINDOW},

@@ -1,4 +1,4 @@
-"""Reads data files (JSON, JSON lines, CSV, Parquet) as they are: Arrow neither fills, widens nor reorders values."""
+"""Reads data files (JSON, JSON lines, CSV, Parquet) as they are: Arrow fills, widens and reorders nothing."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def kind_of_file(path: Path) -> str | None:
     Args:
         path: The file; it need not exist.
 
-    >>> kind_of_file(Path("pairs.jsonl.gz")), kind_of_file(Path("pairs.parquet.gz")), kind_of_file(Path("a.txt"))
-    ('json', None, None)
+    >>> [kind_of_file(Path(name)) for name in ("pairs.jsonl.gz", "pairs.parquet.gz", "pairs.txt")]
+    ['json', None, None]
     """
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes[-1:] == [".gz"]:
@@ -58,8 +58,8 @@ def kind_of_file(path: Path) -> str | None:
 def load_files(paths: Sequence[Path], *, streaming: bool = False) -> Dataset | IterableDataset:
     """Read files of one kind as one data set, in the order given.
 
-    JSON values come back as they were written: a mapping whose keys or types differ from row to row is kept as JSON
-    rather than forced into a common Arrow type. The columns ``tools`` and ``chat_template_kwargs`` become JSON text.
+    JSON values come back as they were written: a mapping of anything but texts is kept as JSON, not forced
+    into one Arrow type for all rows. The columns ``tools`` and ``chat_template_kwargs`` become JSON text.
 
     Args:
         paths: Existing files, all Parquet or none.
@@ -74,15 +74,16 @@ def load_files(paths: Sequence[Path], *, streaming: bool = False) -> Dataset | I
     if streaming:
         return IterableDataset.from_generator(_read_files, gen_kwargs={"paths": names})
     columns: dict[str, Kind] = {}
-    count = 0
-    for count, row in enumerate(_read_files(names), start=1):
+    empty = True
+    for row in _read_files(names):
+        empty = False
         for name, value in row.items():
             columns[name] = _merge(columns.get(name, "null"), _kind_of(value))
-    if count == 0:
+    if empty:
         _refuse(", ".join(names), "has no rows", "Pass a file with at least one row.")
     # The size and time of each file are part of the key under which `datasets` caches what it reads.
     stamps = [[path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
-    settings = {"paths": names, "columns": columns, "stamps": stamps, "version": CODE_VERSION}
+    settings: dict[str, Any] = {"paths": names, "columns": columns, "stamps": stamps, "version": CODE_VERSION}
     features = Features({name: _feature_of(kind) for name, kind in columns.items()})
     try:
         return Dataset.from_generator(_encoded_rows, features=features, gen_kwargs=settings)
@@ -117,7 +118,7 @@ def _refuse(file: str, message: str, fix: str, line: int | None = None) -> NoRet
     raise DataError(f"{place}: {message}", fix=fix)
 
 
-# --- rows ------------------------------------------------------------------------------------------------------------
+# --- rows ---------------------------------------------------------------------------------------------------
 
 
 def _read_files(paths: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -190,13 +191,17 @@ def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
                     continue
                 if len(cells) != len(header):
                     problem = f"has {len(cells)} cells, but the header names {len(header)} columns"
-                    _refuse(str(path), problem, "Quote cells that hold commas or line breaks.", reader.line_num)
+                    _refuse(
+                        str(path), problem, "Quote cells that hold commas or line breaks.", reader.line_num
+                    )
                 yield parse.row(dict(zip(header, cells, strict=True)), reader.line_num)
         except csv.Error as error:
             fix = "Mend the line; cells beyond 131,072 characters need JSON lines or Parquet."
             _refuse(str(path), f"is not valid CSV: {error}", fix, reader.line_num)
         except UnicodeDecodeError as error:
-            _refuse(str(path), f"is not UTF-8: {error.reason}", "Save the file as UTF-8.", reader.line_num + 1)
+            _refuse(
+                str(path), f"is not UTF-8: {error.reason}", "Save the file as UTF-8.", reader.line_num + 1
+            )
 
 
 class _CsvCells:
@@ -243,7 +248,9 @@ def _literal(cell: str) -> Any:
 
 def _messages_in(cell: str) -> list[Any] | None:
     value = _literal(cell)
-    return value if isinstance(value, list) and value and all(isinstance(one, dict) for one in value) else None
+    return (
+        value if isinstance(value, list) and value and all(isinstance(one, dict) for one in value) else None
+    )
 
 
 def _number_in(cell: str) -> float | None:
@@ -253,10 +260,10 @@ def _number_in(cell: str) -> float | None:
         return None
 
 
-# --- types -----------------------------------------------------------------------------------------------------------
+# --- types --------------------------------------------------------------------------------------------------
 
 Kind: TypeAlias = "str | list[Any] | dict[str, Any]"
-"""Type of a column: a name, ``[kind]`` for a list, ``{key: kind}`` for a mapping of texts; ``"json"`` for the rest."""
+"""Type of a column: a name, ``[kind]`` for a list, ``{key: kind}`` for a mapping of texts, or ``"json"``"""
 
 _SCALARS: dict[type, str] = {type(None): "null", bool: "bool", int: "int", float: "float", str: "string"}
 
@@ -317,7 +324,7 @@ def _encode(value: Any, kind: Kind, row: int, field: str) -> Any:
     text = json.dumps(value)
     # `datasets` reads it with a parser of its own, which gives up on NaN and on numbers beyond 64 bits.
     if isinstance(Json().decode_example(text), str) != isinstance(value, str):
-        fix = "Write such a number as text."
-        raise DataError("holds a number that JSON or 64 bits cannot hold", row=row, field=field, fix=fix)
+        raise DataError(
+            "holds a number that JSON or 64 bits cannot hold", row=row, field=field, fix="Write it as text."
+        )
     return text
-

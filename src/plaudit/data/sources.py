@@ -6,6 +6,7 @@ import difflib
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -40,17 +41,17 @@ def load_preference_dataset(
     """Load one split of a data set.
 
     Args:
-        name: A JSON, JSON lines, CSV or TSV file (also ``.gz``) or a Parquet file; a folder of such files, with their
-            splits in their names; a folder written by ``save_to_disk``; or the name of a data set on the Hub. What
+        name: A JSON, JSON lines, CSV or TSV file (also ``.gz``) or a Parquet file; a folder of such files, named
+            after their splits; a folder written by ``save_to_disk``; or the name of a data set on the Hub. What
             exists on this machine comes first.
         config: Configuration of a data set on the Hub, or of a folder with the same structure.
-        split: Which split, also with slices and sums such as ``"train[:10%]"`` or ``"train+validation"``. A single
-            file is the split ``train``.
+        split: Which split, also with slices and sums such as ``"train[:10%]"`` or ``"train+validation"``. A
+            single file is the split ``train``.
         streaming: Read row by row instead of all at once.
 
     Raises:
-        DataError: There is nothing of that name, it has no such split, or it cannot be read; the message names the
-            file and the line where it can.
+        DataError: There is nothing of that name, it has no such split, or it cannot be read; the message
+            names the file and the line where it can.
     """
     text, path = os.fspath(name), Path(name).expanduser()
     if path.is_dir():
@@ -59,9 +60,15 @@ def load_preference_dataset(
         return _from_folder(path, split, streaming)
     if path.is_file():
         if config is not None:
-            _refuse(text, f"is a single file: it has no configuration {config!r}", "Leave the configuration out.")
+            _refuse(
+                text, f"is a single file: it has no configuration {config!r}", "Leave the configuration out."
+            )
         if kind_of_file(path) is None:
-            _refuse(text, "has an extension that says nothing", f"Use one of {_READABLE} (all but Parquet also .gz).")
+            _refuse(
+                text,
+                "has an extension that says nothing",
+                f"Use one of {_READABLE} (all but Parquet also .gz).",
+            )
         return _pick(text, {"train": lambda: load_files([path], streaming=streaming)}, split, streaming)
     if _looks_like_path(text):
         _refuse(text, "there is no such file or folder", _near_misses(path))
@@ -96,7 +103,7 @@ def _near_misses(path: Path) -> str:
     return f"There is no data file in {str(folder)!r}."
 
 
-# --- splits ----------------------------------------------------------------------------------------------------------
+# --- splits -------------------------------------------------------------------------------------------------
 
 Loaders = Mapping[str, Callable[[], Any]]
 
@@ -106,7 +113,11 @@ def _pick(name: str, splits: Loaders, split: str, streaming: bool) -> Any:
     parts = [re.fullmatch(r"\s*([^\[\]]+?)\s*(\[.*\])?\s*", part) for part in split.split("+")]
     wanted = [part[1] for part in parts if part is not None]
     if len(wanted) < len(parts):
-        _refuse(name, f"the split {split!r} cannot be read", 'Write it like "train", "train[:500]" or "train+test".')
+        _refuse(
+            name,
+            f"the split {split!r} cannot be read",
+            'Write it like "train", "train[:500]" or "train+test".',
+        )
     unknown = [one for one in wanted if one not in splits]
     if unknown:
         _refuse(name, f"has no split {unknown[0]!r}", f"It has: {', '.join(splits)}.")
@@ -116,9 +127,15 @@ def _pick(name: str, splits: Loaders, split: str, streaming: bool) -> Any:
         _refuse(name, f"a stream cannot be cut into {split!r}", "Name one whole split, or do not stream.")
     loaded = {one: splits[one]() for one in wanted}
     try:
-        pieces = ReadInstruction.from_spec(split).to_absolute({one: len(rows) for one, rows in loaded.items()})
+        pieces = ReadInstruction.from_spec(split).to_absolute(
+            {one: len(rows) for one, rows in loaded.items()}
+        )
     except (ValueError, AssertionError) as error:
-        _refuse(name, f"the split {split!r} cannot be read: {error}", 'Write slices like "train[:500]" or "train[10%:]".')
+        _refuse(
+            name,
+            f"the split {split!r} cannot be read: {error}",
+            'Write slices like "train[:500]" or "train[10%:]".',
+        )
     rows = [loaded[piece.splitname].select(range(piece.from_ or 0, _end(piece, loaded))) for piece in pieces]
     result = rows[0] if len(rows) == 1 else concatenate_datasets(rows)
     if len(result) == 0:
@@ -130,7 +147,7 @@ def _end(piece: Any, loaded: Mapping[str, Dataset]) -> int:
     return len(loaded[piece.splitname]) if piece.to is None else piece.to
 
 
-# --- folders ---------------------------------------------------------------------------------------------------------
+# --- folders ------------------------------------------------------------------------------------------------
 
 
 def _from_folder(folder: Path, split: str, streaming: bool) -> Dataset | IterableDataset:
@@ -159,7 +176,9 @@ def _from_folder(folder: Path, split: str, streaming: bool) -> Dataset | Iterabl
     for name, paths in splits.items():
         if len({kind_of_file(path) == "parquet" for path in paths}) > 1:
             names = ", ".join(str(path.relative_to(folder)) for path in paths[:4])
-            _refuse(str(folder), f"the split {name!r} mixes Parquet with other files ({names})", "Name one file.")
+            _refuse(
+                str(folder), f"the split {name!r} mixes Parquet with other files ({names})", "Name one file."
+            )
     loaders = {name: _files_loader(paths, streaming) for name, paths in splits.items()}
     return _pick(str(folder), loaders, split, streaming)
 
@@ -168,10 +187,14 @@ def _files_loader(paths: list[Path], streaming: bool) -> Callable[[], Any]:
     return lambda: load_files(paths, streaming=streaming)
 
 
+def _same(rows: Dataset) -> Dataset:
+    return rows
+
+
 def _split_of(path: Path) -> str:
     """Name the split that a file belongs to.
 
-    >>> [_split_of(Path(name)) for name in ("data/train-00000-of-00002.parquet", "dev.jsonl", "old/extra.csv.gz")]
+    >>> [_split_of(Path(name)) for name in ("data/train-00000-of-00002.parquet", "dev.jsonl", "extra.csv")]
     ['train', 'validation', 'extra']
     """
     stem = path.name.split(".")[0]
@@ -188,17 +211,17 @@ def _from_saved(folder: Path, split: str, streaming: bool) -> Dataset | Iterable
     except (OSError, ValueError, KeyError) as error:
         _refuse(str(folder), f"cannot be loaded: {type(error).__name__}: {error}", "Save the data set again.")
     splits = saved if isinstance(saved, DatasetDict) else {"train": saved}
-    loaders: Loaders = {str(name): (lambda rows=rows: rows) for name, rows in splits.items()}
+    loaders: Loaders = {str(name): partial(_same, rows) for name, rows in splits.items()}
     if isinstance(saved, Dataset) and split not in loaders and saved.split is not None:
         # A data set saved alone still knows which split it was.
-        loaders = {str(saved.split): lambda: saved}
+        loaders = {str(saved.split): partial(_same, saved)}
     rows = _pick(str(folder), loaders, split, streaming)
     if len(rows) == 0:
         _refuse(str(folder), f"the split {split!r} has no rows", "Pass a data set with at least one row.")
     return rows.to_iterable_dataset() if streaming else rows
 
 
-# --- the Hub ---------------------------------------------------------------------------------------------------------
+# --- the Hub ------------------------------------------------------------------------------------------------
 
 
 def _from_hub(name: str, config: str | None, split: str, streaming: bool) -> Dataset | IterableDataset:
@@ -206,9 +229,15 @@ def _from_hub(name: str, config: str | None, split: str, streaming: bool) -> Dat
     try:
         return load_dataset(name, config, split=split, streaming=streaming)
     except (DatasetNotFoundError, HFValidationError) as error:
-        _refuse(name, f"there is no such data set on the Hub, or it is not open to you{here}: {error}", _hub_advice(name))
+        _refuse(
+            name,
+            f"there is no such data set on the Hub, or it is not open to you{here}: {error}",
+            _hub_advice(name),
+        )
     except (ConnectionError, OfflineModeIsEnabled) as error:
-        advice = "Check the network and HF_HUB_OFFLINE, or download the data and name the local file or folder."
+        advice = (
+            "Check the network and HF_HUB_OFFLINE, or download the data and name the local file or folder."
+        )
         _refuse(name, f"the Hub cannot be reached{here}: {_first_line(error)}", advice)
     except (DatasetsError, OSError, ValueError, NotImplementedError) as error:
         advice = "Check the configuration (`dataset_config`) and the split against the data set's page."

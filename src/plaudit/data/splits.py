@@ -15,12 +15,12 @@ from plaudit.errors import ConfigError, DataError
 
 
 def split_by_prompt(dataset: Dataset, fraction: float, *, seed: int = 0) -> tuple[Dataset, Dataset]:
-    """Split preferences into a part for training and one for evaluation; rows that share a prompt stay together.
+    """Split preferences for training and evaluation; rows that share a prompt stay together.
 
-    The prompt is the column ``prompt`` where there is one; in conversations without it the messages before the last
-    user message that both responses share, that message included; in plain text without it, where the prompt cannot
-    be told from the answer, the whole row. The same rows, fraction and seed always give the same parts, in which the
-    rows keep their order.
+    The prompt is the column ``prompt`` where there is one; in conversations without it, the messages that
+    both responses share, up to the last one of the user; in plain text without it, where prompt and answer
+    cannot be told apart, the whole row. The same rows, fraction and seed always give the same parts, in which
+    the rows keep their order.
 
     Args:
         dataset: Raw preferences.
@@ -34,7 +34,7 @@ def split_by_prompt(dataset: Dataset, fraction: float, *, seed: int = 0) -> tupl
         ConfigError: If `fraction` is not between 0 and 1.
         DataError: If all rows have the same prompt.
 
-    >>> rows = Dataset.from_dict({"prompt": ["a", "a", "b", "c"], "chosen": ["x"] * 4, "rejected": ["y"] * 4})
+    >>> rows = Dataset.from_dict({"prompt": ["a", "b", "a", "b"], "chosen": ["x"] * 4, "rejected": ["y"] * 4})
     >>> train, test = split_by_prompt(rows, 0.5)
     >>> len(train), len(test), set(train["prompt"]) & set(test["prompt"])
     (2, 2, set())
@@ -60,19 +60,20 @@ def split_by_prompt(dataset: Dataset, fraction: float, *, seed: int = 0) -> tupl
 
 
 def _choose(groups: Mapping[bytes, Sequence[int]], target: int) -> list[int]:
-    """Take prompts in the order of their hashes, as many as fit into `target` rows; at least one, never all."""
+    """Take prompts in the order of their hashes, as many as fit into `target` rows; at least one."""
     taken: list[int] = []
     order = sorted(groups)
     for key in order[:-1]:
         if len(taken) + len(groups[key]) <= target:
             taken.extend(groups[key])
-    return taken or list(min((groups[key] for key in order), key=len))
+    return taken or list(groups[min(order, key=lambda key: len(groups[key]))])
 
 
 def _prompt_of(row: Mapping[str, Any]) -> Any:
     if row.get("prompt") is not None:
         return row["prompt"]
-    chosen, rejected = row.get("chosen"), row.get("rejected")
+    chosen: Any = row.get("chosen")
+    rejected: Any = row.get("rejected")
     if not (_is_conversation(chosen) and _is_conversation(rejected)):
         return row
     shared = 0

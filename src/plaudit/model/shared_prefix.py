@@ -66,7 +66,11 @@ def enable_shared_prefix(model: PreTrainedModel) -> None:
     Args:
         model: A model that `why_not_shared_prefix` lets pass. Its attention setting changes in place.
     """
-    model.set_attn_implementation(use_shared_prefix_attention(model.config._attn_implementation))
+    base_implementation = model.config._attn_implementation
+    # Older transformers let sdpa ignore the soft cap; eager attention applies it, as servers do.
+    if base_implementation == "sdpa" and getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
+        base_implementation = "eager"
+    model.set_attn_implementation(use_shared_prefix_attention(base_implementation))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,71 @@
+"""What every command prints with: a console, and log lines on the standard error stream."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+from collections.abc import Iterator
+
+from rich.console import Console
+
+
+def make_console() -> Console:
+    """A console on the present standard output: tests and pipes replace the stream."""
+    return Console(highlight=False, soft_wrap=False)
+
+
+def say(line: str) -> None:
+    """Print one line of progress where log lines go."""
+    if _is_main_process():
+        print(line, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def log_lines() -> Iterator[None]:
+    """Show Plaudit's log lines while a command runs: all on the first process, warnings on others."""
+    logger = logging.getLogger("plaudit")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Formatter())
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO if _is_main_process() else logging.WARNING)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+class _Formatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        message = super().format(record)
+        return message if record.levelno < logging.WARNING else f"{record.levelname.capitalize()}: {message}"
+
+
+def _is_main_process() -> bool:
+    return int(os.environ.get("RANK", "0") or 0) == 0
+
+
+def duration(seconds: float) -> str:
+    """Write a time for people.
+
+    >>> duration(4.21), duration(75), duration(7260)
+    ('4.2 s', '1 min 15 s', '2 h 1 min')
+    """
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def size(amount: float) -> str:
+    """Write a number of bytes for people.
+
+    >>> size(538_000_000), size(14.2 * 2**30)
+    ('513 MiB', '14.2 GiB')
+    """
+    return f"{amount / 2**20:.0f} MiB" if amount < 2**30 else f"{amount / 2**30:.1f} GiB"
