@@ -160,9 +160,7 @@ def describe_run(settings: argparse.Namespace) -> dict[str, Any]:
         shown[key] = Path(shown[key]).name if shown[key] else "bundled"
     load = load_average()
     if load[0] > 0.5:
-        print(
-            f"The machine is busy (load average {load[0]}): do not trust the times of this run.", flush=True
-        )
+        print(f"The machine is busy (load average {load[0]}): do not trust the times of this run.", flush=True)
     return {
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": describe_machine(),
@@ -213,18 +211,34 @@ def start_sides(sides: list[Side], settings: argparse.Namespace, folder: Path) -
 
 def take_turns(sides: list[Side], settings: argparse.Namespace, started: float) -> None:
     """Let every variant train a block, round after round."""
-    longest = 0.0
+    last_round = 0.0
     for number in range(settings.blocks + 1):
         begun = time.monotonic()
-        if number > 1 and begun - started + longest > settings.max_minutes * 60:
+        if number > 1 and begun - started + last_round > settings.max_minutes * 60:
             print(f"Stopped after {number - 1} counted blocks: --max-minutes.", flush=True)
             return
         for side in sides:
+            require_memory(side)
             block = side.train_block(load_average()[0])
             print_progress(side.name, block, number, settings)
-        longest = max(longest, time.monotonic() - begun)
-        if number == 0 and (free := available_memory()) is not None and free < 2 * 2**30:
-            print(f"Only {free / 2**30:.1f} GiB of memory are left: fewer --variants at once are safer.")
+        last_round = time.monotonic() - begun
+
+
+def require_memory(side: Side) -> None:
+    """Stop before a block that would drive the machine out of memory, judging by the blocks before it.
+
+    Raises:
+        SystemExit: If less memory is free than the process has already needed beyond what it holds between steps.
+    """
+    free = available_memory()
+    if free is None or not side.measured["blocks"]:
+        return
+    needed = side.measured["peak_memory_bytes"] - side.measured["resting_memory_bytes"]
+    if free < needed:
+        raise SystemExit(
+            f"{side.name} may need {needed / 2**30:.1f} GiB more and {free / 2**30:.1f} GiB are free: "
+            "run fewer --variants at once, or use smaller batches"
+        )
 
 
 def write_result(result: dict[str, Any], settings: argparse.Namespace) -> Path:

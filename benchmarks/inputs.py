@@ -32,11 +32,7 @@ def read_rows(data: str | None) -> Iterator[dict[str, Any]]:
 
         yield from load_preferences("train")
         return
-    with (
-        gzip.open(data, "rt", encoding="utf-8")
-        if data.endswith(".gz")
-        else open(data, encoding="utf-8") as file
-    ):
+    with gzip.open(data, "rt", encoding="utf-8") if data.endswith(".gz") else open(data, encoding="utf-8") as file:
         for line in file:
             if line.strip():
                 yield json.loads(line)

@@ -35,8 +35,7 @@ def block_tokens(tokens_per_batch: Sequence[int], block_index: int, steps: int) 
     40
     """
     return sum(
-        tokens_per_batch[step % len(tokens_per_batch)]
-        for step in range(block_index * steps, (block_index + 1) * steps)
+        tokens_per_batch[step % len(tokens_per_batch)] for step in range(block_index * steps, (block_index + 1) * steps)
     )
 
 

@@ -145,9 +145,7 @@ def build_trainer(spec: dict[str, Any], callback: BlockCallback) -> Any:
     )
     wanted = spec["distinct_rows"]
     if len(trainer.train_dataset) < wanted:
-        raise SystemExit(
-            f"only {len(trainer.train_dataset)} of {len(rows)} rows are usable, {wanted} are needed"
-        )
+        raise SystemExit(f"only {len(trainer.train_dataset)} of {len(rows)} rows are usable, {wanted} are needed")
     # Both libraries drop rows, over-long ones for instance, so more were handed over than are needed.
     trainer.train_dataset = trainer.train_dataset.select(range(wanted))
     return trainer

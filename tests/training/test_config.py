@@ -1,5 +1,7 @@
 """Settings: the reference's defaults, the command line, and precision that the hardware has."""
 
+import warnings
+
 import pytest
 import torch
 from transformers import HfArgumentParser
@@ -18,6 +20,13 @@ def test_defaults_of_the_reference(tmp_path):
     assert (config.gradient_checkpointing, config.disable_dropout) == (True, True)
     assert config.model_init_kwargs is config.center_rewards_coefficient is config.pad_to_multiple_of is None
     assert config.bf16 is config_module.hardware_has_bfloat16()
+
+
+def test_the_default_settings_warn_about_nothing(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert RewardConfig(str(tmp_path)).gradient_checkpointing is True
+        assert RewardConfig(str(tmp_path), gradient_checkpointing=False).gradient_checkpointing is False
 
 
 def test_every_field_has_help():

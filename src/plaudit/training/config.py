@@ -97,6 +97,9 @@ class RewardConfig(TrainingArguments):
     def __post_init__(self) -> None:
         if self.bf16 is None:
             self.bf16 = not self.fp16 and not self.use_cpu and hardware_has_bfloat16()
+        # Newer transformers call it activation checkpointing, and warn about the name that the reference uses.
+        if getattr(self, "activation_checkpointing", False) is None:
+            self.activation_checkpointing = self.gradient_checkpointing
         super().__post_init__()
         if self.pad_token is not None:
             warnings.warn(
