@@ -23,14 +23,18 @@ def say(line: str) -> None:
 
 
 @contextlib.contextmanager
-def log_lines() -> Iterator[None]:
-    """Show Plaudit's log lines while a command runs: all on the first process, warnings on others."""
+def log_lines(at_least: int = logging.INFO) -> Iterator[None]:
+    """Show Plaudit's log lines while a command runs; on other processes than the first only warnings.
+
+    Args:
+        at_least: Level of the lines to show.
+    """
     logger = logging.getLogger("plaudit")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter())
     level, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
-    logger.setLevel(logging.INFO if _is_main_process() else logging.WARNING)
+    logger.setLevel(at_least if _is_main_process() else max(at_least, logging.WARNING))
     logger.propagate = False
     try:
         yield
@@ -65,7 +69,9 @@ def duration(seconds: float) -> str:
 def size(amount: float) -> str:
     """Write a number of bytes for people.
 
-    >>> size(538_000_000), size(14.2 * 2**30)
-    ('513 MiB', '14.2 GiB')
+    >>> size(2_000), size(538_000_000), size(14.2 * 2**30)
+    ('2 KiB', '513 MiB', '14.2 GiB')
     """
+    if amount < 2**20:
+        return f"{amount / 2**10:.0f} KiB"
     return f"{amount / 2**20:.0f} MiB" if amount < 2**30 else f"{amount / 2**30:.1f} GiB"

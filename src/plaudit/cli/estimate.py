@@ -1,4 +1,4 @@
-"""What a training run will need: tokens per batch in both layouts, peak memory, and time. Weights stay as they are."""
+"""What a training run will need: tokens in both layouts, peak memory, time. The weights stay as they are."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ Row = Mapping[str, Any]
 
 
 def sample_batches(trainer: RewardTrainer) -> list[list[Row]]:
-    """Rows of up to 64 training batches, drawn like the Trainer draws them (of a stream: its first few batches)."""
-    size, dataset = trainer.args.train_batch_size, trainer.train_dataset
+    """Rows of up to 64 training batches in random order (of a stream: its first few batches)."""
+    size = trainer.args.train_batch_size
+    dataset: Any = trainer.train_dataset
     if isinstance(dataset, Dataset):
         order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(trainer.args.seed))
         rows: list[Row] = [dataset[index] for index in order[: SAMPLED_BATCHES * size].tolist()]
@@ -125,14 +126,15 @@ def estimate_memory(trainer: RewardTrainer, rows: Sequence[Row], tokens: int) ->
     r"""Estimate the peak memory of training.
 
     .. math:: M = \underbrace{\sum_{all} s}_{weights} + \underbrace{\sum_{trained} s}_{gradients}
-        + \underbrace{\sum_{trained} k}_{optimizer} + a + b\,T
+        + \underbrace{\sum_{trained} k}_{optimizer} + \underbrace{a + b\,T}_{activations}
 
-    with :math:`s` the bytes of a parameter and :math:`k` those that the optimizer keeps for it (two moments in the
-    parameter's own type for Adam; see `optimizer_bytes`). The bytes kept for the backward pass are counted while
-    small batches of two sizes run forward: the line through them has intercept :math:`a` (copies of weights in lower
-    precision) and slope :math:`b`, and :math:`T` is the size of the largest sampled batch in tokens. With gradient
-    checkpointing, where only the inputs of layers are kept, one layer's worth of what would be kept otherwise comes
-    on top. Temporary buffers and the allocator's slack are not included: allow for a tenth more.
+    with :math:`s` the bytes of a parameter and :math:`k` those that the optimizer keeps for it
+    (`optimizer_bytes`). What is kept for the backward pass is counted while small batches of two sizes run
+    forward; the line through them has intercept :math:`a` (copies of weights in lower precision) and slope
+    :math:`b`, and :math:`T` is the size of the largest batch in tokens. Gradient checkpointing keeps the
+    inputs of the :math:`L` layers, of hidden size :math:`H`, and what one layer keeps while it is worked on:
+    :math:`L\,T\,H\,s + (a + b\,T)/L`. Temporary buffers and the allocator's slack are not included: allow for
+    a tenth more.
 
     Args:
         trainer: Its model is run, not changed.
@@ -141,15 +143,212 @@ def estimate_memory(trainer: RewardTrainer, rows: Sequence[Row], tokens: int) ->
     """
     model: Any = trainer.model
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    checkpointing = bool(trainer.args.gradient_checkpointing)
+    optim = str(getattr(trainer.args.optim, "value", trainer.args.optim))
     kept = _activations(trainer, rows, tokens)
-    if checkpointing and getattr(model, "supports_gradient_checkpointing", False):
-        layers = max(getattr(model.config.get_text_config(), "num_hidden_layers", 1), 1)
-        with _checkpointing(model, trainer.args):
-            kept = _activations(trainer, rows, tokens) + kept // layers
+    if _checkpoints(trainer):
+        config = model.config.get_text_config()
+        layers = max(getattr(config, "num_hidden_layers", 1), 1)
+        width = getattr(config, "hidden_size", 0) * next(model.parameters()).element_size()
+        kept = layers * tokens * width + kept // layers
     return Memory(
         weights=sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
         gradients=sum(parameter.numel() * parameter.element_size() for parameter in trained),
-        optimizer=sum(optimizer_bytes(trainer.args, parameter) for parameter in trained),
+        optimizer=sum(optimizer_bytes(optim, parameter) for parameter in trained),
         activations=kept,
     )
+
+
+def optimizer_bytes(optim: str, parameter: torch.Tensor) -> int:
+    """Bytes that an optimizer keeps for a parameter.
+
+    Args:
+        optim: Name of the optimizer, as in ``TrainingArguments.optim``.
+        parameter: A trained parameter.
+
+    >>> weight = torch.zeros(8, 4)
+    >>> [optimizer_bytes(name, weight) for name in ("adamw_torch_fused", "adamw_8bit", "adafactor", "sgd")]
+    [256, 64, 48, 0]
+    """
+    if optim == "sgd":
+        return 0
+    if optim == "adafactor":
+        return 4 * sum(parameter.shape) if parameter.dim() > 1 else 4 * parameter.numel()
+    numbers = 1 if any(name in optim for name in ("lion", "adagrad", "rmsprop")) else 2
+    if "8bit" in optim:
+        return numbers * parameter.numel()
+    if "4bit" in optim:
+        return numbers * parameter.numel() // 2
+    return numbers * parameter.numel() * parameter.element_size()
+
+
+def _checkpoints(trainer: RewardTrainer) -> bool:
+    model: Any = trainer.model
+    return bool(trainer.args.gradient_checkpointing) and getattr(
+        model, "supports_gradient_checkpointing", False
+    )
+
+
+def _activations(trainer: RewardTrainer, rows: Sequence[Row], tokens: int) -> int:
+    """Bytes kept for the backward pass of a batch of a given size, without gradient checkpointing."""
+    small, large = (
+        small_batch(trainer, rows, _MEASURED_TOKENS // 4),
+        small_batch(trainer, rows, _MEASURED_TOKENS),
+    )
+    few, few_bytes = _kept(trainer, small)
+    many, many_bytes = _kept(trainer, large)
+    if many <= few:
+        return many_bytes * tokens // many
+    slope = max(many_bytes - few_bytes, 0) / (many - few)
+    return int(few_bytes + slope * (tokens - few))
+
+
+def _kept(trainer: RewardTrainer, rows: Sequence[Row]) -> tuple[int, int]:
+    """Tokens computed for a batch, and the bytes that its forward pass keeps."""
+    model: Any = trainer.model
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        _loss(trainer, collate(trainer, rows))
+    return count_tokens(rows, trainer.args.pad_to_multiple_of).computed(trainer.batch_layout), sum(
+        kept.values()
+    )
+
+
+# --- running a batch --------------------------------------------------------------------------------------
+
+
+def small_batch(trainer: RewardTrainer, rows: Sequence[Row], limit: int) -> list[Row]:
+    """The first rows of a batch that stay below a number of computed tokens; one row at least."""
+    taken = [rows[0]]
+    for row in rows[1:]:
+        count = count_tokens([*taken, row], trainer.args.pad_to_multiple_of)
+        if count.computed(trainer.batch_layout) > limit:
+            break
+        taken.append(row)
+    return taken
+
+
+def collate(trainer: RewardTrainer, rows: Sequence[Row]) -> Batch:
+    """A batch as training would see it, on the model's device."""
+    batch = trainer.data_collator([dict(row) for row in rows])
+    return {key: value.to(trainer.args.device) for key, value in batch.items()}
+
+
+def check_layout(trainer: RewardTrainer, rows: Sequence[Row]) -> None:
+    """Score a batch in evaluation mode, before which the trainer compares both layouts.
+
+    Raises:
+        ConfigError: If the shared-prefix layout was asked for and is wrong for this model.
+    """
+    model: Any = trainer.model
+    model.eval()
+    with torch.no_grad():
+        _loss(trainer, collate(trainer, rows))
+
+
+def _loss(trainer: RewardTrainer, batch: Batch) -> Any:
+    model: Any = trainer.model
+    with trainer.accelerator.autocast():
+        return trainer.compute_loss(model, batch)
+
+
+# --- time -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What was measured.
+
+    Attributes:
+        seconds_per_token: Forward and backward pass, per computed token.
+        seconds_per_parameter: Optimizer step, per trained parameter.
+    """
+
+    seconds_per_token: float
+    seconds_per_parameter: float
+
+
+def measure_speed(trainer: RewardTrainer, rows: Sequence[Row]) -> Speed:
+    """Time a forward and backward pass over a small batch, and AdamW on a tensor of its own.
+
+    Gradients are dropped and no step is taken: the weights stay as they are. Each is run twice and the second
+    run counts, because the first one pays for memory that is new to the process.
+
+    Args:
+        trainer: Its model is run in training mode.
+        rows: Prepared rows of one batch, of which the first few are taken.
+    """
+    model: Any = trainer.model
+    rows = small_batch(trainer, rows, _MEASURED_TOKENS)
+    model.train()
+    checkpointing = _checkpoints(trainer)
+    if checkpointing:
+        _checkpointing_switch(model, "enable")(trainer.args.gradient_checkpointing_kwargs)
+    try:
+        seconds = _second_run(lambda: _loss(trainer, collate(trainer, rows)).backward(), trainer.args.device)
+    finally:
+        if checkpointing:
+            _checkpointing_switch(model, "disable")()
+        model.zero_grad(set_to_none=True)
+    tokens = count_tokens(rows, trainer.args.pad_to_multiple_of).computed(trainer.batch_layout)
+    weight = nn.Parameter(torch.zeros(2**22, device=trainer.args.device))
+    weight.grad = torch.zeros_like(weight)
+    step = _second_run(torch.optim.AdamW([weight], fused=True).step, trainer.args.device)
+    return Speed(seconds / tokens, step / weight.numel())
+
+
+def _checkpointing_switch(model: Any, verb: str) -> Any:
+    # Newer transformers have another name for it, and warn about the old one.
+    return getattr(model, f"activation_checkpointing_{verb}", None) or getattr(
+        model, f"gradient_checkpointing_{verb}"
+    )
+
+
+def _second_run(action: Any, device: torch.device) -> float:
+    seconds = 0.0
+    for _ in range(2):
+        start = time.perf_counter()
+        action()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+    return seconds
+
+
+def count_steps(config: RewardConfig, rows: int | None) -> int:
+    """Optimizer steps of the whole run.
+
+    Args:
+        config: The settings.
+        rows: Rows to train on; None for a stream, which must have ``max_steps``.
+    """
+    if config.max_steps > 0:
+        return config.max_steps
+    batches = math.ceil((rows or 0) / (config.train_batch_size * config.world_size))
+    per_epoch = max(math.ceil(batches / config.gradient_accumulation_steps), 1)
+    return math.ceil(per_epoch * config.num_train_epochs)
+
+
+def estimate_seconds(
+    config: RewardConfig, speed: Speed, steps: int, tokens_per_batch: float, trained: int
+) -> float:
+    """Time for all steps, without loading, evaluation and checkpoints.
+
+    ``steps x (accumulation x tokens a batch x seconds a token + trained parameters x seconds a parameter)``
+
+    Args:
+        config: The settings.
+        speed: What was measured.
+        steps: Optimizer steps.
+        tokens_per_batch: Tokens computed for a batch on average.
+        trained: Number of trained parameters.
+    """
+    batch = config.gradient_accumulation_steps * tokens_per_batch * speed.seconds_per_token
+    return steps * (batch + trained * speed.seconds_per_parameter)

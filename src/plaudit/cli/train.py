@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,12 +35,13 @@ def run(arguments: Sequence[str]) -> int:
         print_help(make_console())
         return 0
     settings = parse_arguments(arguments)
-    with log_lines():
-        if settings.run.dry_run:
-            from plaudit.cli.dry_run import dry_run
+    if settings.run.dry_run:
+        from plaudit.cli.dry_run import dry_run
 
+        with log_lines(logging.WARNING):
             dry_run(settings, make_console())
-        else:
+    else:
+        with log_lines():
             train(settings)
     return 0
 

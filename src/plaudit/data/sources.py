@@ -42,8 +42,8 @@ def load_preference_dataset(
 
     Args:
         name: A JSON, JSON lines, CSV or TSV file (also ``.gz``) or a Parquet file; a folder of such files,
-            named after their splits; a folder written by ``save_to_disk``; or the name of a data set on the Hub.
-            What exists on this machine comes first.
+            named after their splits; a folder written by ``save_to_disk``; or a name on the Hub. What
+            exists on this machine comes first.
         config: Configuration of a data set on the Hub, or of a folder with the same structure.
         split: Which split, also with slices and sums such as ``"train[:10%]"`` or ``"train+validation"``. A
             single file is the split ``train``.

@@ -100,6 +100,8 @@ class RewardConfig(TrainingArguments):
         # Newer transformers call it activation checkpointing, and warn about the name that the reference uses.
         if getattr(self, "activation_checkpointing", False) is None:
             self.activation_checkpointing = self.gradient_checkpointing
+        if not torch.accelerator.is_available():
+            self.dataloader_pin_memory = False  # it would only warn
         super().__post_init__()
         if self.pad_token is not None:
             warnings.warn(

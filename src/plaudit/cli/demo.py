@@ -1,0 +1,105 @@
+"""``plaudit demo``: watch a small reward model learn."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+from rich.table import Table
+
+from plaudit.cli.console import duration, log_lines, make_console, say
+from plaudit.demo.run import BETTER_ANSWER, QUESTION, WORSE_ANSWER, DemoResult, run_demo
+from plaudit.errors import ConfigError
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message, fix="`plaudit demo --help` explains the settings.")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the demo with the given command-line arguments; returns the exit code.
+
+    Raises:
+        ConfigError: If the embedded model is not installed, or a setting cannot be read.
+    """
+    parser = _Parser(
+        prog="plaudit demo", description="Train a reward model on bundled preferences, on any CPU."
+    )
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[0], metavar="N", help="one run a seed (default: 0)"
+    )
+    parser.add_argument(
+        "--output_dir", "--output-dir", default="runs/demo", metavar="FOLDER", help="default: %(default)s"
+    )
+    try:
+        settings = parser.parse_args(list(arguments))
+    except SystemExit as leaving:  # --help
+        return int(leaving.code or 0)
+    seeds: list[int] = settings.seeds
+    folder = Path(settings.output_dir)
+    with log_lines(logging.WARNING):
+        results = [
+            run_demo(folder if len(seeds) == 1 else folder / f"seed-{seed}", seed=seed, say=say)
+            for seed in seeds
+        ]
+    print_results(results, make_console())
+    return 0
+
+
+def print_results(results: Sequence[DemoResult], console: Console) -> None:
+    """Print what was reached, and the verdict on two answers.
+
+    Args:
+        results: One or more runs.
+        console: Where to print.
+    """
+    console.print()
+    console.print(_table(results))
+    last = results[-1]
+    better, worse = last.rewards
+    console.print(f"\nA new question, scored by the model loaded from {last.folder}:", markup=False)
+    table = Table(box=None, show_header=False, padding=(0, 1, 0, 2))
+    table.add_column(justify="right")
+    table.add_column()
+    table.add_row("", f"[bold]{QUESTION}[/bold]")
+    for reward, answer, preferred in (
+        (better, BETTER_ANSWER, better > worse),
+        (worse, WORSE_ANSWER, worse > better),
+    ):
+        table.add_row(
+            f"{reward:+.2f}", answer + (" [bold green]◀ preferred[/bold green]" if preferred else "")
+        )
+    console.print(table)
+    folders = ", ".join(result.folder for result in results)
+    total = duration(sum(result.seconds for result in results))
+    console.print(f"\nThe reward model is in {folders} (took {total}).", markup=False, soft_wrap=True)
+
+
+def _table(results: Sequence[DemoResult]) -> Table:
+    """Held-out numbers before and after; with several seeds also their means."""
+    rows = results[0].after.rows
+    table = Table(title=f"Held-out preferences ({rows} pairs on topics not trained on)", title_justify="left")
+    if len(results) > 1:
+        table.add_column("seed", justify="right")
+    for column in ("", "accuracy", "95% interval", "margin", "loss"):
+        table.add_column(column, justify="left" if column == "" else "right")
+    for result in results:
+        for name, score in (("before", result.before), ("after", result.after)):
+            low, high = score.interval
+            cells = [name, f"{score.accuracy:.1%}", f"{low:.1%} to {high:.1%}", f"{score.margin:+.3f}"]
+            table.add_row(*([str(result.seed)] if len(results) > 1 else []), *cells, f"{score.loss:.3f}")
+    if len(results) > 1:
+        table.add_section()
+        for name in ("before", "after"):
+            scores = [getattr(result, name) for result in results]
+            accuracy, margin, loss = (
+                sum(getattr(score, field) for score in scores) / len(scores)
+                for field in ("accuracy", "margin", "loss")
+            )
+            table.add_row("mean", name, f"{accuracy:.1%}", "", f"{margin:+.3f}", f"{loss:.3f}")
+    return table

@@ -1,0 +1,218 @@
+"""``plaudit train --dry-run``: what training would do, seen before it starts. Nothing is written."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from plaudit.cli import estimate
+from plaudit.cli.arguments import TrainSettings
+from plaudit.cli.build import build_trainer, name_of
+from plaudit.cli.console import duration, size
+from plaudit.data.collate import PaddedCollator, SharedPrefixCollator, common_prefix_length, tokenized_example
+from plaudit.training.setup import require_writable
+from plaudit.training.trainer import RewardTrainer
+
+MARK = "│"
+"""Stands between two tokens."""
+READ = "◀ reward"
+"""Stands behind the token at which a reward is read."""
+_SHOWN = 320  # tokens of a prompt or response
+
+
+def dry_run(settings: TrainSettings, console: Console) -> None:
+    """Print model, data, one example, batches, memory and time.
+
+    Args:
+        settings: Those of the training to be.
+        console: Where to print.
+
+    Raises:
+        PlauditError: Whatever training would have raised before its first step.
+    """
+    output_dir = settings.config.output_dir
+    require_writable(output_dir)
+    with tempfile.TemporaryDirectory() as folder:
+        # The Trainer makes its folder when it is built.
+        settings.config.output_dir = folder
+        trainer = build_trainer(settings)
+        batches = estimate.sample_batches(trainer)
+        estimate.check_layout(trainer, batches[0])
+        _show_model(trainer, console)
+        _show_data(trainer, console)
+        _show_example(trainer, batches[0][0], console)
+        _show_batches(trainer, batches, console)
+        _show_needs(trainer, batches, console)
+    console.print(f"\nNothing was trained or written. Training would save to {output_dir}.", markup=False)
+
+
+def _title(console: Console, text: str) -> None:
+    console.print(Text(f"\n{text}", style="bold"))
+
+
+def _grid(rows: Sequence[tuple[str, ...]], console: Console) -> None:
+    table = Table(box=None, show_header=False, padding=(0, 1, 0, 2))
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table)
+
+
+def _show_model(trainer: RewardTrainer, console: Console) -> None:
+    model: Any = trainer.model
+    parameters = list(model.parameters())
+    count = sum(parameter.numel() for parameter in parameters)
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    weights = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in parameters})
+    args = trainer.args
+    mixed = "bfloat16" if args.bf16 else "float16" if args.fp16 else None
+    device = str(args.device)
+    if args.device.type == "cuda":
+        device += f" ({torch.cuda.get_device_name(args.device)})"
+    _title(console, "Model")
+    _grid(
+        [
+            ("model", f"{name_of(model.config.name_or_path)} ({type(trainer.model).__name__})"),
+            (
+                "parameters",
+                f"{count:,}" + ("" if trained == count else f", of which {trained:,} are trained"),
+            ),
+            ("precision", f"weights in {', '.join(weights)}" + (f", computed in {mixed}" if mixed else "")),
+            ("device", device),
+            ("batch layout", f"{trainer.batch_layout} ({trainer.batch_layout_reason})"),
+        ],
+        console,
+    )
+
+
+def _show_data(trainer: RewardTrainer, console: Console) -> None:
+    _title(console, "Data")
+    for report in trainer.data_reports.values():
+        lengths = report.lengths
+        console.print(f"  {report.summary()}", markup=False)
+        if lengths.responses:
+            text = f"{lengths.shortest:,} to {lengths.longest:,} tokens, {lengths.mean:,.0f} on average"
+            console.print(f"  Responses with their prompts: {text}.", markup=False)
+
+
+# --- one example ------------------------------------------------------------------------------------------
+
+
+def _show_example(trainer: RewardTrainer, row: Mapping[str, Any], console: Console) -> None:
+    responses = tokenized_example(row).response_ids
+    prefix = common_prefix_length(responses)
+    tokenizer: Any = trainer.processing_class
+    _title(console, f"One example, its tokens set apart by {MARK}")
+    _show_tokens(f"Shared prompt: {prefix:,} tokens", responses[0][:prefix], tokenizer, False, console)
+    for name, ids in zip(("Chosen", "Rejected"), responses, strict=True):
+        heading = f"{name}: {len(ids) - prefix:,} tokens of its own, {len(ids):,} with the prompt"
+        _show_tokens(heading, ids[prefix:], tokenizer, True, console)
+
+
+def _show_tokens(heading: str, ids: Sequence[int], tokenizer: Any, rewarded: bool, console: Console) -> None:
+    console.print(Text(f"  {heading}", style="dim"))
+    console.print(render_tokens(ids, tokenizer, rewarded=rewarded), soft_wrap=False)
+
+
+def render_tokens(ids: Sequence[int], tokenizer: Any, *, rewarded: bool) -> Text:
+    """Write tokens out with a mark after each: shaded by turns, special ones coloured, clear without colour.
+
+    Args:
+        ids: Token ids; of a long list the middle is left out, and said so.
+        tokenizer: The one that made them.
+        rewarded: Whether the reward is read at the last one.
+    """
+    special = set(tokenizer.all_special_ids)
+    text = Text()
+    left_out = len(ids) - _SHOWN
+    for index, piece in enumerate(token_pieces(ids, tokenizer)):
+        if left_out > 0 and _SHOWN // 2 <= index < _SHOWN // 2 + left_out:
+            if index == _SHOWN // 2:
+                text.append(f" ... {left_out:,} tokens left out ... ", style="italic")
+            continue
+        style = "bold magenta" if ids[index] in special else ("on grey23" if index % 2 else "")
+        # A line break is shown, and made.
+        text.append(piece.replace("\n", "↵\n"), style=style)
+        text.append(MARK, style="dim")
+    if rewarded:
+        text.append(f" {READ}", style="bold green")
+    return text
+
+
+def token_pieces(ids: Sequence[int], tokenizer: Any) -> list[str]:
+    """The text that each token adds; a character made of several tokens stands at the last of them.
+
+    Args:
+        ids: Token ids.
+        tokenizer: The one that made them.
+    """
+    pieces: list[str] = []
+    start = 0  # of the tokens that are not written out yet
+    for end in range(1, len(ids) + 1):
+        # Decoded behind the token before it: some tokenizers drop a leading blank otherwise.
+        before = tokenizer.decode(ids[start - 1 : start]) if start else ""
+        text = tokenizer.decode(ids[max(start - 1, 0) : end])
+        piece = text[len(before) :] if text.startswith(before) else tokenizer.decode(ids[start:end])
+        if piece.endswith("\ufffd") and end < len(ids):
+            pieces.append("")
+            continue
+        pieces.append(piece)
+        start = end
+    return pieces
+
+
+# --- batches, memory, time --------------------------------------------------------------------------------
+
+
+def _show_batches(trainer: RewardTrainer, batches: Sequence[Sequence[Any]], console: Console) -> None:
+    multiple = trainer.args.pad_to_multiple_of
+    tokenizer: Any = trainer.processing_class
+    total = sum((estimate.count_tokens(rows, multiple) for rows in batches), estimate.TokenCount())
+    padded = tuple(PaddedCollator(tokenizer.pad_token_id, multiple)(batches[0])["input_ids"].shape)
+    shared = tuple(SharedPrefixCollator()(batches[0])["input_ids"].shape)
+    _title(console, f"Batches of {len(batches[0])} examples")
+    over = "1 batch" if len(batches) == 1 else f"{len(batches)} batches"
+    table = Table(box=None, padding=(0, 1, 0, 2))
+    for column in ("layout", "first batch", f"tokens in {over}", ""):
+        table.add_column(column, justify="right" if column.startswith("tokens") else "left", no_wrap=True)
+    padding, saved = f"{total.padding_share:.0%} are padding", f"{total.saved_share:.0%} saved"
+    table.add_row("padded", str(padded), f"{total.padded:,}", padding)
+    table.add_row("shared_prefix", str(shared), f"{total.shared_prefix:,}", saved)
+    console.print(table)
+
+
+def _show_needs(trainer: RewardTrainer, batches: Sequence[Sequence[Any]], console: Console) -> None:
+    config, multiple = trainer.args, trainer.args.pad_to_multiple_of
+    tokens = [estimate.count_tokens(rows, multiple).computed(trainer.batch_layout) for rows in batches]
+    rows = len(trainer.train_dataset) if isinstance(trainer.train_dataset, Dataset) else None
+    steps = estimate.count_steps(config, rows)
+    _title(console, "Estimates")
+    try:
+        memory = estimate.estimate_memory(trainer, batches[0], max(tokens))
+        speed = estimate.measure_speed(trainer, batches[0])
+    except torch.OutOfMemoryError:
+        console.print("  Not even a small batch fits into this device's memory.", markup=False)
+        return
+    model: Any = trainer.model
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    seconds = estimate.estimate_seconds(config, speed, steps, sum(tokens) / len(tokens), trained)
+    parts = ", ".join(
+        f"{name} {size(getattr(memory, name))}"
+        for name in ("weights", "gradients", "optimizer", "activations")
+    )
+    batch = config.train_batch_size * config.gradient_accumulation_steps * config.world_size
+    _grid(
+        [
+            ("peak memory", f"about {size(memory.total)}: {parts}"),
+            ("speed", f"{1 / speed.seconds_per_token:,.0f} tokens/s forward and backward"),
+            ("steps", f"{steps:,} of {batch:,} examples"),
+            ("time", f"about {duration(seconds)} for training, without evaluation and checkpoints"),
+        ],
+        console,
+    )
