@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plaudit.losses import bradley_terry_loss, center_rewards_penalty
+from plaudit.losses import bradley_terry_loss, center_rewards_penalty, load_balancing_loss
 
 rewards = st.floats(-50, 50, width=32)
 
@@ -59,3 +59,22 @@ def test_shapes_that_would_broadcast_are_refused(shapes):
 @given(better=rewards, worse=rewards)
 def test_centering_is_the_squared_sum(better, worse):
     assert center_rewards_penalty(tensor(better), tensor(worse)).item() == pytest.approx((better + worse) ** 2)
+
+
+@pytest.mark.parametrize("top_k", [1, 2])
+def test_load_balancing_is_that_of_mixtral(top_k):
+    mixtral = pytest.importorskip("transformers.models.mixtral.modeling_mixtral")
+    generator = torch.Generator().manual_seed(0)
+    logits = [torch.randn(6, 4, generator=generator) for _ in range(3)]
+    expected = mixtral.load_balancing_loss_func(tuple(logits), 4, top_k)
+    torch.testing.assert_close(load_balancing_loss(logits, top_k), expected)
+    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    expected = mixtral.load_balancing_loss_func(tuple(logits), 4, top_k, mask)
+    torch.testing.assert_close(load_balancing_loss(logits, top_k, mask.flatten()), expected)
+
+
+def test_load_balancing_counts_a_shared_token_as_often_as_it_is_shared():
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+    repeated = logits[torch.tensor([0, 0, 0, 1, 2, 2, 3])]
+    weight = torch.tensor([3, 1, 2, 1])
+    torch.testing.assert_close(load_balancing_loss([logits], 2, weight), load_balancing_loss([repeated], 2))

@@ -6,6 +6,8 @@ accumulation, uneven batches and several processes all give what one big batch w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch.nn.functional import logsigmoid
 
@@ -62,6 +64,44 @@ def center_rewards_penalty(better_P: torch.Tensor, worse_P: torch.Tensor) -> tor
     """
     _require_same_shape(better_P, worse_P)
     return (better_P + worse_P) ** 2
+
+
+def load_balancing_loss(
+    router_logits: Sequence[torch.Tensor], top_k: int, weight_T: torch.Tensor | None = None
+) -> torch.Tensor:
+    r"""Auxiliary loss of mixture-of-experts models: smallest where all experts get the same share of tokens.
+
+    .. math:: E \sum_{k} \sum_{e} f_{ke} \, p_e
+
+    with :math:`f_{ke}` the share of tokens whose k-th choice is expert e, and :math:`p_e` the mean probability that
+    the router gives to e, both over all layers.
+
+    Args:
+        router_logits: For each layer the router's scores, shape (T, E).
+        top_k: Experts that each token goes to.
+        weight_T: How often each token counts, shape (T,): 0 for padding, and for a shared prompt the number of
+            responses that share it.
+
+    Returns:
+        A scalar, before its coefficient; ``top_k`` where routing is uniform.
+
+    Source: Fedus et al. (2021), https://arxiv.org/abs/2101.03961, equations 4 to 6, over k choices as in Mixtral.
+
+    >>> load_balancing_loss([torch.zeros(4, 2)], top_k=2)
+    tensor(2.)
+    """
+    device = router_logits[0].device
+    logits = torch.cat([layer.to(device).float() for layer in router_logits])
+    experts = logits.shape[-1]
+    weight = torch.ones(len(logits) // len(router_logits), device=device) if weight_T is None else weight_T.float()
+    weight = weight.to(device).repeat(len(router_logits))
+    probabilities = logits.softmax(dim=-1)
+    chosen = probabilities.topk(top_k, dim=-1).indices
+    total = weight.sum()
+    # (k, E): weighted share of the tokens whose k-th choice is each expert.
+    shares = torch.stack([torch.zeros(experts, device=device).index_add_(0, chosen[:, k], weight) for k in range(top_k)])
+    mean_probability = (probabilities * weight[:, None]).sum(dim=0) / total
+    return experts * (shares / total * mean_probability).sum()
 
 
 def _require_same_shape(better_P: torch.Tensor, worse_P: torch.Tensor, margin_P: torch.Tensor | None = None) -> None:

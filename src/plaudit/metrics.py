@@ -15,7 +15,19 @@ import torch
 
 Gather: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
-_SUMS = ("comparisons", "correct", "ties", "rewards", "tokens", "tokens_computed", "loss", "reward", "margin")
+_SUMS = (
+    "comparisons",
+    "correct",
+    "ties",
+    "rewards",
+    "tokens",
+    "tokens_computed",
+    "loss",
+    "reward",
+    "margin",
+    "aux_loss",
+    "with_aux_loss",
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +43,7 @@ class Scored:
         weight_P: 1 for real comparisons, 0 for fillers.
         lengths_N: Tokens of each response, prompt included.
         tokens_computed: Tokens that went through the model, padding included, shared prompts once.
+        aux_loss: Auxiliary loss of the batch, weighted into each comparison's loss; None where the model has none.
     """
 
     rewards_N: torch.Tensor
@@ -41,6 +54,7 @@ class Scored:
     weight_P: torch.Tensor
     lengths_N: torch.Tensor
     tokens_computed: int | torch.Tensor
+    aux_loss: torch.Tensor | None = None
 
 
 class RewardMetrics:
@@ -77,6 +91,8 @@ class RewardMetrics:
                 "loss": torch.where(real_P, scored.loss_P.detach(), 0),
                 "reward": torch.where(real_N, rewards_N, 0),
                 "margin": torch.where(real_P, margin_P, 0),
+                "aux_loss": real_P * (0.0 if scored.aux_loss is None else scored.aux_loss.detach()),
+                "with_aux_loss": real_P * float(scored.aux_loss is not None),
             }
             sums = torch.stack([summands[name].to(wide).sum() for name in _SUMS])
             extremes = torch.stack(
@@ -93,14 +109,14 @@ class RewardMetrics:
 
         Returns:
             ``loss, accuracy, tie_rate, margin, min_reward, mean_reward, max_reward, num_tokens,
-            num_tokens_computed, comparisons``; empty if nothing was added.
+            num_tokens_computed, comparisons``, and ``aux_loss`` where there is one; empty if nothing was added.
         """
         totals = self.totals(gather)
         if totals is None:
             return {}
         named = dict(zip((*_SUMS, "max", "negative_min"), totals, strict=True))
         comparisons, rewards = max(named["comparisons"], 1.0), max(named["rewards"], 1.0)
-        return {
+        values = {
             "loss": named["loss"] / comparisons,
             "accuracy": named["correct"] / comparisons,
             "tie_rate": named["ties"] / comparisons,
@@ -112,6 +128,9 @@ class RewardMetrics:
             "num_tokens_computed": int(named["tokens_computed"]),
             "comparisons": int(named["comparisons"]),
         }
+        if named["with_aux_loss"]:
+            values["aux_loss"] = named["aux_loss"] / named["with_aux_loss"]
+        return values
 
     def totals(self, gather: Gather | None = None) -> list[float] | None:
         """The sums and extremes over all processes as plain numbers, for `restore`; None if nothing was added."""

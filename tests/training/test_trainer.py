@@ -288,6 +288,30 @@ def test_dropout_is_off_unless_asked_for(tokenizer, dataset, make_trainer):
     assert losses(disable_dropout=False) != losses()
 
 
+@pytest.mark.parametrize("architecture", ["mixtral", "qwen3_moe"])
+def test_the_auxiliary_loss_of_experts_is_really_added(tokenizer, dataset, make_trainer, architecture):
+    def logs(layout, **changes):
+        model = tiny_model(tokenizer, architecture, output_router_logits=True, **changes)
+        trainer = make_trainer(model, dataset, batch_layout=layout, max_steps=1, eval_dataset=dataset)
+        trainer.train()
+        return {**training_logs(trainer)[0], **trainer.evaluate()}, trainer.model.model.layers[0].mlp.gate.weight
+
+    padded, _ = logs("padded", router_aux_loss_coef=0.5)
+    shared, weight = logs("shared_prefix", router_aux_loss_coef=0.5)
+    without, plain_weight = logs("shared_prefix", router_aux_loss_coef=0.0)
+    assert shared["aux_loss"] > 2  # two experts a token: 2 is perfect balance
+    assert shared["aux_loss"] == pytest.approx(padded["aux_loss"], rel=1e-4)
+    assert shared["loss"] == pytest.approx(without["loss"] + 0.5 * shared["aux_loss"], rel=1e-4)
+    assert shared["eval_loss"] == pytest.approx(padded["eval_loss"], rel=1e-3)
+    assert not torch.allclose(weight, plain_weight)
+
+
+def test_no_auxiliary_loss_unless_asked_for(tokenizer, dataset, make_trainer):
+    trainer = make_trainer(tiny_model(tokenizer, "mixtral"), dataset)
+    trainer.train()
+    assert "aux_loss" not in training_logs(trainer)[0]
+
+
 def test_streams_train(model, make_trainer):
     stream = IterableDataset.from_generator(lambda: iter(conversation_rows(12)))
     trainer = make_trainer(model, stream, max_steps=3)

@@ -375,7 +375,7 @@ def print_help(console: Console) -> None:
     console.print("      --eval_fraction 0.1 --output_dir runs/first\n", markup=False)
     console.print(
         "Settings may be written --with_underscores or --with-hyphens, or stand in a YAML file as "
-        "`name: value`; flags win over the file. --no_NAME turns a switch off, `none` empties a number."
+        "`name: value`; flags win over the file. `--NAME false` turns a switch off, `none` empties a number."
     )
     own = [one for one in dataclasses.fields(RewardConfig) if one.name in RewardConfig.__annotations__]
     inherited = [one for one in dataclasses.fields(RewardConfig) if one not in own and one.init]
@@ -395,7 +395,7 @@ def print_help(console: Console) -> None:
 
 
 def _table_of(fields: Sequence[dataclasses.Field[Any]], hints: Mapping[str, Any]) -> Table:
-    table = Table.grid(padding=(0, 2, 0, 2))
+    table = Table(box=None, show_header=False, padding=(0, 0, 0, 2))
     table.add_column(no_wrap=True, max_width=44)
     table.add_column(overflow="fold")
     for one in fields:

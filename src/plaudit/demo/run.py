@@ -1,4 +1,4 @@
-"""What ``plaudit demo`` does: train on the bundled preferences, compare before and after, score two answers."""
+"""What ``plaudit demo`` does: train on the bundled preferences, compare with before, score two answers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import datasets
@@ -96,7 +95,7 @@ class DemoResult:
 def run_demo(
     output_dir: str | os.PathLike[str], *, seed: int = 0, say: Callable[[str], None] = print
 ) -> DemoResult:
-    """Train the embedded model on the bundled preferences, save it, and score two answers with what was saved.
+    """Train the embedded model on the bundled preferences, save it, and score two answers with the result.
 
     Args:
         output_dir: Folder for the reward model.
@@ -176,6 +175,7 @@ class ProgressBar(ProgressCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
+        """Show the newest numbers beside the bar."""
         if self.training_bar is not None and logs is not None and "accuracy" in logs:
             self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}", accuracy=f"{logs['accuracy']:.2f}")
 

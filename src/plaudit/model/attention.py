@@ -84,6 +84,15 @@ class SharedPrefixLayout:
             for length in (prefix + suffixes[0], *suffixes[1:])
         ]
 
+    def multiplicity(self, device: torch.device) -> torch.Tensor:
+        """How many responses each token belongs to, shape (T,)."""
+        counts = [
+            count
+            for prefix, suffixes in zip(self.prefix_lengths, self.suffix_lengths, strict=True)
+            for count in (len(suffixes), *(1 for _ in suffixes))
+        ]
+        return torch.tensor(counts).repeat_interleave(torch.tensor(self.key_pieces)).to(device)
+
     def mask(self, queries: int, keys: int, window: int | None, like: torch.Tensor) -> torch.Tensor | None:
         """Additive mask (queries, keys) of a causal problem aligned at the bottom right; None for plain causal."""
         if window is not None and window >= keys:

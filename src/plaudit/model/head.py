@@ -7,15 +7,32 @@ scores the states at those positions and nothing else, whatever the layout of th
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.modeling_outputs import SequenceClassifierOutputWithPast
+from transformers.utils import ModelOutput
 
+from plaudit.losses import load_balancing_loss
 from plaudit.model.attention import AttentionCall, SharedPrefixLayout
+
+
+@dataclass
+class RewardOutput(ModelOutput):
+    """What a reward model returns for a batch that says where rewards are read.
+
+    Attributes:
+        logits: Rewards, shape (N, 1), float32.
+        pooled_states: The states under the head that they were read from, shape (N, H).
+        aux_loss: Load-balancing loss of a mixture-of-experts model whose configuration asks for it, a scalar.
+    """
+
+    logits: torch.Tensor | None = None
+    pooled_states: torch.Tensor | None = None
+    aux_loss: torch.Tensor | None = None
 
 
 def trunk_of(model: PreTrainedModel) -> nn.Module | None:
@@ -94,30 +111,29 @@ def _reward_forward(
             self, input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
         )
     kwargs = {name: value for name, value in kwargs.items() if value is not None and name != "return_dict"}
-    kwargs["use_cache"] = False
+    weight_T = None if attention_mask is None else attention_mask.flatten()
     if prefix_lengths is not None:
         if response_lengths is None or example_of_response is None:
             raise ValueError("a shared-prefix batch needs response_lengths and example_of_response")
         if getattr(self, "expand_shared_prefix", False):
             input_ids, attention_mask, reward_positions = expand_to_padded(
-                input_ids,
-                prefix_lengths,
-                response_lengths,
-                example_of_response,
-                self.config.pad_token_id or 0,
+                input_ids, prefix_lengths, response_lengths, example_of_response, self.config.pad_token_id or 0
             )
-            position_ids = None
+            position_ids, weight_T = None, attention_mask.flatten()
         else:
             layout = SharedPrefixLayout.from_tensors(prefix_lengths, response_lengths, example_of_response)
-            layout.calls = attention_calls
+            layout.calls, weight_T = attention_calls, layout.multiplicity(input_ids.device)
             kwargs["shared_prefix_layout"] = layout
-    trunk = getattr(self, self.base_model_prefix)
     if position_ids is not None:
         kwargs["position_ids"] = position_ids
-    outputs = trunk(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-    hidden = outputs[0]
-    pooled_NH = hidden.reshape(-1, hidden.shape[-1]).index_select(0, reward_positions)
-    return SequenceClassifierOutputWithPast(logits=self.score(pooled_NH), hidden_states=(pooled_NH,))
+    trunk = getattr(self, self.base_model_prefix)
+    outputs = trunk(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **kwargs)
+    pooled_NH = outputs[0].flatten(0, 1).index_select(0, reward_positions)
+    router_logits = getattr(outputs, "router_logits", None)
+    aux_loss = None
+    if router_logits:
+        aux_loss = load_balancing_loss(router_logits, self.config.get_text_config().num_experts_per_tok, weight_T)
+    return RewardOutput(logits=self.score(pooled_NH), pooled_states=pooled_NH, aux_loss=aux_loss)
 
 
 def expand_to_padded(

@@ -116,8 +116,8 @@ def compare_with_padded(
     model.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=devices):
-            shared_states = model(**inputs, attention_calls=calls).hidden_states[0]
-            padded_states = model(**padded).hidden_states[0]
+            shared_states = model(**inputs, attention_calls=calls).pooled_states
+            padded_states = model(**padded).pooled_states
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise

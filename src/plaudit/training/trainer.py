@@ -172,17 +172,20 @@ class RewardTrainer(Trainer):
         if not self._layout_checked:
             self._check_layout(model, batch)
         if self._reads_positions:
-            inputs = {key: batch[key] for key in MODEL_KEYS if key in batch}
-            rewards_N = model(**inputs).logits[:, 0]
+            outputs = model(**{key: batch[key] for key in MODEL_KEYS if key in batch})
+            rewards_N, aux_loss = outputs.logits[:, 0], outputs.aux_loss
         else:
             outputs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-            rewards_N = outputs.logits[:, 0].float()
+            rewards_N, aux_loss = outputs.logits[:, 0].float(), None
         better_P, worse_P = batch["better"], batch["worse"]
         margin_P = batch["margin"].float() if "margin" in batch else None
         loss_P = bradley_terry_loss(rewards_N[better_P], rewards_N[worse_P], margin_P)
         if self.args.center_rewards_coefficient:
             penalty_P = center_rewards_penalty(rewards_N[better_P], rewards_N[worse_P])
             loss_P = loss_P + self.args.center_rewards_coefficient * penalty_P
+        if aux_loss is not None:
+            # Added to each comparison, so that micro-batches weigh by what they hold.
+            loss_P = loss_P + self._base_model.config.get_text_config().router_aux_loss_coef * aux_loss
         return Scored(
             rewards_N=rewards_N,
             better_P=better_P,
@@ -192,6 +195,7 @@ class RewardTrainer(Trainer):
             weight_P=_comparison_weight(batch),
             lengths_N=batch["response_lengths"],
             tokens_computed=self._tokens_computed(batch),
+            aux_loss=aux_loss,
         )
 
     def _tokens_computed(self, batch: Batch) -> int | torch.Tensor:

@@ -1,0 +1,253 @@
+"""Settings: flags, the YAML file, and the help."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from plaudit.cli.arguments import parse_arguments, print_help
+from plaudit.cli.build import make_peft_config, make_quantization_config, model_init_kwargs
+from plaudit.errors import ConfigError
+from plaudit.training.config import RewardConfig
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "train.yaml"
+BASE = ["--use_cpu", "--output_dir", "out"]
+
+
+def write(tmp_path, text):
+    path = tmp_path / "train.yaml"
+    path.write_text(text, encoding="utf-8")
+    return ["--config", str(path), *BASE]
+
+
+def test_both_spellings():
+    for name in ("--dataset_name", "--dataset-name"):
+        assert parse_arguments([name, "pairs.jsonl", *BASE]).data.dataset_name == "pairs.jsonl"
+
+
+REFERENCE_FLAGS = """
+    --model_name_or_path m --model_revision r --dtype bfloat16 --attn_implementation eager
+    --dataset_name d --dataset_config c --dataset_train_split a --dataset_test_split b --dataset_streaming
+    --use_peft --lora_r 8 --lora_alpha 4 --lora_dropout 0.1 --lora_target_modules q_proj v_proj
+    --lora_modules_to_save score --lora_task_type SEQ_CLS --use_rslora --use_dora
+    --load_in_4bit --bnb_4bit_quant_type fp4 --use_bnb_nested_quant --center_rewards_coefficient 0.01
+"""
+
+
+def test_names_of_the_reference_command_line():
+    settings = parse_arguments([*REFERENCE_FLAGS.split(), *BASE])
+    assert dataclasses.astuple(settings.model) == ("m", "r", "bfloat16", "eager")
+    assert dataclasses.astuple(settings.data) == ("d", "c", "a", "b", True, None)
+    assert settings.adapter.lora_target_modules == ["q_proj", "v_proj"]
+    assert (settings.adapter.lora_r, settings.adapter.lora_alpha, settings.adapter.lora_dropout) == (
+        8,
+        4,
+        0.1,
+    )
+    assert settings.adapter.use_rslora
+    assert settings.adapter.use_dora
+    assert settings.quantization.load_in_4bit
+    assert settings.quantization.bnb_4bit_quant_type == "fp4"
+    assert settings.config.center_rewards_coefficient == 0.01
+
+
+def test_every_field_of_the_config_is_a_flag():
+    out = io.StringIO()
+    print_help(Console(file=out, width=200))
+    listed = out.getvalue()
+    missing = [
+        one.name for one in dataclasses.fields(RewardConfig) if one.init and f"--{one.name} " not in listed
+    ]
+    assert not missing
+
+
+def test_help_puts_plaudits_own_settings_first():
+    out = io.StringIO()
+    print_help(Console(file=out, width=100))
+    order = [
+        out.getvalue().index(f"\n  --{name} ") for name in ("dry_run", "overlong", "dtype", "eval_fraction")
+    ]
+    order += [
+        out.getvalue().index(f"\n  --{name} ") for name in ("lora_r", "load_in_4bit", "num_train_epochs")
+    ]
+    assert order == sorted(order)
+    assert out.getvalue().count("--learning_rate ") == 1
+
+
+def test_none_empties_a_number():
+    settings = parse_arguments(["--max_length", "none", "--eval_fraction=None", *BASE])
+    assert settings.config.max_length is None
+    assert settings.data.eval_fraction is None
+
+
+def test_a_bare_switch_without_default_means_true():
+    assert parse_arguments(["--greater_is_better", *BASE]).config.greater_is_better is True
+    assert parse_arguments(["--greater_is_better", "false", *BASE]).config.greater_is_better is False
+
+
+def test_model_init_kwargs_as_json():
+    settings = parse_arguments(["--model_init_kwargs", '{"dtype": "bfloat16"}', *BASE])
+    assert settings.config.model_init_kwargs == {"dtype": "bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--learnig_rate", "1e-4"], "no setting --learnig_rate\n.*Did you mean `--learning_rate`"),
+        (["--learning_rate", "fast"], "--learning_rate.*'fast'"),
+        (["--batch_layout", "round"], "--batch_layout.*'round'.*shared_prefix"),
+        (["pairs.jsonl"], "unexpected argument 'pairs.jsonl'"),
+        (["--load_best_model_at_end"], "load_best_model_at_end"),
+        (["--config"], "--config needs the name"),
+    ],
+)
+def test_bad_flags(arguments, message):
+    with pytest.raises(ConfigError, match=f"(?s){message}"):
+        parse_arguments([*BASE, *arguments])
+
+
+# --- YAML -------------------------------------------------------------------------------------------------
+
+
+def test_yaml_values_of_every_kind(tmp_path):
+    settings = parse_arguments(
+        write(
+            tmp_path,
+            """
+            model_name_or_path: m
+            learning-rate: 3e-5
+            max_length: null
+            gradient_checkpointing: false
+            use_peft: true
+            lora_target_modules: [q_proj, v_proj]
+            report_to: [none]
+            model_init_kwargs: {dtype: bfloat16}
+            lr_scheduler_kwargs:
+              num_cycles: 2
+            """,
+        )
+    )
+    config = settings.config
+    assert settings.model.model_name_or_path == "m"
+    assert (config.learning_rate, config.max_length, config.gradient_checkpointing) == (3e-5, None, False)
+    assert config.model_init_kwargs == {"dtype": "bfloat16"}
+    assert config.lr_scheduler_kwargs == {"num_cycles": 2}
+    assert settings.adapter.use_peft
+    assert settings.adapter.lora_target_modules == ["q_proj", "v_proj"]
+
+
+def test_flags_win_over_the_file(tmp_path):
+    arguments = write(tmp_path, "learning_rate: 1.0e-5\nmax_length: 64\nuse_peft: true\nseed: 3")
+    settings = parse_arguments([*arguments, "--learning_rate", "2e-5", "--max_length", "none"])
+    assert settings.config.learning_rate == 2e-5
+    assert settings.config.max_length is None
+    assert settings.config.seed == 3
+    assert parse_arguments([*arguments, "--use_peft", "false"]).adapter.use_peft is False
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learnig_rate: 1", "train.yaml: there is no setting `learnig_rate`\n.*Did you mean `learning_rate`"),
+        ("zzz: 1", "train.yaml: there is no setting `zzz`\n.*--help"),
+        ("seed: three", "train.yaml: .*--seed.*'three'"),
+        ("seed: [1]", "train.yaml: `seed` cannot be a list"),
+        ("seed:", "train.yaml: `seed` is empty"),
+        ("batch_layout: round", "train.yaml: .*--batch_layout.*'round'"),
+        ("- a\n- b", "train.yaml: does not hold settings"),
+        ("a: [", "train.yaml: line 1: is not valid YAML"),
+    ],
+)
+def test_bad_files(tmp_path, text, message):
+    with pytest.raises(ConfigError, match=f"(?s){message}"):
+        parse_arguments(write(tmp_path, text))
+
+
+def test_a_file_that_is_not_there():
+    with pytest.raises(ConfigError, match=r"gone.yaml: cannot be read"):
+        parse_arguments(["--config", "gone.yaml"])
+
+
+def test_the_example_can_be_read():
+    settings = parse_arguments(["--config", str(EXAMPLE), "--use_cpu"])
+    assert settings.data.eval_fraction == 0.1
+    assert settings.config.eval_strategy == "epoch"
+
+
+# --- what flags become ------------------------------------------------------------------------------------
+
+
+def kwargs_of(*arguments):
+    settings = parse_arguments([*arguments, *BASE])
+    return model_init_kwargs(settings.model, settings.quantization, settings.config)
+
+
+def test_model_flags_become_arguments_of_from_pretrained():
+    assert kwargs_of() is None
+    assert kwargs_of("--dtype", "bfloat16", "--model_revision", "v1", "--attn_implementation", "eager") == {
+        "dtype": "bfloat16",
+        "revision": "v1",
+        "attn_implementation": "eager",
+    }
+    given = '{"dtype": "bfloat16", "low_cpu_mem_usage": true}'
+    assert kwargs_of("--model_init_kwargs", given, "--dtype", "bfloat16") == {
+        "dtype": "bfloat16",
+        "low_cpu_mem_usage": True,
+    }
+
+
+@pytest.mark.parametrize(
+    ("flag", "given"), [("dtype", "dtype"), ("dtype", "torch_dtype"), ("model_revision", "revision")]
+)
+def test_a_flag_that_contradicts_model_init_kwargs(flag, given):
+    with pytest.raises(
+        ConfigError, match=f"`{flag}` is 'float16', but `model_init_kwargs` has {given}='main'"
+    ):
+        kwargs_of("--model_init_kwargs", f'{{"{given}": "main"}}', f"--{flag}", "float16")
+
+
+def test_quantisation_without_a_gpu(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match="`load_in_4bit` needs a GPU"):
+        kwargs_of("--load_in_4bit", "--use_peft")
+    with pytest.raises(ConfigError, match="exclude each other"):
+        kwargs_of("--load_in_4bit", "--load_in_8bit", "--use_peft")
+
+
+def test_quantisation_without_bitsandbytes(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"(?s)needs the package bitsandbytes.*pip install"):
+        kwargs_of("--load_in_8bit", "--use_peft")
+
+
+def test_quantisation_config(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    made = []
+    monkeypatch.setattr(
+        "plaudit.cli.build.BitsAndBytesConfig", lambda **kwargs: made.append(kwargs) or "bits"
+    )
+    settings = parse_arguments(["--load_in_4bit", "--use_bnb_nested_quant", *BASE])
+    assert make_quantization_config(settings.quantization, {"dtype": "float16"}) == "bits"
+    assert made == [
+        {
+            "load_in_4bit": True,
+            "bnb_4bit_compute_dtype": "float16",
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": True,
+        }
+    ]
+
+
+def test_adapter():
+    pytest.importorskip("peft")
+    settings = parse_arguments(["--use_peft", "--lora_target_modules", "all-linear", "--use_rslora", *BASE])
+    config = make_peft_config(settings.adapter)
+    assert (config.r, config.lora_alpha, config.lora_dropout) == (16, 32, 0.05)
+    assert (config.target_modules, config.use_rslora, config.task_type) == ("all-linear", True, "SEQ_CLS")
+    assert make_peft_config(parse_arguments(BASE).adapter) is None
