@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from model_builders import COMMON, conversation_rows, tiny_model
-from plaudit import DataCollatorForPreference, RewardTrainer
+from plaudit import ConfigError, DataCollatorForPreference, RewardTrainer
 
 METRICS = {
     "loss",
@@ -392,3 +392,64 @@ def test_training_again_starts_counting_again(model, dataset, make_trainer):
     first = training_logs(trainer)[-1]["num_tokens"]
     trainer.train()
     assert training_logs(trainer)[-1]["num_tokens"] == first
+
+
+def test_a_chat_template_from_a_file(model, dataset, make_trainer, tmp_path):
+    path = tmp_path / "shouting.jinja"
+    path.write_text("{% for m in messages %}{{ m.content | upper }}{% endfor %}")
+    trainer = make_trainer(model, dataset, chat_template_path=str(path))
+    text = trainer.processing_class.decode(trainer.train_dataset[0]["chosen_ids"])
+    assert text == "ADD 0GOOD"
+
+
+@pytest.mark.parametrize("adapter", [False, True])
+def test_a_chat_template_from_another_tokenizer_brings_its_tokens(
+    model, dataset, tokenizer, make_trainer, tmp_path, adapter
+):
+    other = copy.deepcopy(tokenizer)
+    other.add_tokens(["<|turn|>"], special_tokens=True)
+    other.chat_template = "{% for m in messages %}<|turn|>{{ m.content }}<|im_end|>{% endfor %}"
+    other.eos_token = "<|im_end|>"
+    other.save_pretrained(tmp_path / "other")
+    peft_config = None
+    if adapter:
+        peft = pytest.importorskip("peft")
+        peft_config = peft.LoraConfig(r=2, target_modules=["q_proj"])
+    trainer = make_trainer(model, dataset, chat_template_path=str(tmp_path / "other"), peft_config=peft_config)
+    turn = trainer.processing_class.convert_tokens_to_ids("<|turn|>")
+    assert trainer.train_dataset[0]["chosen_ids"][0] == turn == len(tokenizer)
+    assert trainer.processing_class.eos_token == "<|im_end|>"
+    assert trainer.processing_class.pad_token != "<|im_end|>"
+    trainer.train()
+    assert "<|turn|>" not in tokenizer.get_vocab()
+
+
+def test_a_chat_template_that_is_not_there(model, dataset, make_trainer, tmp_path):
+    with pytest.raises(ConfigError, match="chat_template_path"):
+        make_trainer(model, dataset, chat_template_path=str(tmp_path / "missing.jinja"))
+
+
+def test_adapters_that_were_made_elsewhere(model, dataset, tokenizer, make_trainer, caplog, tmp_path):
+    peft = pytest.importorskip("peft")
+    from transformers import AutoModelForCausalLM
+
+    language_model = AutoModelForCausalLM.from_config(model.config)
+    wrong = peft.get_peft_model(language_model, peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"]))
+    with pytest.raises(ConfigError, match="AutoPeftModelForSequenceClassification"):
+        make_trainer(wrong, dataset)
+    frozen = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"]))
+    make_trainer(frozen, dataset)
+    assert "is frozen" in caplog.text
+    caplog.clear()
+    ready = peft.get_peft_model(tiny_model(tokenizer), peft.LoraConfig(task_type="SEQ_CLS", target_modules=["q_proj"]))
+    trainer = make_trainer(ready, dataset, max_steps=3, learning_rate=1e-2)
+    assert "is frozen" not in caplog.text
+    before = ready.base_model.model.score.modules_to_save["default"].weight.clone()
+    trainer.train()
+    trainer.save_model()
+    assert not torch.equal(before, ready.base_model.model.score.modules_to_save["default"].weight)
+    # ... and on again from the saved adapter
+    saved = peft.PeftModel.from_pretrained(tiny_model(tokenizer), str(tmp_path / "out"), is_trainable=True)
+    again = make_trainer(saved, dataset, folder="again")
+    np.testing.assert_allclose(again.predict(dataset).predictions, trainer.predict(dataset).predictions, atol=1e-5)
+    again.train()

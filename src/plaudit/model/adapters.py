@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib.util
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
@@ -37,12 +38,36 @@ def is_prompt_learning(model: nn.Module) -> bool:
     return any(getattr(config, "is_prompt_learning", False) for config in (configs or {}).values())
 
 
-def wrap_with_adapter(model: nn.Module, peft_config: Any) -> nn.Module:
+def require_sequence_classification(model: nn.Module) -> None:
+    """Refuse adapters that were made around a language model: they have no reward head.
+
+    Raises:
+        ConfigError: If the model is an adapter for another task.
+    """
+    if is_peft_model(model) and type(model).__name__ in ("PeftModelForCausalLM", "PeftModelForSeq2SeqLM"):
+        raise ConfigError(
+            f"the adapter is a {type(model).__name__}, around a language model without a reward head",
+            fix="Load it with `AutoPeftModelForSequenceClassification.from_pretrained(..., num_labels=1)`.",
+        )
+
+
+def warn_if_head_is_frozen(model: nn.Module) -> None:
+    """Say once if nothing would train the head of a ready adapter; the adapter itself is never altered."""
+    head = getattr(base_model_of(model), "score", None)
+    if head is not None and not any(parameter.requires_grad for parameter in head.parameters()):
+        logger.warning(
+            "The reward head of this adapter is frozen: if it was drawn at random it stays random. To train it, add "
+            "modules_to_save=['score'] to the adapter's configuration."
+        )
+
+
+def wrap_with_adapter(model: nn.Module, peft_config: Any, *, trained_tokens: Sequence[int] = ()) -> nn.Module:
     """Wrap a reward model in an adapter, with its head trained and saved.
 
     Args:
         model: A reward model without adapters.
         peft_config: Left as it was.
+        trained_tokens: Ids of new tokens whose embeddings are trained with the adapter.
 
     Raises:
         ConfigError: If PEFT is missing, the configuration is none, or the model is wrapped already.
@@ -66,4 +91,10 @@ def wrap_with_adapter(model: nn.Module, peft_config: Any) -> nn.Module:
     if hasattr(peft_config, "modules_to_save") and "score" not in saved and hasattr(model, "score"):
         peft_config.modules_to_save = [*saved, "score"]
         logger.info("The reward head is trained and saved with the adapter (modules_to_save=['score']).")
+    if trained_tokens and hasattr(peft_config, "trainable_token_indices"):
+        indices = peft_config.trainable_token_indices or {}
+        if isinstance(indices, list):
+            indices = {"embed_tokens": indices}
+        own = indices.get("embed_tokens", [])
+        peft_config.trainable_token_indices = {**indices, "embed_tokens": sorted({*own, *trained_tokens})}
     return get_peft_model(model, peft_config)

@@ -55,6 +55,13 @@ class RewardConfig(TrainingArguments):
     trust_remote_code: bool = field(
         default=False, metadata={"help": "Allow models and tokenizers that bring Python code of their own."}
     )
+    chat_template_path: str | None = field(
+        default=None,
+        metadata={
+            "help": "Another chat template: a .jinja or .j2 file, or a tokenizer (folder or model id), whose added tokens "
+            "come with it."
+        },
+    )
     disable_dropout: bool = field(
         default=True, metadata={"help": "Turn off the model's dropout. Adapters' dropout is left alone."}
     )

@@ -12,7 +12,15 @@ from typing import Any
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
 from plaudit.errors import ConfigError
-from plaudit.model.adapters import base_model_of, is_peft_model, is_prompt_learning, wrap_with_adapter
+from plaudit.model.adapters import (
+    base_model_of,
+    is_peft_model,
+    is_prompt_learning,
+    require_sequence_classification,
+    warn_if_head_is_frozen,
+    wrap_with_adapter,
+)
+from plaudit.model.chat_template import set_chat_template
 from plaudit.model.head import install_reward_forward, score_heads_of, trunk_of
 from plaudit.model.loading import (
     disable_dropout,
@@ -65,8 +73,25 @@ def require_writable(folder: str | os.PathLike[str] | None) -> None:
         )
 
 
-def load_model_and_tokenizer(model: Any, args: RewardConfig, tokenizer: Any) -> tuple[Any, Any]:
-    """The reward model, and a tokenizer of our own; neither is prepared yet."""
+@dataclass(frozen=True)
+class LoadedModel:
+    """A reward model and a tokenizer of our own, before they are made ready.
+
+    Attributes:
+        model: The reward model, maybe wrapped in an adapter already.
+        tokenizer: A copy of the caller's, or the one that belongs to the model.
+        added_tokens: Ids of tokens that came with a chat template.
+    """
+
+    model: Any
+    tokenizer: Any
+    added_tokens: list[int]
+
+
+def load_model_and_tokenizer(
+    model: Any, args: RewardConfig, tokenizer: Any, quantization_config: Any = None
+) -> LoadedModel:
+    """Load what is given by name, check what is given ready, and set the tokens and template that were asked for."""
     if isinstance(args.model_init_kwargs, str):
         raise ConfigError(
             f"`model_init_kwargs` is text that is no JSON object: {args.model_init_kwargs!r}",
@@ -74,14 +99,23 @@ def load_model_and_tokenizer(model: Any, args: RewardConfig, tokenizer: Any) -> 
         )
     init_kwargs = dict(args.model_init_kwargs or {})
     revision: str | None = None
+    if quantization_config is not None:
+        if "quantization_config" in init_kwargs:
+            raise ConfigError(
+                "`quantization_config` was passed to the trainer and in `model_init_kwargs`",
+                fix="Leave out one of them.",
+            )
+        init_kwargs["quantization_config"] = quantization_config
+    name: str = ""
     if isinstance(model, str):
         name, revision = model, init_kwargs.get("revision")
         model = load_model(name, init_kwargs, trust_remote_code=args.trust_remote_code, seed=args.seed)
     else:
         if init_kwargs:
-            logger.warning("`model_init_kwargs` is ignored: the model is already instantiated.")
+            logger.warning("%s: ignored, as the model is already instantiated.", ", ".join(map(repr, init_kwargs)))
+        require_sequence_classification(model)
         require_reward_model(model)
-        name = getattr(model.config, "name_or_path", "")
+        name = getattr(model.config, "name_or_path", None) or ""
     if tokenizer is None:
         tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=args.trust_remote_code)
     tokenizer = copy.deepcopy(tokenizer)
@@ -93,7 +127,10 @@ def load_model_and_tokenizer(model: Any, args: RewardConfig, tokenizer: Any) -> 
             )
         tokenizer.eos_token = args.eos_token
         model.config.get_text_config().eos_token_id = tokenizer.eos_token_id
-    return model, tokenizer
+    added = []
+    if args.chat_template_path is not None:
+        added = set_chat_template(model, tokenizer, args.chat_template_path, trust_remote_code=args.trust_remote_code)
+    return LoadedModel(model, tokenizer, added)
 
 
 @dataclass(frozen=True)
@@ -117,8 +154,9 @@ class ReadyModel:
     reads_positions: bool
 
 
-def make_ready(model: Any, tokenizer: Any, args: RewardConfig, collator: Any, peft_config: Any) -> ReadyModel:
+def make_ready(loaded: LoadedModel, args: RewardConfig, collator: Any, peft_config: Any) -> ReadyModel:
     """Set padding, serving configuration, dropout, head, adapter and layout, in that order."""
+    model, tokenizer = loaded.model, loaded.tokenizer
     base_model = base_model_of(model)
     may_resize = peft_config is None and not is_peft_model(model) and not getattr(model, "is_quantized", False)
     tokenizer = set_pad_token(base_model, tokenizer, args.pad_token, may_resize=may_resize)
@@ -129,7 +167,9 @@ def make_ready(model: Any, tokenizer: Any, args: RewardConfig, collator: Any, pe
     if reads_positions:
         install_reward_forward(base_model)
     if peft_config is not None:
-        model = wrap_with_adapter(model, peft_config)
+        model = wrap_with_adapter(model, peft_config, trained_tokens=loaded.added_tokens)
+    elif is_peft_model(model):
+        warn_if_head_is_frozen(model)
     if is_peft_model(model) and args.gradient_checkpointing:
         model.enable_input_require_grads()
     layout, reason = choose_layout(model, args, collator)

@@ -55,6 +55,7 @@ class RewardTrainer(Trainer):
         optimizer_cls_and_kwargs: A class of optimizer and its arguments.
         preprocess_logits_for_metrics: Applied to the rewards (examples, 2) of each evaluation batch.
         peft_config: Wrap the model in an adapter. The reward head is trained and saved with it in any case.
+        quantization_config: Load a model given by name quantised, for example with bitsandbytes.
 
     Raises:
         ConfigError: If model, tokenizer and settings do not go together.
@@ -81,6 +82,8 @@ class RewardTrainer(Trainer):
         optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
         preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         peft_config: Any | None = None,
+        *,
+        quantization_config: Any | None = None,
     ) -> None:
         args = args if args is not None else default_config(model)
         require_train_dataset(train_dataset)
@@ -91,11 +94,11 @@ class RewardTrainer(Trainer):
                 fix="Start with `accelerate launch` or `torchrun`, or set CUDA_VISIBLE_DEVICES to one GPU.",
             )
         set_seed(args.seed)
-        model, tokenizer = load_model_and_tokenizer(model, args, processing_class)
+        loaded = load_model_and_tokenizer(model, args, processing_class, quantization_config)
         self.data_reports: dict[str, DataReport] = {}
-        train_dataset = self._prepare_data(train_dataset, tokenizer, args, "train", purpose="train")
-        eval_dataset = self._prepare_eval_data(eval_dataset, tokenizer, args)
-        ready = make_ready(model, tokenizer, args, data_collator, peft_config)
+        train_dataset = self._prepare_data(train_dataset, loaded.tokenizer, args, "train", purpose="train")
+        eval_dataset = self._prepare_eval_data(eval_dataset, loaded.tokenizer, args)
+        ready = make_ready(loaded, args, data_collator, peft_config)
         self.batch_layout, self.batch_layout_reason = ready.batch_layout, ready.batch_layout_reason
         self._base_model, self._reads_positions = ready.base_model, ready.reads_positions
         self._layout_checked = ready.batch_layout != "shared_prefix"
