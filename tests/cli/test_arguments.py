@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from plaudit.cli.arguments import parse_arguments, print_help
+from plaudit.cli.arguments import parse_arguments
 from plaudit.cli.build import make_peft_config, make_quantization_config, model_init_kwargs
+from plaudit.cli.help import print_help
 from plaudit.errors import ConfigError
 from plaudit.training.config import RewardConfig
 
@@ -251,3 +252,17 @@ def test_adapter():
     assert (config.r, config.lora_alpha, config.lora_dropout) == (16, 32, 0.05)
     assert (config.target_modules, config.use_rslora, config.task_type) == ("all-linear", True, "SEQ_CLS")
     assert make_peft_config(parse_arguments(BASE).adapter) is None
+
+
+@pytest.mark.parametrize(
+    ("given", "passed"),
+    [
+        (["q_proj"], {"q_proj"}),
+        (["q_proj", "v_proj"], {"q_proj", "v_proj"}),
+        ([r".*\.q_proj"], r".*\.q_proj"),
+    ],
+)
+def test_target_modules_are_names_or_one_pattern(given, passed):
+    pytest.importorskip("peft")
+    settings = parse_arguments(["--use_peft", "--lora_target_modules", *given, *BASE])
+    assert make_peft_config(settings.adapter).target_modules == passed

@@ -23,7 +23,7 @@ def tiny_demo(monkeypatch, model_folder):
 def test_prints_a_table_a_verdict_and_the_folder(tiny_demo, tmp_path, capsys):
     assert main(["demo", "--output_dir", str(tmp_path / "demo")]) == 0
     printed = capsys.readouterr()
-    assert "8 pairs on topics not trained on" in printed.out
+    assert "8 pairs on topics that were not trained on" in printed.out
     assert printed.out.count("% to ") == 2
     assert run.QUESTION in printed.out
     assert printed.out.count("◀ preferred") == 1

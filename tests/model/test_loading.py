@@ -4,11 +4,11 @@ import logging
 
 import pytest
 import torch
-from builders import tiny_tokenizer
-from model_builders import tiny_model, tiny_reward_model
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from builders import tiny_tokenizer
+from model_builders import tiny_model, tiny_reward_model
 from plaudit import ConfigError
 from plaudit.model.loading import disable_dropout, load_model, load_tokenizer, set_pad_token, set_serving_config
 
@@ -88,10 +88,7 @@ def test_a_padding_token_asked_for_is_taken(caplog):
 
 @pytest.mark.parametrize("architecture", ["gpt2", "opt", "phi", "gpt_neox", "bert"])
 def test_dropout_is_off_everywhere(architecture):
-    high = {
-        name: 0.5
-        for name in ("attn_pdrop", "embd_pdrop", "resid_pdrop", "attention_dropout", "dropout", "hidden_dropout")
-    }
+    high = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop", "attention_dropout", "dropout", "hidden_dropout"), 0.5)
     high |= {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5, "classifier_dropout": 0.5}
     model = tiny_reward_model(architecture, **high).train()
     ids = torch.randint(3, 100, (2, 9))

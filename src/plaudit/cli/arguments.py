@@ -1,22 +1,18 @@
-"""The settings of ``plaudit train``: flags, a YAML file under them, and the help that lists them all."""
+"""The settings of ``plaudit train``: flags, and a YAML file under them."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
 import difflib
-import enum
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import yaml
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 from transformers import HfArgumentParser
 
 from plaudit.errors import ConfigError, PlauditError
@@ -162,7 +158,8 @@ class TrainSettings:
     config: RewardConfig
 
 
-_OWN = (RunArguments, ModelArguments, DataArguments, AdapterArguments, QuantizationArguments)
+OWN = (RunArguments, ModelArguments, DataArguments, AdapterArguments, QuantizationArguments)
+"""The dataclasses of this command's own settings, in the order of the help."""
 
 
 # --- reading ------------------------------------------------------------------------------------------------
@@ -178,7 +175,7 @@ def parse_arguments(argv: Sequence[str]) -> TrainSettings:
         ConfigError: A flag or key is unknown, or a value cannot be read; near misses are named.
     """
     tokens, config_file = _take_config_option(list(argv))
-    parser = _Parser([*_OWN, RewardConfig], prog="plaudit train", add_help=False, allow_abbrev=False)
+    parser = _Parser([*OWN, RewardConfig], prog="plaudit train", add_help=False, allow_abbrev=False)
     hints = _hints()
     if config_file is not None:
         with _errors_in(config_file):
@@ -213,7 +210,7 @@ def _hints() -> dict[str, Any]:
     """Type of each setting."""
     return {
         one.name: hints[one.name]
-        for cls in (*_OWN, RewardConfig)
+        for cls in (*OWN, RewardConfig)
         for hints in [typing.get_type_hints(cls)]
         for one in dataclasses.fields(cls)
         if one.init
@@ -267,7 +264,7 @@ def _complete_switches(tokens: Sequence[str], hints: Mapping[str, Any]) -> list[
     """Let a bare ``--bf16`` mean true; argparse asks for a value where the default is None."""
     rest: list[str] = []
     for token, following in zip(tokens, [*tokens[1:], "--"], strict=True):
-        options = _options(hints.get(token.removeprefix("--").replace("-", "_")))
+        options = options_of(hints.get(token.removeprefix("--").replace("-", "_")))
         bare = (
             token.startswith("--")
             and bool in options
@@ -278,12 +275,17 @@ def _complete_switches(tokens: Sequence[str], hints: Mapping[str, Any]) -> list[
     return rest
 
 
-def _options(hint: Any) -> tuple[Any, ...]:
+def options_of(hint: Any) -> tuple[Any, ...]:
+    """The members of a union of types, or the one type.
+
+    >>> options_of(int | None)
+    (<class 'int'>, <class 'NoneType'>)
+    """
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
 def _may_be_null_number(hint: Any) -> bool:
-    options = _options(hint)
+    options = options_of(hint)
     return type(None) in options and any(one in (int, float) for one in options)
 
 
@@ -324,11 +326,11 @@ def _apply_file(parser: _Parser, hints: Mapping[str, Any], path: Path) -> None:
         if name not in hints:
             raise ConfigError(f"there is no setting `{key}`", fix=_near_misses(name, hints))
         if value is None:
-            if type(None) not in _options(hints[name]):
+            if type(None) not in options_of(hints[name]):
                 raise ConfigError(f"`{key}` is empty", fix="Give it a value, or remove the line.")
             raw[name] = None
         elif isinstance(value, list | dict):
-            allowed = {typing.get_origin(one) or one for one in _options(hints[name])}
+            allowed = {typing.get_origin(one) or one for one in options_of(hints[name])}
             if type(value) not in allowed:
                 kind = "a list" if isinstance(value, list) else "a mapping"
                 raise ConfigError(f"`{key}` cannot be {kind}", fix="Give a single value.")
@@ -360,77 +362,3 @@ def _read_yaml(path: Path) -> dict[Any, Any]:
     if not isinstance(content, dict):
         raise ConfigError("does not hold settings", fix="Write one `name: value` a line.")
     return content
-
-
-# --- help ---------------------------------------------------------------------------------------------------
-
-
-def print_help(console: Console) -> None:
-    """Print every setting, Plaudit's own first, the inherited ones last."""
-    console.print("Usage: plaudit train [--config FILE.yaml] [--dry-run] [--NAME VALUE ...]\n", markup=False)
-    console.print("Train a reward model on preferences. For example:\n")
-    console.print(
-        "  plaudit train --model_name_or_path Qwen/Qwen3-0.6B --dataset_name pairs.jsonl \\", markup=False
-    )
-    console.print("      --eval_fraction 0.1 --output_dir runs/first\n", markup=False)
-    console.print(
-        "Settings may be written --with_underscores or --with-hyphens, or stand in a YAML file as "
-        "`name: value`; flags win over the file. `--NAME false` turns a switch off, `none` empties a number."
-    )
-    own = [one for one in dataclasses.fields(RewardConfig) if one.name in RewardConfig.__annotations__]
-    inherited = [one for one in dataclasses.fields(RewardConfig) if one not in own and one.init]
-    sections: list[tuple[str, str, list[dataclasses.Field[Any]], type]] = [
-        (RunArguments.title, "", list(dataclasses.fields(RunArguments)), RunArguments),
-        ("Reward training", "", [one for one in own if one.init], RewardConfig),
-    ]
-    sections += [(cls.title, cls.__doc__ or "", list(dataclasses.fields(cls)), cls) for cls in _OWN[1:]]
-    sections.append(
-        ("Training", "Inherited from transformers' TrainingArguments.", inherited, RewardConfig),
-    )
-    for title, text, fields, cls in sections:
-        console.print(
-            Text(f"\n{title}", style="bold"), Text(f"  {text}", style="dim") if text else "", sep=""
-        )
-        console.print(_table_of(fields, typing.get_type_hints(cls)))
-
-
-def _table_of(fields: Sequence[dataclasses.Field[Any]], hints: Mapping[str, Any]) -> Table:
-    table = Table(box=None, show_header=False, padding=(0, 0, 0, 2))
-    table.add_column(no_wrap=True, max_width=44)
-    table.add_column(overflow="fold")
-    for one in fields:
-        option = Text(f"--{one.name}", style="cyan").append(f" {_value_name(hints[one.name])}", style="dim")
-        text = " ".join(str(one.metadata.get("help", "")).replace("%%", "%").split())
-        choices = one.metadata.get("choices") or _choices_of(hints[one.name])
-        if choices:
-            text += f" Choices: {', '.join(map(str, choices))}."
-        default = _default_of(one)
-        table.add_row(option, Text(f"{text} [{default}]" if default else text))
-    return table
-
-
-def _value_name(hint: Any) -> str:
-    names = {int: "N", float: "X", str: "TEXT", bool: "", dict: "JSON", list: "TEXT ..."}
-    options = [typing.get_origin(one) or one for one in _options(hint) if one is not type(None)]
-    for kind in (dict, list, bool, float, int, str):
-        if kind in options:
-            return names[kind]
-    return "NAME"
-
-
-def _choices_of(hint: Any) -> list[str]:
-    for one in _options(hint):
-        if isinstance(one, type) and issubclass(one, enum.Enum):
-            return [str(member.value) for member in one]
-        if typing.get_origin(one) is Literal:
-            return [str(value) for value in typing.get_args(one)]
-    return []
-
-
-def _default_of(one: dataclasses.Field[Any]) -> str:
-    default = one.default
-    if one.default_factory is not dataclasses.MISSING:
-        default = one.default_factory()
-    if default is dataclasses.MISSING or default is None or default == "" or default == []:
-        return ""
-    return str(default.value if isinstance(default, enum.Enum) else default)

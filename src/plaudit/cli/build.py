@@ -190,8 +190,7 @@ def make_peft_config(adapter: AdapterArguments) -> Any | None:
             r=adapter.lora_r,
             lora_alpha=adapter.lora_alpha,
             lora_dropout=adapter.lora_dropout,
-            # PEFT reads a single text as a pattern or as all-linear, a list as names.
-            target_modules=modules[0] if modules is not None and len(modules) == 1 else modules,
+            target_modules=modules[0] if modules is not None and _is_pattern(modules) else modules,
             target_parameters=adapter.lora_target_parameters,
             modules_to_save=adapter.lora_modules_to_save,
             use_rslora=adapter.use_rslora,
@@ -202,6 +201,13 @@ def make_peft_config(adapter: AdapterArguments) -> Any | None:
         raise ConfigError(
             f"PEFT refuses these settings: {error}", fix="Change the lora_ settings."
         ) from error
+
+
+def _is_pattern(modules: list[str]) -> bool:
+    # PEFT reads a text as a pattern for whole names, or as the word all-linear, and a list as ends of names.
+    return len(modules) == 1 and (
+        modules[0] == "all-linear" or any(sign in modules[0] for sign in "*+?|()[]^$\\")
+    )
 
 
 # --- data ---------------------------------------------------------------------------------------------------

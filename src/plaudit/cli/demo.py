@@ -58,7 +58,8 @@ def print_results(results: Sequence[DemoResult], console: Console) -> None:
         results: One or more runs.
         console: Where to print.
     """
-    console.print()
+    rows = results[0].after.rows
+    console.print(f"\nHeld-out preferences: {rows} pairs on topics that were not trained on", markup=False)
     console.print(_table(results))
     last = results[-1]
     better, worse = last.rewards
@@ -77,13 +78,13 @@ def print_results(results: Sequence[DemoResult], console: Console) -> None:
     console.print(table)
     folders = ", ".join(result.folder for result in results)
     total = duration(sum(result.seconds for result in results))
-    console.print(f"\nThe reward model is in {folders} (took {total}).", markup=False, soft_wrap=True)
+    saved = "The reward model is" if len(results) == 1 else "The reward models are"
+    console.print(f"\n{saved} in {folders} (took {total}).", markup=False, soft_wrap=True)
 
 
 def _table(results: Sequence[DemoResult]) -> Table:
     """Held-out numbers before and after; with several seeds also their means."""
-    rows = results[0].after.rows
-    table = Table(title=f"Held-out preferences ({rows} pairs on topics not trained on)", title_justify="left")
+    table = Table()
     if len(results) > 1:
         table.add_column("seed", justify="right")
     for column in ("", "accuracy", "95% interval", "margin", "loss"):

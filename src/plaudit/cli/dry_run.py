@@ -50,7 +50,11 @@ def dry_run(settings: TrainSettings, console: Console) -> None:
         _show_example(trainer, batches[0][0], console)
         _show_batches(trainer, batches, console)
         _show_needs(trainer, batches, console)
-    console.print(f"\nNothing was trained or written. Training would save to {output_dir}.", markup=False)
+    console.print(
+        f"\nNothing was trained or written. Training would save to {output_dir}.",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def _title(console: Console, text: str) -> None:

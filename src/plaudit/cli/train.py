@@ -16,9 +16,10 @@ from rich.padding import Padding
 from rich.syntax import Syntax
 from rich.table import Table
 
-from plaudit.cli.arguments import TrainSettings, parse_arguments, print_help
+from plaudit.cli.arguments import TrainSettings, parse_arguments
 from plaudit.cli.build import build_trainer, name_of
 from plaudit.cli.console import duration, log_lines, make_console
+from plaudit.cli.help import print_help
 from plaudit.errors import ConfigError
 from plaudit.metrics import wilson_interval
 from plaudit.model.adapters import is_peft_model

@@ -179,7 +179,8 @@ class ForeignCollator:
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
         """Collate prepared rows."""
-        batch = self.collator(rows)
+        weight = _example_weight(rows)
+        batch = self.collator([{key: value for key, value in row.items() if key != "example_weight"} for row in rows])
         if "reward_positions" in batch:
             return batch
         input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
@@ -190,7 +191,7 @@ class ForeignCollator:
         # The last attended token, wherever the padding is.
         last = width - 1 - attention_mask.flip(-1).argmax(-1)
         return {
-            "example_weight": torch.ones(count // 2),
+            "example_weight": weight,
             **batch,
             "reward_positions": torch.arange(count) * width + last,
             "response_lengths": attention_mask.sum(-1),

@@ -151,7 +151,7 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
             return
         for number, raw in enumerate(file, start=1):
             if raw.strip():
-                row = _parse_json(path, raw, number)
+                row = _parse_json(path, raw.rstrip(), number)
                 if not isinstance(row, dict):
                     fix = "Write each row as an object with the columns as keys."
                     _refuse(str(path), f"holds a {type(row).__name__}, not an object", fix, number)
@@ -308,23 +308,47 @@ def _encoded_rows(
     paths: Sequence[str], columns: Mapping[str, Kind], stamps: Any, version: int
 ) -> Iterator[dict[str, Any]]:
     """The rows as they are stored; `stamps` and `version` are there for the cache key only."""
+    encoder = _Encoder()
     for index, row in enumerate(_read_files(paths)):
-        yield {name: _encode(row.get(name), kind, index, name) for name, kind in columns.items()}
-
-
-def _encode(value: Any, kind: Kind, row: int, field: str) -> Any:
-    if value is None:
-        return None
-    if isinstance(kind, list):
-        return [_encode(item, kind[0], row, f"{field}[{index}]") for index, item in enumerate(value)]
-    if isinstance(kind, dict):
-        return {key: _encode(value.get(key), inner, row, f"{field}.{key}") for key, inner in kind.items()}
-    if kind != "json":
-        return value
-    text = json.dumps(value)
-    # `datasets` reads it with a parser of its own, which gives up on NaN and on numbers beyond 64 bits.
-    if isinstance(Json().decode_example(text), str) != isinstance(value, str):
-        raise DataError(
-            "holds a number that JSON or 64 bits cannot hold", row=row, field=field, fix="Write it as text."
+        yield {name: encoder.encode(row.get(name), kind, index, name) for name, kind in columns.items()}
+    if encoder.rounded:
+        logger.warning(
+            "%d values with long decimal numbers are rounded in the last digit (the first in row %d).",
+            len(encoder.rounded),
+            encoder.rounded[0],
         )
-    return text
+
+
+class _Encoder:
+    """Writes values of kind ``"json"`` as the text that `datasets` stores for them.
+
+    Attributes:
+        rounded: Rows of the values whose numbers come back with another last digit: `datasets` reads them with
+            a parser of its own, which also gives up on NaN and on numbers beyond 64 bits.
+    """
+
+    def __init__(self) -> None:
+        self.rounded: list[int] = []
+
+    def encode(self, value: Any, kind: Kind, row: int, field: str) -> Any:
+        if value is None:
+            return None
+        if isinstance(kind, list):
+            return [self.encode(item, kind[0], row, f"{field}[{n}]") for n, item in enumerate(value)]
+        if isinstance(kind, dict):
+            return {
+                key: self.encode(value.get(key), inner, row, f"{field}.{key}") for key, inner in kind.items()
+            }
+        if kind != "json":
+            return value
+        text = json.dumps(value)
+        try:
+            back = Json().decode_example(text)
+        except ValueError:
+            back = text
+        if isinstance(back, str) != isinstance(value, str):
+            fix = "Write it as text."
+            raise DataError("holds a number that JSON or 64 bits cannot hold", row=row, field=field, fix=fix)
+        if back != value:
+            self.rounded.append(row)
+        return text

@@ -136,15 +136,15 @@ def _pick(name: str, splits: Loaders, split: str, streaming: bool) -> Any:
             f"the split {split!r} cannot be read: {error}",
             'Write slices like "train[:500]" or "train[10%:]".',
         )
-    rows = [loaded[piece.splitname].select(range(piece.from_ or 0, _end(piece, loaded))) for piece in pieces]
-    result = rows[0] if len(rows) == 1 else concatenate_datasets(rows)
-    if len(result) == 0:
+    rows = [
+        loaded[piece.splitname].select(range(start, end))
+        for piece in pieces
+        for start, end in [(piece.from_ or 0, len(loaded[piece.splitname]) if piece.to is None else piece.to)]
+        if start < end
+    ]
+    if not rows:
         _refuse(name, f"the split {split!r} has no rows", "Choose a larger part.")
-    return result
-
-
-def _end(piece: Any, loaded: Mapping[str, Dataset]) -> int:
-    return len(loaded[piece.splitname]) if piece.to is None else piece.to
+    return rows[0] if len(rows) == 1 else concatenate_datasets(rows)
 
 
 # --- folders ------------------------------------------------------------------------------------------------

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset, IterableDataset
 from torch import nn
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, set_seed
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, PredictionOutput
 
 from plaudit.data.collate import ForeignCollator, PaddedCollator, SharedPrefixCollator, shortest_examples
 from plaudit.data.report import DataReport, Purpose
+from plaudit.data.sampling import ExampleBatchSampler, WeightedRows, grouped_by_length, shuffled
 from plaudit.data.tokenize import prepare_dataset
 from plaudit.errors import ConfigError
 from plaudit.losses import bradley_terry_loss, center_rewards_penalty
@@ -158,6 +161,61 @@ class RewardTrainer(Trainer):
         if self._signature_columns is None:
             columns: Any = ["chosen_ids", "rejected_ids", "margin"]
             self._signature_columns = columns
+
+    def _get_dataloader(
+        self,
+        dataset: Any,
+        description: str,
+        batch_size: int,
+        sampler_fn: Callable[..., Any] | None = None,
+        is_training: bool = False,
+        dataloader_key: str | None = None,
+    ) -> DataLoader[Any]:
+        """A loader with our own sampler, which knows ranks; the Trainer's for streams and samplers of your own."""
+        own_sampler = type(self)._get_train_sampler if is_training else type(self)._get_eval_sampler
+        stock_sampler = Trainer._get_train_sampler if is_training else Trainer._get_eval_sampler
+        if not isinstance(dataset, Dataset) or own_sampler is not stock_sampler:
+            return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
+        kept: dict[str, DataLoader[Any]] = self.__dict__.setdefault("_eval_dataloaders", {})
+        if dataloader_key in kept and self.args.dataloader_persistent_workers:
+            return kept[dataloader_key]
+        sampler = ExampleBatchSampler(
+            len(dataset),
+            batch_size,
+            process_index=self.args.process_index,
+            num_processes=self.args.world_size,
+            order=self._order_of_rows(dataset, batch_size) if is_training else None,
+            drop_last=is_training and self.args.dataloader_drop_last,
+        )
+        loader: DataLoader[Any] = DataLoader(
+            WeightedRows(self._remove_unused_columns(dataset, description), sampler),
+            batch_sampler=sampler,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+        )
+        # One process, as far as accelerate is concerned: the sampler has dealt the rows out already.
+        loader = prepare_data_loader(
+            loader, self.accelerator.device, num_processes=1, process_index=0, put_on_device=True
+        )
+        if dataloader_key is not None and self.args.dataloader_persistent_workers:
+            kept[dataloader_key] = loader
+        return loader
+
+    def _order_of_rows(self, dataset: Dataset, batch_size: int) -> Callable[[int], Sequence[int]] | None:
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        strategy = self.args.train_sampling_strategy
+        if strategy == "sequential":
+            return None
+        if strategy == "group_by_length":
+            lengths = [
+                max(len(chosen), len(rejected))
+                for chosen, rejected in zip(dataset["chosen_ids"], dataset["rejected_ids"], strict=True)
+            ]
+            return grouped_by_length(lengths, batch_size * self.args.world_size, seed)
+        return shuffled(len(dataset), seed)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
