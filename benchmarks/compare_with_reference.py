@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -41,6 +42,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     for name in ("batch_size", "steps", "blocks", "distinct_batches", "loss_steps"):
         if getattr(settings, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    if settings.data and not Path(settings.data).is_file():
+        parser.error(f"there is no file {settings.data}")
     if len(set(settings.variants)) < len(settings.variants):
         parser.error("--variants names one of them twice")
     return settings
@@ -66,7 +69,13 @@ def _add_work(parser: argparse.ArgumentParser) -> None:
         help="batches in the data; when they are used up, the blocks start over (default: %(default)s)",
     )
     add("--learning-rate", type=float, default=1e-4, metavar="X", help="kept constant (default: %(default)s)")
-    add("--seed", type=int, default=42, metavar="N", help="of the reward head (default: %(default)s)")
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="draws the rows and the reward head (default: %(default)s)",
+    )
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
@@ -129,6 +138,8 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 
 def main() -> None:
     settings = parse_arguments()
+    # As for Ctrl-C: end the workers and remove the temporary folder.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
     started = time.monotonic()
     result = describe_run(settings)
     pythons = {"plaudit": Path(sys.executable)}

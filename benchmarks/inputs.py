@@ -6,8 +6,8 @@ Runs as a process of its own, so that the driver stays small: ``python inputs.py
 from __future__ import annotations
 
 import gzip
-import itertools
 import json
+import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,22 +38,23 @@ def read_rows(data: str | None) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
 
 
-def write_rows(data: str | None, wanted: int, path: Path) -> None:
-    """Write the first usable rows, and some more: rows may still turn out too long.
+def write_rows(data: str | None, wanted: int, seed: int, path: Path) -> None:
+    """Draw rows at random, and some more than wanted: rows may still turn out too long.
 
     Args:
         data: The file to read, or None for the bundled preferences.
         wanted: Rows to train on.
+        seed: Seed of the draw.
         path: Where to write them.
     """
     # The reference keeps pairs of equal responses and Plaudit drops them, so neither is given any.
-    rows = (row for row in read_rows(data) if "chosen" not in row or row["chosen"] != row["rejected"])
+    rows = [row for row in read_rows(data) if "chosen" not in row or row["chosen"] != row["rejected"]]
+    if len(rows) < wanted:
+        raise SystemExit(f"the data has {len(rows)} usable rows, and {wanted} are needed: use fewer batches")
+    random.Random(seed).shuffle(rows)
     taken = [
-        {name: row[name] for name in COLUMNS if row.get(name) is not None}
-        for row in itertools.islice(rows, wanted + wanted // 4 + 16)
+        {name: row[name] for name in COLUMNS if row.get(name) is not None} for row in rows[: wanted + wanted // 4 + 16]
     ]
-    if len(taken) < wanted:
-        raise SystemExit(f"the data has {len(taken)} usable rows, and {wanted} are needed: use fewer batches")
     path.write_text("".join(json.dumps(row) + "\n" for row in taken), encoding="utf-8")
 
 
@@ -69,7 +70,7 @@ def write_model(model: str | None, seed: int, folder: Path) -> None:
 
 def main() -> None:
     folder, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
-    write_rows(settings["data"], settings["distinct_rows"], folder / "rows.jsonl")
+    write_rows(settings["data"], settings["distinct_rows"], settings["seed"], folder / "rows.jsonl")
     write_model(settings["model"], settings["seed"], folder / "model")
 
 

@@ -99,9 +99,10 @@ def load_balancing_loss(
     chosen = probabilities.topk(top_k, dim=-1).indices
     total = weight.sum()
     # (k, E): weighted share of the tokens whose k-th choice is each expert.
-    shares = torch.stack([torch.zeros(experts, device=device).index_add_(0, chosen[:, k], weight) for k in range(top_k)])
+    nothing = torch.zeros(experts, device=device)
+    share = torch.stack([nothing.index_add(0, chosen[:, k], weight) for k in range(top_k)]) / total
     mean_probability = (probabilities * weight[:, None]).sum(dim=0) / total
-    return experts * (shares / total * mean_probability).sum()
+    return experts * (share * mean_probability).sum()
 
 
 def _require_same_shape(better_P: torch.Tensor, worse_P: torch.Tensor, margin_P: torch.Tensor | None = None) -> None:

@@ -60,21 +60,15 @@ def test_every_field_of_the_config_is_a_flag():
     out = io.StringIO()
     print_help(Console(file=out, width=200))
     listed = out.getvalue()
-    missing = [
-        one.name for one in dataclasses.fields(RewardConfig) if one.init and f"--{one.name} " not in listed
-    ]
+    missing = [one.name for one in dataclasses.fields(RewardConfig) if one.init and f"--{one.name} " not in listed]
     assert not missing
 
 
 def test_help_puts_plaudits_own_settings_first():
     out = io.StringIO()
     print_help(Console(file=out, width=100))
-    order = [
-        out.getvalue().index(f"\n  --{name} ") for name in ("dry_run", "overlong", "dtype", "eval_fraction")
-    ]
-    order += [
-        out.getvalue().index(f"\n  --{name} ") for name in ("lora_r", "load_in_4bit", "num_train_epochs")
-    ]
+    order = [out.getvalue().index(f"\n  --{name} ") for name in ("dry_run", "overlong", "dtype", "eval_fraction")]
+    order += [out.getvalue().index(f"\n  --{name} ") for name in ("lora_r", "load_in_4bit", "num_train_epochs")]
     assert order == sorted(order)
     assert out.getvalue().count("--learning_rate ") == 1
 
@@ -205,9 +199,7 @@ def test_model_flags_become_arguments_of_from_pretrained():
     ("flag", "given"), [("dtype", "dtype"), ("dtype", "torch_dtype"), ("model_revision", "revision")]
 )
 def test_a_flag_that_contradicts_model_init_kwargs(flag, given):
-    with pytest.raises(
-        ConfigError, match=f"`{flag}` is 'float16', but `model_init_kwargs` has {given}='main'"
-    ):
+    with pytest.raises(ConfigError, match=f"`{flag}` is 'float16', but `model_init_kwargs` has {given}='main'"):
         kwargs_of("--model_init_kwargs", f'{{"{given}": "main"}}', f"--{flag}", "float16")
 
 
@@ -230,9 +222,7 @@ def test_quantisation_config(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     made = []
-    monkeypatch.setattr(
-        "plaudit.cli.build.BitsAndBytesConfig", lambda **kwargs: made.append(kwargs) or "bits"
-    )
+    monkeypatch.setattr("plaudit.cli.build.BitsAndBytesConfig", lambda **kwargs: made.append(kwargs) or "bits")
     settings = parse_arguments(["--load_in_4bit", "--use_bnb_nested_quant", *BASE])
     assert make_quantization_config(settings.quantization, {"dtype": "float16"}) == "bits"
     assert made == [

@@ -191,7 +191,7 @@ def test_measuring_leaves_the_model_as_it_was(make_trainer, checkpointing):
     assert speed.seconds_per_parameter > 0
     assert all(torch.equal(before[name], value) for name, value in trainer.model.state_dict().items())
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
-    assert not trainer.model.is_gradient_checkpointing
+    assert not any(getattr(module, "gradient_checkpointing", False) for module in trainer.model.modules())
 
 
 def test_memory_of_weights_gradients_and_optimizer_is_exact(make_trainer):
@@ -246,9 +246,7 @@ def test_steps_are_those_of_the_trainer(make_trainer, settings, rows, steps):
 def test_time_adds_batches_and_optimizer():
     config = RewardConfig("out", use_cpu=True, gradient_accumulation_steps=2)
     speed = estimate.Speed(seconds_per_token=0.01, seconds_per_parameter=0.001)
-    assert estimate.estimate_seconds(config, speed, 10, 100, 50) == pytest.approx(
-        10 * (2 * 100 * 0.01 + 50 * 0.001)
-    )
+    assert estimate.estimate_seconds(config, speed, 10, 100, 50) == pytest.approx(10 * (2 * 100 * 0.01 + 50 * 0.001))
 
 
 def test_the_estimate_is_built_like_the_training(monkeypatch, train):

@@ -17,9 +17,7 @@ def test_help_answers_without_importing_torch():
         "import sys; from plaudit.cli.main import main; code = main(['--help']); "
         "print(code, sorted({'torch', 'transformers', 'datasets', 'rich'} & set(sys.modules)))"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
-    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert result.stdout.splitlines()[-1] == "0 []"
     assert "  train" in result.stdout
     assert "  demo" in result.stdout

@@ -176,9 +176,7 @@ def test_an_error_at_the_first_step_leaves_no_folder(train, tmp_path, monkeypatc
         raise ConfigError("wrong from the first step on")
 
     monkeypatch.setattr(build.RewardTrainer, "compute_loss", fail)
-    code, _, err = train(
-        "--output_dir", str(tmp_path / "a" / "b"), "--use_cpu", "--max_steps", "1", defaults=False
-    )
+    code, _, err = train("--output_dir", str(tmp_path / "a" / "b"), "--use_cpu", "--max_steps", "1", defaults=False)
     assert code == 2
     assert "wrong from the first step on" in err
     assert not (tmp_path / "a").exists()
@@ -186,9 +184,7 @@ def test_an_error_at_the_first_step_leaves_no_folder(train, tmp_path, monkeypatc
 
 def test_a_folder_that_was_there_stays(train, tmp_path, monkeypatch):
     (tmp_path / "out").mkdir()
-    monkeypatch.setattr(
-        build.RewardTrainer, "train", lambda self, **k: (_ for _ in ()).throw(ConfigError("no"))
-    )
+    monkeypatch.setattr(build.RewardTrainer, "train", lambda self, **k: (_ for _ in ()).throw(ConfigError("no")))
     assert train()[0] == 2
     assert (tmp_path / "out").is_dir()
 

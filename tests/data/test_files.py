@@ -81,9 +81,7 @@ def test_blank_lines_and_byte_order_marks_are_no_rows(tmp_path):
 @pytest.mark.parametrize("streaming", [False, True])
 def test_parquet(tmp_path, streaming):
     Dataset.from_list([{"chosen": "a", "rejected": "b"}]).to_parquet(tmp_path / "a.parquet")
-    assert list(load_files([tmp_path / "a.parquet"], streaming=streaming)) == [
-        {"chosen": "a", "rejected": "b"}
-    ]
+    assert list(load_files([tmp_path / "a.parquet"], streaming=streaming)) == [{"chosen": "a", "rejected": "b"}]
 
 
 def test_the_same_file_has_the_same_fingerprint_until_it_changes(tmp_path):
@@ -116,16 +114,11 @@ def test_arguments_that_differ_from_row_to_row_stay_as_they_are(tmp_path, stream
         {"x": "one", "nested": {"b": None, "a": True}},
         {},
     ]
-    rows = [
-        {"chosen": [message("user", "q"), call(**one)], "rejected": [message("user", "q")]}
-        for one in arguments
-    ]
+    rows = [{"chosen": [message("user", "q"), call(**one)], "rejected": [message("user", "q")]} for one in arguments]
     read = list(load_files([write(tmp_path / "a.jsonl", rows)], streaming=streaming))
     assert read == rows
     got = [row["chosen"][1]["tool_calls"][0]["function"]["arguments"] for row in read]
-    assert [json.dumps(one) for one in got] == [
-        json.dumps(one) for one in arguments
-    ]  # order and types of keys, too
+    assert [json.dumps(one) for one in got] == [json.dumps(one) for one in arguments]  # order and types of keys, too
 
 
 def test_plain_messages_are_typed_and_absent_keys_are_null(tmp_path):
@@ -198,9 +191,7 @@ def test_csv_text(tmp_path, streaming):
 
 
 def test_tsv_and_gzip(tmp_path):
-    assert csv_rows(tmp_path, "chosen\trejected\na, b\tc\n", "a.tsv.gz") == [
-        {"chosen": "a, b", "rejected": "c"}
-    ]
+    assert csv_rows(tmp_path, "chosen\trejected\na, b\tc\n", "a.tsv.gz") == [{"chosen": "a, b", "rejected": "c"}]
 
 
 @pytest.mark.parametrize("dump", [json.dumps, repr])

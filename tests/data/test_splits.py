@@ -67,10 +67,7 @@ def test_the_same_answer_to_start_with_is_no_part_of_the_prompt():
     ]
     train, test = split_by_prompt(Dataset.from_list(rows), 0.34)
     assert sorted([len(train), len(test)]) == [1, 2]
-    assert (
-        len({row["chosen"][0]["content"] for row in train} & {row["chosen"][0]["content"] for row in test})
-        == 0
-    )
+    assert len({row["chosen"][0]["content"] for row in train} & {row["chosen"][0]["content"] for row in test}) == 0
 
 
 def test_plain_text_without_prompt_keeps_equal_rows_together():

@@ -88,7 +88,8 @@ def test_a_padding_token_asked_for_is_taken(caplog):
 
 @pytest.mark.parametrize("architecture", ["gpt2", "opt", "phi", "gpt_neox", "bert"])
 def test_dropout_is_off_everywhere(architecture):
-    high = dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop", "attention_dropout", "dropout", "hidden_dropout"), 0.5)
+    names = ("attn_pdrop", "embd_pdrop", "resid_pdrop", "attention_dropout", "dropout", "hidden_dropout")
+    high = dict.fromkeys(names, 0.5)
     high |= {"hidden_dropout_prob": 0.5, "attention_probs_dropout_prob": 0.5, "classifier_dropout": 0.5}
     model = tiny_reward_model(architecture, **high).train()
     ids = torch.randint(3, 100, (2, 9))

@@ -38,14 +38,11 @@ class ModelArguments:
             "Default: the small embedded chat model."
         ),
     )
-    model_revision: str | None = field(
-        default=None, metadata=_about("Branch, tag or commit of a model on the Hub.")
-    )
+    model_revision: str | None = field(default=None, metadata=_about("Branch, tag or commit of a model on the Hub."))
     dtype: str | None = field(
         default=None,
         metadata=_about(
-            "Precision the weights are loaded in. Default: float32, which trains best; memory is "
-            "saved with `bf16`.",
+            "Precision the weights are loaded in. Default: float32, which trains best; memory is saved with `bf16`.",
             choices=("auto", "bfloat16", "float16", "float32"),
         ),
     )
@@ -67,26 +64,19 @@ class DataArguments:
             "`datasets`, or the name of a data set on the Hub."
         ),
     )
-    dataset_config: str | None = field(
-        default=None, metadata=_about("Configuration of a data set on the Hub.")
-    )
+    dataset_config: str | None = field(default=None, metadata=_about("Configuration of a data set on the Hub."))
     dataset_train_split: str = field(
         default="train", metadata=_about("Split to train on, also with a slice: train[:1000].")
     )
     dataset_test_split: str | None = field(
         default=None,
-        metadata=_about(
-            "Split to evaluate on. Default: `test` if `eval_strategy` asks for evaluation, else none."
-        ),
+        metadata=_about("Split to evaluate on. Default: `test` if `eval_strategy` asks for evaluation, else none."),
     )
-    dataset_streaming: bool = field(
-        default=False, metadata=_about("Read the data while training; needs `max_steps`.")
-    )
+    dataset_streaming: bool = field(default=False, metadata=_about("Read the data while training; needs `max_steps`."))
     eval_fraction: float | None = field(
         default=None,
         metadata=_about(
-            "Set this share of the training rows aside for evaluation, by prompt: rows that share one "
-            "stay together."
+            "Set this share of the training rows aside for evaluation, by prompt: rows that share one stay together."
         ),
     )
 
@@ -230,9 +220,7 @@ def _take_config_option(tokens: list[str]) -> tuple[list[str], Path | None]:
         else:
             index += 1
             if index == len(tokens):
-                raise ConfigError(
-                    "--config needs the name of a YAML file", fix="plaudit train --config train.yaml"
-                )
+                raise ConfigError("--config needs the name of a YAML file", fix="plaudit train --config train.yaml")
             found = Path(tokens[index])
         index += 1
     return rest, found
@@ -247,11 +235,7 @@ def _take_nulls(tokens: Sequence[str], hints: Mapping[str, Any]) -> tuple[list[s
         name, equals, value = tokens[index].partition("=")
         follows = value if equals else (tokens[index + 1] if index + 1 < len(tokens) else "")
         setting = name.removeprefix("--").replace("-", "_")
-        if (
-            name.startswith("--")
-            and follows.lower() in ("none", "null")
-            and _may_be_null_number(hints.get(setting))
-        ):
+        if name.startswith("--") and follows.lower() in ("none", "null") and _may_be_null_number(hints.get(setting)):
             nulls.append(setting)
             index += 1 if equals else 2
             continue
@@ -265,12 +249,7 @@ def _complete_switches(tokens: Sequence[str], hints: Mapping[str, Any]) -> list[
     rest: list[str] = []
     for token, following in zip(tokens, [*tokens[1:], "--"], strict=True):
         options = options_of(hints.get(token.removeprefix("--").replace("-", "_")))
-        bare = (
-            token.startswith("--")
-            and bool in options
-            and type(None) in options
-            and following.startswith("--")
-        )
+        bare = token.startswith("--") and bool in options and type(None) in options and following.startswith("--")
         rest.append(f"{token}=true" if bare else token)
     return rest
 
@@ -292,9 +271,7 @@ def _may_be_null_number(hint: Any) -> bool:
 def _refuse_unknown(unknown: Sequence[str], hints: Mapping[str, Any]) -> NoReturn:
     options = [token for token in unknown if token.startswith("-")]
     if not options:
-        raise ConfigError(
-            f"unexpected argument {unknown[0]!r}", fix=f"Settings look like --name value; {_SEE_HELP}"
-        )
+        raise ConfigError(f"unexpected argument {unknown[0]!r}", fix=f"Settings look like --name value; {_SEE_HELP}")
     name = options[0].partition("=")[0]
     raise ConfigError(f"there is no setting {name}", fix=_near_misses(name.lstrip("-"), hints, "--"))
 
@@ -347,16 +324,12 @@ def _read_yaml(path: Path) -> dict[Any, Any]:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(
-            f"cannot be read: {error.strerror}", fix="Check the path given to --config."
-        ) from error
+        raise ConfigError(f"cannot be read: {error.strerror}", fix="Check the path given to --config.") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}: " if mark is not None else ""
         problem = getattr(error, "problem", None) or "cannot be parsed"
-        raise ConfigError(
-            f"{place}is not valid YAML: {problem}", fix="Write one `name: value` a line."
-        ) from error
+        raise ConfigError(f"{place}is not valid YAML: {problem}", fix="Write one `name: value` a line.") from error
     if content is None:
         return {}
     if not isinstance(content, dict):

@@ -90,9 +90,7 @@ def find_model(model: ModelArguments) -> str:
     if model.model_name_or_path is not None:
         return model.model_name_or_path
     if model.model_revision is not None:
-        raise ConfigError(
-            "`model_revision` is given, but no model", fix="Name the model with --model_name_or_path."
-        )
+        raise ConfigError("`model_revision` is given, but no model", fix="Name the model with --model_name_or_path.")
     folder = embedded_model_path(progress=say)
     say(f"No model is named: taking the embedded {EMBEDDED_MODEL_NAME} ({folder}).")
     return str(folder)
@@ -152,9 +150,7 @@ def make_quantization_config(quantization: QuantizationArguments, kwargs: Mappin
     if not (quantization.load_in_4bit or quantization.load_in_8bit):
         return None
     if quantization.load_in_4bit and quantization.load_in_8bit:
-        raise ConfigError(
-            "`load_in_4bit` and `load_in_8bit` exclude each other", fix="Leave out one of them."
-        )
+        raise ConfigError("`load_in_4bit` and `load_in_8bit` exclude each other", fix="Leave out one of them.")
     name = "load_in_4bit" if quantization.load_in_4bit else "load_in_8bit"
     if not torch.cuda.is_available():
         raise ConfigError(f"`{name}` needs a GPU, and this machine shows none", fix=f"Leave out --{name}.")
@@ -198,16 +194,12 @@ def make_peft_config(adapter: AdapterArguments) -> Any | None:
             bias="none",
         )
     except ValueError as error:
-        raise ConfigError(
-            f"PEFT refuses these settings: {error}", fix="Change the lora_ settings."
-        ) from error
+        raise ConfigError(f"PEFT refuses these settings: {error}", fix="Change the lora_ settings.") from error
 
 
 def _is_pattern(modules: list[str]) -> bool:
     # PEFT reads a text as a pattern for whole names, or as the word all-linear, and a list as ends of names.
-    return len(modules) == 1 and (
-        modules[0] == "all-linear" or any(sign in modules[0] for sign in "*+?|()[]^$\\")
-    )
+    return len(modules) == 1 and (modules[0] == "all-linear" or any(sign in modules[0] for sign in "*+?|()[]^$\\"))
 
 
 # --- data ---------------------------------------------------------------------------------------------------
@@ -241,9 +233,7 @@ def load_data(data: DataArguments, config: RewardConfig) -> tuple[Rows, Rows | N
 
 
 def _load(data: DataArguments, name: str, split: str) -> Any:
-    return load_preference_dataset(
-        name, config=data.dataset_config, split=split, streaming=data.dataset_streaming
-    )
+    return load_preference_dataset(name, config=data.dataset_config, split=split, streaming=data.dataset_streaming)
 
 
 def name_of(model: str) -> str:

@@ -27,12 +27,8 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         ConfigError: If the embedded model is not installed, or a setting cannot be read.
     """
-    parser = _Parser(
-        prog="plaudit demo", description="Train a reward model on bundled preferences, on any CPU."
-    )
-    parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[0], metavar="N", help="one run a seed (default: 0)"
-    )
+    parser = _Parser(prog="plaudit demo", description="Train a reward model on bundled preferences, on any CPU.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="one run a seed (default: 0)")
     parser.add_argument(
         "--output_dir", "--output-dir", default="runs/demo", metavar="FOLDER", help="default: %(default)s"
     )
@@ -44,8 +40,7 @@ def run(arguments: Sequence[str]) -> int:
     folder = Path(settings.output_dir)
     with log_lines(logging.WARNING):
         results = [
-            run_demo(folder if len(seeds) == 1 else folder / f"seed-{seed}", seed=seed, say=say)
-            for seed in seeds
+            run_demo(folder if len(seeds) == 1 else folder / f"seed-{seed}", seed=seed, say=say) for seed in seeds
         ]
     print_results(results, make_console())
     return 0
@@ -72,9 +67,7 @@ def print_results(results: Sequence[DemoResult], console: Console) -> None:
         (better, BETTER_ANSWER, better > worse),
         (worse, WORSE_ANSWER, worse > better),
     ):
-        table.add_row(
-            f"{reward:+.2f}", answer + (" [bold green]◀ preferred[/bold green]" if preferred else "")
-        )
+        table.add_row(f"{reward:+.2f}", answer + (" [bold green]◀ preferred[/bold green]" if preferred else ""))
     console.print(table)
     folders = ", ".join(result.folder for result in results)
     total = duration(sum(result.seconds for result in results))
@@ -99,8 +92,7 @@ def _table(results: Sequence[DemoResult]) -> Table:
         for name in ("before", "after"):
             scores = [getattr(result, name) for result in results]
             accuracy, margin, loss = (
-                sum(getattr(score, field) for score in scores) / len(scores)
-                for field in ("accuracy", "margin", "loss")
+                sum(getattr(score, field) for score in scores) / len(scores) for field in ("accuracy", "margin", "loss")
             )
             table.add_row("mean", name, f"{accuracy:.1%}", "", f"{margin:+.3f}", f"{loss:.3f}")
     return table

@@ -207,8 +207,7 @@ def _show_needs(trainer: RewardTrainer, batches: Sequence[Sequence[Any]], consol
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     seconds = estimate.estimate_seconds(config, speed, steps, sum(tokens) / len(tokens), trained)
     parts = ", ".join(
-        f"{name} {size(getattr(memory, name))}"
-        for name in ("weights", "gradients", "optimizer", "activations")
+        f"{name} {size(getattr(memory, name))}" for name in ("weights", "gradients", "optimizer", "activations")
     )
     batch = config.train_batch_size * config.gradient_accumulation_steps * config.world_size
     _grid(

@@ -183,9 +183,7 @@ def optimizer_bytes(optim: str, parameter: torch.Tensor) -> int:
 
 def _checkpoints(trainer: RewardTrainer) -> bool:
     model: Any = trainer.model
-    return bool(trainer.args.gradient_checkpointing) and getattr(
-        model, "supports_gradient_checkpointing", False
-    )
+    return bool(trainer.args.gradient_checkpointing) and getattr(model, "supports_gradient_checkpointing", False)
 
 
 def _activations(trainer: RewardTrainer, rows: Sequence[Row], tokens: int) -> int:
@@ -216,9 +214,7 @@ def _kept(trainer: RewardTrainer, rows: Sequence[Row]) -> tuple[int, int]:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         _loss(trainer, collate(trainer, rows))
-    return count_tokens(rows, trainer.args.pad_to_multiple_of).computed(trainer.batch_layout), sum(
-        kept.values()
-    )
+    return count_tokens(rows, trainer.args.pad_to_multiple_of).computed(trainer.batch_layout), sum(kept.values())
 
 
 # --- running a batch --------------------------------------------------------------------------------------
@@ -306,9 +302,7 @@ def measure_speed(trainer: RewardTrainer, rows: Sequence[Row]) -> Speed:
 
 def _checkpointing_switch(model: Any, verb: str) -> Any:
     # Newer transformers have another name for it, and warn about the old one.
-    return getattr(model, f"activation_checkpointing_{verb}", None) or getattr(
-        model, f"gradient_checkpointing_{verb}"
-    )
+    return getattr(model, f"activation_checkpointing_{verb}", None) or getattr(model, f"gradient_checkpointing_{verb}")
 
 
 def _second_run(action: Any, device: torch.device) -> float:
@@ -336,9 +330,7 @@ def count_steps(config: RewardConfig, rows: int | None) -> int:
     return math.ceil(per_epoch * config.num_train_epochs)
 
 
-def estimate_seconds(
-    config: RewardConfig, speed: Speed, steps: int, tokens_per_batch: float, trained: int
-) -> float:
+def estimate_seconds(config: RewardConfig, speed: Speed, steps: int, tokens_per_batch: float, trained: int) -> float:
     """Time for all steps, without loading, evaluation and checkpoints.
 
     ``steps x (accumulation x tokens a batch x seconds a token + trained parameters x seconds a parameter)``

@@ -20,9 +20,7 @@ def print_help(console: Console) -> None:
     """Print every setting, Plaudit's own first, the inherited ones last."""
     console.print("Usage: plaudit train [--config FILE.yaml] [--dry-run] [--NAME VALUE ...]\n", markup=False)
     console.print("Train a reward model on preferences. For example:\n")
-    console.print(
-        "  plaudit train --model_name_or_path Qwen/Qwen3-0.6B --dataset_name pairs.jsonl \\", markup=False
-    )
+    console.print("  plaudit train --model_name_or_path Qwen/Qwen3-0.6B --dataset_name pairs.jsonl \\", markup=False)
     console.print("      --eval_fraction 0.1 --output_dir runs/first\n", markup=False)
     console.print(
         "Settings may be written --with_underscores or --with-hyphens, or stand in a YAML file as "
@@ -39,9 +37,7 @@ def print_help(console: Console) -> None:
         ("Training", "Inherited from transformers' TrainingArguments.", inherited, RewardConfig),
     )
     for title, text, fields, cls in sections:
-        console.print(
-            Text(f"\n{title}", style="bold"), Text(f"  {text}", style="dim") if text else "", sep=""
-        )
+        console.print(Text(f"\n{title}", style="bold"), Text(f"  {text}", style="dim") if text else "", sep="")
         console.print(_table_of(fields, typing.get_type_hints(cls)))
 
 

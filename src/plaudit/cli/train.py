@@ -70,11 +70,7 @@ def _checkpoint(value: str | None) -> str | bool | None:
 @contextlib.contextmanager
 def _no_empty_folder(output_dir: str | None) -> Iterator[None]:
     """Remove the folders that the Trainer made if an error leaves them empty."""
-    made = [
-        folder
-        for folder in (Path(output_dir or "."), *Path(output_dir or ".").parents)
-        if not folder.exists()
-    ]
+    made = [folder for folder in (Path(output_dir or "."), *Path(output_dir or ".").parents) if not folder.exists()]
     try:
         yield
     except BaseException:
@@ -173,18 +169,14 @@ def print_summary(outcome: Outcome, console: Console) -> None:
     """Print what was reached and how to use it."""
     table = Table.grid(padding=(0, 2))
     rows = "a stream of preferences" if outcome.rows is None else f"{outcome.rows:,} preferences"
-    table.add_row(
-        "Trained", f"{outcome.model} on {rows}, {outcome.steps:,} steps, {duration(outcome.seconds)}"
-    )
+    table.add_row("Trained", f"{outcome.model} on {rows}, {outcome.steps:,} steps, {duration(outcome.seconds)}")
     if outcome.metrics:
         evaluated = "" if outcome.eval_rows is None else f"on {outcome.eval_rows:,} held-out rows"
         table.add_row("Accuracy", f"{accuracy_text(outcome.metrics, outcome.eval_rows)} {evaluated}")
         table.add_row("Margin", f"{outcome.metrics['margin']:.3f}")
         table.add_row("Loss", f"{outcome.metrics['loss']:.4f}")
     elif outcome.training_loss is not None:
-        table.add_row(
-            "Training loss", f"{outcome.training_loss:.4f} (nothing was held out: see --eval_fraction)"
-        )
+        table.add_row("Training loss", f"{outcome.training_loss:.4f} (nothing was held out: see --eval_fraction)")
     table.add_row("Saved in", outcome.folder)
     console.print()
     console.print(table, markup=False)
@@ -194,9 +186,7 @@ def print_summary(outcome: Outcome, console: Console) -> None:
     if console.is_terminal:
         console.print(Padding(code, (0, 0, 0, 2)))
     else:
-        console.print(
-            "\n".join(f"  {line}" for line in snippet(outcome).splitlines()), soft_wrap=True, markup=False
-        )
+        console.print("\n".join(f"  {line}" for line in snippet(outcome).splitlines()), soft_wrap=True, markup=False)
 
 
 def accuracy_text(metrics: dict[str, float], rows: int | None) -> str:
@@ -214,11 +204,7 @@ def accuracy_text(metrics: dict[str, float], rows: int | None) -> str:
 
 def snippet(outcome: Outcome) -> str:
     """Three lines of Python that load the folder and score a conversation or a text."""
-    kind = (
-        "peft.AutoPeftModelForSequenceClassification"
-        if outcome.adapter
-        else "AutoModelForSequenceClassification"
-    )
+    kind = "peft.AutoPeftModelForSequenceClassification" if outcome.adapter else "AutoModelForSequenceClassification"
     module, _, name = kind.rpartition(".")
     imports = f"from {module} import {name}; " if module else ""
     names = "AutoTokenizer" if module else f"{name}, AutoTokenizer"

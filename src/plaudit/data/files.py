@@ -191,17 +191,13 @@ def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
                     continue
                 if len(cells) != len(header):
                     problem = f"has {len(cells)} cells, but the header names {len(header)} columns"
-                    _refuse(
-                        str(path), problem, "Quote cells that hold commas or line breaks.", reader.line_num
-                    )
+                    _refuse(str(path), problem, "Quote cells that hold commas or line breaks.", reader.line_num)
                 yield parse.row(dict(zip(header, cells, strict=True)), reader.line_num)
         except csv.Error as error:
             fix = "Mend the line; cells beyond 131,072 characters need JSON lines or Parquet."
             _refuse(str(path), f"is not valid CSV: {error}", fix, reader.line_num)
         except UnicodeDecodeError as error:
-            _refuse(
-                str(path), f"is not UTF-8: {error.reason}", "Save the file as UTF-8.", reader.line_num + 1
-            )
+            _refuse(str(path), f"is not UTF-8: {error.reason}", "Save the file as UTF-8.", reader.line_num + 1)
 
 
 class _CsvCells:
@@ -248,9 +244,7 @@ def _literal(cell: str) -> Any:
 
 def _messages_in(cell: str) -> list[Any] | None:
     value = _literal(cell)
-    return (
-        value if isinstance(value, list) and value and all(isinstance(one, dict) for one in value) else None
-    )
+    return value if isinstance(value, list) and value and all(isinstance(one, dict) for one in value) else None
 
 
 def _number_in(cell: str) -> float | None:
@@ -336,9 +330,7 @@ class _Encoder:
         if isinstance(kind, list):
             return [self.encode(item, kind[0], row, f"{field}[{n}]") for n, item in enumerate(value)]
         if isinstance(kind, dict):
-            return {
-                key: self.encode(value.get(key), inner, row, f"{field}.{key}") for key, inner in kind.items()
-            }
+            return {key: self.encode(value.get(key), inner, row, f"{field}.{key}") for key, inner in kind.items()}
         if kind != "json":
             return value
         text = json.dumps(value)

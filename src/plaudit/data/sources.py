@@ -60,9 +60,7 @@ def load_preference_dataset(
         return _from_folder(path, split, streaming)
     if path.is_file():
         if config is not None:
-            _refuse(
-                text, f"is a single file: it has no configuration {config!r}", "Leave the configuration out."
-            )
+            _refuse(text, f"is a single file: it has no configuration {config!r}", "Leave the configuration out.")
         if kind_of_file(path) is None:
             _refuse(
                 text,
@@ -127,9 +125,7 @@ def _pick(name: str, splits: Loaders, split: str, streaming: bool) -> Any:
         _refuse(name, f"a stream cannot be cut into {split!r}", "Name one whole split, or do not stream.")
     loaded = {one: splits[one]() for one in wanted}
     try:
-        pieces = ReadInstruction.from_spec(split).to_absolute(
-            {one: len(rows) for one, rows in loaded.items()}
-        )
+        pieces = ReadInstruction.from_spec(split).to_absolute({one: len(rows) for one, rows in loaded.items()})
     except (ValueError, AssertionError) as error:
         _refuse(
             name,
@@ -176,9 +172,7 @@ def _from_folder(folder: Path, split: str, streaming: bool) -> Dataset | Iterabl
     for name, paths in splits.items():
         if len({kind_of_file(path) == "parquet" for path in paths}) > 1:
             names = ", ".join(str(path.relative_to(folder)) for path in paths[:4])
-            _refuse(
-                str(folder), f"the split {name!r} mixes Parquet with other files ({names})", "Name one file."
-            )
+            _refuse(str(folder), f"the split {name!r} mixes Parquet with other files ({names})", "Name one file.")
     loaders = {name: _files_loader(paths, streaming) for name, paths in splits.items()}
     return _pick(str(folder), loaders, split, streaming)
 
@@ -235,9 +229,7 @@ def _from_hub(name: str, config: str | None, split: str, streaming: bool) -> Dat
             _hub_advice(name),
         )
     except (ConnectionError, OfflineModeIsEnabled) as error:
-        advice = (
-            "Check the network and HF_HUB_OFFLINE, or download the data and name the local file or folder."
-        )
+        advice = "Check the network and HF_HUB_OFFLINE, or download the data and name the local file or folder."
         _refuse(name, f"the Hub cannot be reached{here}: {_first_line(error)}", advice)
     except (DatasetsError, OSError, ValueError, NotImplementedError) as error:
         advice = "Check the configuration (`dataset_config`) and the split against the data set's page."

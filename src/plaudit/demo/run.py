@@ -92,9 +92,7 @@ class DemoResult:
     rewards: tuple[float, float]
 
 
-def run_demo(
-    output_dir: str | os.PathLike[str], *, seed: int = 0, say: Callable[[str], None] = print
-) -> DemoResult:
+def run_demo(output_dir: str | os.PathLike[str], *, seed: int = 0, say: Callable[[str], None] = print) -> DemoResult:
     """Train the embedded model on the bundled preferences, save it, and score two answers with the result.
 
     Args:

@@ -58,8 +58,8 @@ class RewardConfig(TrainingArguments):
     chat_template_path: str | None = field(
         default=None,
         metadata={
-            "help": "Another chat template: a .jinja or .j2 file, or a tokenizer (folder or model id), whose added tokens "
-            "come with it."
+            "help": "Another chat template: a .jinja or .j2 file, or a tokenizer (folder or model id), whose added "
+            "tokens come with it."
         },
     )
     disable_dropout: bool = field(
@@ -95,6 +95,10 @@ class RewardConfig(TrainingArguments):
             "help": "padded: a rectangle, one row a response. shared_prefix: one row without padding, each prompt "
             "computed once; same rewards, several times faster. auto: shared_prefix where the model allows it.",
         },
+    )
+    activation_offloading: bool = field(
+        default=False,
+        metadata={"help": "Keep activations in the host's memory between forward and backward (accelerators only)."},
     )
     center_rewards_coefficient: float | None = field(
         default=None,

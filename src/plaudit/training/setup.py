@@ -190,9 +190,8 @@ def choose_layout(model: Any, args: RewardConfig, collator: Any) -> tuple[str, s
         return "padded", "a data collator was given"
     if args.batch_layout == "padded":
         return "padded", "as asked for"
-    if is_prompt_learning(model):
-        problem = "prompt learning discards position ids"
-    else:
+    problem: str | None = "prompt learning discards position ids"
+    if not is_prompt_learning(model):
         problem = why_not_shared_prefix(base_model_of(model), neftune=bool(args.neftune_noise_alpha))
     if problem is None:
         return (

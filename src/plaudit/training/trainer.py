@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset, IterableDataset
 from torch import nn
 from torch.utils.data import DataLoader
@@ -18,14 +18,17 @@ from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, Predictio
 
 from plaudit.data.collate import ForeignCollator, PaddedCollator, SharedPrefixCollator, shortest_examples
 from plaudit.data.report import DataReport, Purpose
-from plaudit.data.sampling import ExampleBatchSampler, WeightedRows, grouped_by_length, shuffled
 from plaudit.data.tokenize import prepare_dataset
 from plaudit.errors import ConfigError
 from plaudit.losses import bradley_terry_loss, center_rewards_penalty
 from plaudit.metrics import RewardMetrics, Scored
+from plaudit.model.adapters import is_peft_model
 from plaudit.model.shared_prefix import MODEL_KEYS, compare_with_padded
 from plaudit.training.config import RewardConfig
+from plaudit.training.example_loader import example_loader
 from plaudit.training.interval import LoggingInterval
+from plaudit.training.model_card import ModelCard
+from plaudit.training.offloading import offloading_or_nothing, warn_if_useless
 from plaudit.training.setup import (
     default_config,
     load_model_and_tokenizer,
@@ -66,6 +69,7 @@ class RewardTrainer(Trainer):
     """
 
     args: RewardConfig
+    model: Any
     _tag_names = ("plaudit", "reward-trainer")
 
     def __init__(
@@ -96,6 +100,7 @@ class RewardTrainer(Trainer):
                 "several GPUs are visible to one process, and `nn.DataParallel` is not supported",
                 fix="Start with `accelerate launch` or `torchrun`, or set CUDA_VISIBLE_DEVICES to one GPU.",
             )
+        warn_if_useless(args.activation_offloading)
         set_seed(args.seed)
         loaded = load_model_and_tokenizer(model, args, processing_class, quantization_config)
         self.data_reports: dict[str, DataReport] = {}
@@ -179,43 +184,17 @@ class RewardTrainer(Trainer):
         kept: dict[str, DataLoader[Any]] = self.__dict__.setdefault("_eval_dataloaders", {})
         if dataloader_key in kept and self.args.dataloader_persistent_workers:
             return kept[dataloader_key]
-        sampler = ExampleBatchSampler(
-            len(dataset),
+        loader = example_loader(
+            self._remove_unused_columns(dataset, description),
+            self.args,
             batch_size,
-            process_index=self.args.process_index,
-            num_processes=self.args.world_size,
-            order=self._order_of_rows(dataset, batch_size) if is_training else None,
-            drop_last=is_training and self.args.dataloader_drop_last,
-        )
-        loader: DataLoader[Any] = DataLoader(
-            WeightedRows(self._remove_unused_columns(dataset, description), sampler),
-            batch_sampler=sampler,
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
-            persistent_workers=self.args.dataloader_persistent_workers,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
-        )
-        # One process, as far as accelerate is concerned: the sampler has dealt the rows out already.
-        loader = prepare_data_loader(
-            loader, self.accelerator.device, num_processes=1, process_index=0, put_on_device=True
+            collator=self.data_collator,
+            device=self.accelerator.device,
+            is_training=is_training,
         )
         if dataloader_key is not None and self.args.dataloader_persistent_workers:
             kept[dataloader_key] = loader
         return loader
-
-    def _order_of_rows(self, dataset: Dataset, batch_size: int) -> Callable[[int], Sequence[int]] | None:
-        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        strategy = self.args.train_sampling_strategy
-        if strategy == "sequential":
-            return None
-        if strategy == "group_by_length":
-            lengths = [
-                max(len(chosen), len(rejected))
-                for chosen, rejected in zip(dataset["chosen_ids"], dataset["rejected_ids"], strict=True)
-            ]
-            return grouped_by_length(lengths, batch_size * self.args.world_size, seed)
-        return shuffled(len(dataset), seed)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
@@ -290,6 +269,11 @@ class RewardTrainer(Trainer):
             loss = total * self.accelerator.num_processes / num_items_in_batch
         return (loss, {"rewards": scored.rewards_N}) if return_outputs else loss
 
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """A micro-batch forward and backward, with activations offloaded in between where that was asked for."""
+        with offloading_or_nothing(self.model, self.args.activation_offloading):
+            return super().training_step(*args, **kwargs)
+
     def _check_layout(self, model: nn.Module, batch: Batch) -> None:
         """Compare both layouts on two short examples of the first batch; fall back, loudly, if they differ."""
         self._layout_checked = True
@@ -324,6 +308,37 @@ class RewardTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._interval.collect(self.accelerator.gather)
         super()._save_checkpoint(model, trial)
+
+    # ---- sharing ----------------------------------------------------------------------------------------------
+
+    def create_model_card(
+        self,
+        language: str | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> None:
+        """Write ``README.md`` into the output folder: data, settings, metrics, versions, and how to use the model."""
+        logs = self.state.log_history
+        card = ModelCard(
+            name=model_name or Path(str(self.args.output_dir)).name,
+            base_model=finetuned_from or getattr(self._base_model.config, "name_or_path", None),
+            reports=self.data_reports,
+            settings=self.args.to_dict(),
+            evaluation=next((log for log in reversed(logs) if any(key.startswith("eval_") for key in log)), {}),
+            training=next((log for log in reversed(logs) if "loss" in log), {}),
+            batch_layout=f"{self.batch_layout} ({self.batch_layout_reason})",
+            adapter=is_peft_model(self.model),
+            datasets=[dataset] if isinstance(dataset, str) else dataset or [],
+            tags=[*self._tag_names, *([tags] if isinstance(tags, str) else tags or [])],
+        )
+        if self.is_world_process_zero():
+            Path(str(self.args.output_dir), "README.md").write_text(card.render(), encoding="utf-8")
 
     # ---- evaluation -------------------------------------------------------------------------------------------
 

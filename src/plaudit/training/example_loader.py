@@ -1,0 +1,66 @@
+"""The loader of prepared rows: dealt out by our own sampler, moved to the device by accelerate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from accelerate.data_loader import prepare_data_loader
+from datasets import Dataset
+from torch.utils.data import DataLoader
+
+from plaudit.data.sampling import ExampleBatchSampler, WeightedRows, grouped_by_length, shuffled
+from plaudit.training.config import RewardConfig
+from plaudit.types import Batch
+
+
+def example_loader(
+    rows: Dataset,
+    args: RewardConfig,
+    batch_size: int,
+    *,
+    collator: Callable[[list[dict[str, Any]]], Batch],
+    device: torch.device,
+    is_training: bool,
+) -> DataLoader[Any]:
+    """Micro-batches of this process: as many as every other process gets, in an order that all agree on.
+
+    Args:
+        rows: Prepared rows.
+        args: Says how rows are ordered and loaded, and which process this is.
+        batch_size: Rows of a micro-batch.
+        collator: Turns rows into a batch.
+        device: Where batches go.
+        is_training: Whether rows are shuffled; otherwise they come in order.
+    """
+    sampler = ExampleBatchSampler(
+        len(rows),
+        batch_size,
+        process_index=args.process_index,
+        num_processes=args.world_size,
+        order=_order(rows, args, batch_size) if is_training else None,
+        drop_last=is_training and args.dataloader_drop_last,
+    )
+    loader: DataLoader[Any] = DataLoader(
+        WeightedRows(rows, sampler),
+        batch_sampler=sampler,
+        collate_fn=collator,
+        num_workers=args.dataloader_num_workers,
+        pin_memory=args.dataloader_pin_memory,
+        persistent_workers=args.dataloader_persistent_workers,
+        prefetch_factor=args.dataloader_prefetch_factor,
+    )
+    # One process, as far as accelerate is concerned: the sampler has dealt the rows out already.
+    return prepare_data_loader(loader, device, num_processes=1, process_index=0, put_on_device=True)
+
+
+def _order(rows: Dataset, args: RewardConfig, batch_size: int) -> Callable[[int], Sequence[int]] | None:
+    seed = args.seed if args.data_seed is None else args.data_seed
+    if args.train_sampling_strategy == "sequential":
+        return None
+    if args.train_sampling_strategy == "group_by_length":
+        pairs = zip(rows["chosen_ids"], rows["rejected_ids"], strict=True)
+        lengths = [max(len(chosen), len(rejected)) for chosen, rejected in pairs]
+        return grouped_by_length(lengths, batch_size * args.world_size, seed)
+    return shuffled(len(rows), seed)

@@ -1,0 +1,131 @@
+"""The model card: what a reward model was trained on, how well it does, and how to use it."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from typing import Any
+
+import yaml
+
+from plaudit.data.report import DataReport
+from plaudit.version import __version__
+
+_SETTINGS = (
+    "learning_rate",
+    "lr_scheduler_type",
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "max_length",
+    "overlong",
+    "center_rewards_coefficient",
+    "bf16",
+    "fp16",
+    "optim",
+    "weight_decay",
+    "seed",
+)
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """What the card says.
+
+    Attributes:
+        name: Name of the model.
+        base_model: Name of the model it was trained from.
+        reports: What was read and dropped of each data set.
+        settings: Settings by name.
+        evaluation: Metrics of the last evaluation.
+        training: Metrics of the last training log.
+        batch_layout: Layout of the batches, and why.
+        adapter: Whether the folder holds an adapter rather than a whole model.
+        datasets: Names of data sets on the Hub.
+        tags: Tags of the model.
+    """
+
+    name: str
+    base_model: str | None
+    reports: Mapping[str, DataReport]
+    settings: Mapping[str, Any]
+    evaluation: Mapping[str, float]
+    training: Mapping[str, float]
+    batch_layout: str
+    adapter: bool = False
+    datasets: Sequence[str] = ()
+    tags: Sequence[str] = field(default_factory=lambda: ("plaudit", "reward-trainer"))
+
+    def render(self) -> str:
+        """The card as Markdown with its YAML header."""
+        header: dict[str, Any] = {
+            "library_name": "peft" if self.adapter else "transformers",
+            "pipeline_tag": "text-classification",
+            "tags": sorted({*self.tags}),
+        }
+        if self.base_model and not self.base_model.startswith(("/", ".")):
+            header["base_model"] = self.base_model
+        if self.datasets:
+            header["datasets"] = list(self.datasets)
+        parts = [
+            f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
+            f"# {self.name}",
+            "A reward model: it puts one number on a conversation, higher where the answer is preferred. "
+            "Trained on comparisons with the Bradley-Terry loss.",
+            *self._use(),
+            *self._section("Evaluation", _table(self.evaluation, skip=("runtime", "per_second", "epoch"))),
+            *self._section("Last training log", _table(self.training)),
+            *self._section("Data", "\n".join(f"- {report.summary()}" for report in self.reports.values())),
+            *self._section("Settings", _table({key: self.settings[key] for key in _SETTINGS if key in self.settings})),
+            f"Batch layout: {self.batch_layout}.",
+            *self._section("Versions", _table(_versions())),
+        ]
+        return "\n\n".join(parts) + "\n"
+
+    def _use(self) -> list[str]:
+        if self.adapter:
+            load = (
+                "from peft import AutoPeftModelForSequenceClassification as Model\n"
+                "from transformers import AutoTokenizer"
+            )
+        else:
+            load = "from transformers import AutoModelForSequenceClassification as Model, AutoTokenizer"
+        labels = ", num_labels=1" if self.adapter else ""
+        return [
+            "## Use",
+            f'```python\n{load}\n\nmodel = Model.from_pretrained("{self.name}"{labels})\n'
+            f'tokenizer = AutoTokenizer.from_pretrained("{self.name}")\n'
+            'messages = [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]\n'
+            'inputs = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)\n'
+            "reward = model(**inputs).logits.item()\n```",
+            "Rewards compare answers to the same prompt; their absolute height means nothing. Servers must return the "
+            "raw number, without a sigmoid: the configuration says so (`problem_type: regression`). Text rendered with "
+            "the chat template is tokenised without further special tokens.",
+        ]
+
+    @staticmethod
+    def _section(title: str, body: str) -> list[str]:
+        return [f"## {title}", body] if body else []
+
+
+def _table(values: Mapping[str, Any], skip: Sequence[str] = ()) -> str:
+    rows = [
+        f"| {name} | {value:.4g} |" if isinstance(value, float) else f"| {name} | {value} |"
+        for name, value in values.items()
+        if value is not None and not any(name.endswith(ending) for ending in skip)
+    ]
+    return "\n".join(["| | |", "|---|---|", *rows]) if rows else ""
+
+
+def _versions() -> dict[str, str]:
+    names = ("transformers", "torch", "accelerate", "datasets", "peft")
+    installed = {}
+    for name in names:
+        try:
+            installed[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {"plaudit": __version__, "python": platform.python_version(), **installed}
