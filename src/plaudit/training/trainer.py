@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, set_seed
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
-from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, PredictionOutput
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, PredictionOutput, TrainOutput
 
 from plaudit.data.collate import ForeignCollator, PaddedCollator, SharedPrefixCollator, shortest_examples
 from plaudit.data.report import DataReport, Purpose
@@ -24,6 +24,7 @@ from plaudit.losses import bradley_terry_loss, center_rewards_penalty
 from plaudit.metrics import RewardMetrics, Scored
 from plaudit.model.adapters import is_peft_model
 from plaudit.model.shared_prefix import MODEL_KEYS, compare_with_padded
+from plaudit.training.checkpoints import mark_incomplete, newest_complete_checkpoint
 from plaudit.training.config import RewardConfig
 from plaudit.training.example_loader import example_loader
 from plaudit.training.interval import LoggingInterval
@@ -269,6 +270,12 @@ class RewardTrainer(Trainer):
             loss = total * self.accelerator.num_processes / num_items_in_batch
         return (loss, {"rewards": scored.rewards_N}) if return_outputs else loss
 
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Train; ``resume_from_checkpoint=True`` goes on from the newest checkpoint that is complete."""
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = str(newest_complete_checkpoint(str(self.args.output_dir)))
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """A micro-batch forward and backward, with activations offloaded in between where that was asked for."""
         with offloading_or_nothing(self.model, self.args.activation_offloading):
@@ -307,6 +314,8 @@ class RewardTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._interval.collect(self.accelerator.gather)
+        if self.args.should_save:
+            mark_incomplete(Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
         super()._save_checkpoint(model, trial)
 
     # ---- sharing ----------------------------------------------------------------------------------------------
