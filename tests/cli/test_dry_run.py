@@ -9,6 +9,8 @@ import pytest
 import torch
 from datasets import Dataset
 from rich.console import Console
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from builders import tiny_tokenizer
 from model_builders import conversation_rows, tiny_model
@@ -132,6 +134,14 @@ def test_pieces_join_to_the_text_and_hold_whole_characters():
     assert pieces[end - 3 : end] == ["", "", ""]
 
 
+def test_blanks_that_a_tokenizer_drops_at_the_start_are_shown():
+    backend = Tokenizer(models.WordLevel({"▁the": 0, "▁sky": 1, "<unk>": 2}, unk_token="<unk>"))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    assert tokenizer.decode([1]) == "sky"
+    assert token_pieces([0, 1, 1], tokenizer) == ["the", " sky", " sky"]
+
+
 def test_boundaries_and_reward_are_readable_without_colour():
     tokenizer = tiny_tokenizer()
     ids = tokenizer("hi\n<|im_end|>", add_special_tokens=False)["input_ids"]
@@ -225,6 +235,13 @@ def test_counted_activations_are_what_a_real_batch_of_that_size_keeps(make_train
     tokens, kept = estimate._kept(trainer, rows)
     assert tokens > 1000
     assert estimate._activations(trainer, rows, tokens) == pytest.approx(kept, rel=0.15)
+
+
+def test_weights_are_not_counted_as_activations(make_trainer):
+    trainer = make_trainer(gradient_checkpointing=False)
+    rows = estimate.sample_batches(trainer)[0]
+    weights = sum(parameter.numel() * 4 for parameter in trainer.model.parameters())
+    assert estimate._activations(trainer, rows, 0) < weights / 4
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,12 @@ def test_arguments_that_differ_from_row_to_row_stay_as_they_are(tmp_path, stream
     assert [json.dumps(one) for one in got] == [json.dumps(one) for one in arguments]  # order and types of keys, too
 
 
+def test_numbers_in_mappings_keep_their_type(tmp_path):
+    rows = [{"meta": {"x": 1}}, {"meta": {"x": 1.5}}]
+    read = list(load_files([write(tmp_path / "a.jsonl", rows)]))
+    assert [json.dumps(row) for row in read] == [json.dumps(row) for row in rows]
+
+
 def test_plain_messages_are_typed_and_absent_keys_are_null(tmp_path):
     rows = [{"chosen": [message("user", "q", name="Ann")]}, {"chosen": [message("user", "q")]}]
     dataset = load_files([write(tmp_path / "a.jsonl", rows)])
