@@ -140,8 +140,7 @@ class TestTokenizer:
     # The vocabulary has no bytes for a few control characters and for the far planes of Unicode.
     @given(
         text=st.text(
-            st.characters(max_codepoint=0x1FFFF, exclude_categories=("Cs", "Cc", "Cn"))
-            | st.sampled_from("\n\t"),
+            st.characters(max_codepoint=0x1FFFF, exclude_categories=("Cs", "Cc", "Cn")) | st.sampled_from("\n\t"),
             max_size=40,
         )
     )
@@ -181,9 +180,7 @@ class TestChatTemplate:
 
     def test_tools_join_the_system_turn(self, tokenizer):
         user = {"role": "user", "content": "Rain?"}
-        listed = (
-            f"\n\nTools:\n{json.dumps(WEATHER['function'])}<|im_end|>\n<|im_start|>user\nRain?<|im_end|>\n"
-        )
+        listed = f"\n\nTools:\n{json.dumps(WEATHER['function'])}<|im_end|>\n<|im_start|>user\nRain?<|im_end|>\n"
         assert render(tokenizer, [user], tools=[WEATHER]) == SYSTEM + listed
         own = [{"role": "system", "content": "Be brief."}, user]
         assert render(tokenizer, own, tools=[WEATHER]) == "<|im_start|>system\nBe brief." + listed
@@ -228,9 +225,7 @@ class TestChatTemplate:
         whole = render(tokenizer, [{"role": "user", "content": "one two"}])
         assert render(tokenizer, [{"role": "user", "content": parts}]) == whole
 
-    @pytest.mark.parametrize(
-        "message", [{"content": None}, {}, {"content": [{"type": "image", "url": "x.png"}]}]
-    )
+    @pytest.mark.parametrize("message", [{"content": None}, {}, {"content": [{"type": "image", "url": "x.png"}]}])
     def test_what_is_no_text_is_refused(self, tokenizer, message):
         with pytest.raises(jinja2.exceptions.TemplateError, match="content"):
             render(tokenizer, [{"role": "user", **message}])
@@ -347,9 +342,7 @@ class TestCache:
         assert (folder / "model.safetensors").is_file()
         assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [folder.name]
 
-    def test_another_converter_or_template_never_reads_the_old_folder(
-        self, tmp_path, conversions, monkeypatch
-    ):
+    def test_another_converter_or_template_never_reads_the_old_folder(self, tmp_path, conversions, monkeypatch):
         first = embedded_model_path(tmp_path)
         monkeypatch.setattr(embedded_model, "_CONVERTER_VERSION", 10_000)
         second = embedded_model_path(tmp_path)
@@ -363,9 +356,7 @@ class TestCache:
         assert not conversions
 
     def test_a_full_disk_is_seen_before_the_work(self, tmp_path, conversions, monkeypatch):
-        monkeypatch.setattr(
-            embedded_model.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 2**20})
-        )
+        monkeypatch.setattr(embedded_model.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 2**20}))
         with pytest.raises(ConfigError, match=r"(?s)1 MB free.*PLAUDIT_CACHE"):
             embedded_model_path(tmp_path)
         assert not conversions
@@ -377,9 +368,7 @@ class TestMissingPackages:
         find = embedded_model.importlib.util.find_spec
 
         def hide(name):
-            monkeypatch.setattr(
-                embedded_model.importlib.util, "find_spec", lambda n: None if n == name else find(n)
-            )
+            monkeypatch.setattr(embedded_model.importlib.util, "find_spec", lambda n: None if n == name else find(n))
 
         return hide
 

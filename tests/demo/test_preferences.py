@@ -37,9 +37,7 @@ SKILLS = {
 
 def text_of(message) -> str:
     """Return what a reader sees of an answer: its content, and the name and arguments of its calls."""
-    calls = [
-        f"{one['function']['name']} {one['function']['arguments']}" for one in message["tool_calls"] or []
-    ]
+    calls = [f"{one['function']['name']} {one['function']['arguments']}" for one in message["tool_calls"] or []]
     return " ".join([message["content"] or "", *calls]).strip()
 
 
@@ -60,9 +58,7 @@ def ids(rows):
 
     def encode(row, side):
         tools = json.loads(row["tools"]) if row["tools"] else None
-        return tokenizer.apply_chat_template(row["prompt"] + row[side], tools=tools, return_dict=True)[
-            "input_ids"
-        ]
+        return tokenizer.apply_chat_template(row["prompt"] + row[side], tools=tools, return_dict=True)["input_ids"]
 
     return [(encode(row, "chosen"), encode(row, "rejected")) for row in rows]
 
@@ -104,9 +100,7 @@ class TestRows:
         assert {row["skill"] for row in test_rows} == SKILLS
 
     def test_no_prompt_is_there_twice(self, rows):
-        counts = Counter(
-            json.dumps([message["content"] for message in row["prompt"]]).lower() for row in rows
-        )
+        counts = Counter(json.dumps([message["content"] for message in row["prompt"]]).lower() for row in rows)
         assert [prompt for prompt, count in counts.items() if count > 1] == []
 
     def test_turns_are_well_formed(self, rows):
@@ -165,8 +159,7 @@ class TestNoShortcuts:
     def test_refusals_are_on_both_sides(self, rows, test_rows):
         for part, least in ((rows, 15), (test_rows, 4)):
             sides = [
-                sum(bool(REFUSAL.search(text_of(row[side][0]))) for row in part)
-                for side in ("chosen", "rejected")
+                sum(bool(REFUSAL.search(text_of(row[side][0]))) for row in part) for side in ("chosen", "rejected")
             ]
             assert min(sides) >= least
             assert 0.35 <= sides[0] / sum(sides) <= 0.65
@@ -200,8 +193,7 @@ def bag_of_words_accuracy(train, held_out, strength, grams) -> float:
 
     def differences(part):
         chosen, rejected = (
-            counter.transform([text_of(row[side][0]) for row in part]).astype(float)
-            for side in ("chosen", "rejected")
+            counter.transform([text_of(row[side][0]) for row in part]).astype(float) for side in ("chosen", "rejected")
         )
         return chosen - rejected
 

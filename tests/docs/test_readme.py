@@ -6,9 +6,9 @@ import shlex
 from pathlib import Path
 
 import pytest
+
 from builders import tiny_tokenizer
 from model_builders import conversation_rows, tiny_model
-
 from plaudit.cli.main import main
 
 ROOT = Path(__file__).parents[2]

@@ -91,9 +91,7 @@ def embedded_model_available() -> bool:
     gguf = _find_gguf()
     if gguf is None:
         return False
-    return importlib.util.find_spec("gguf") is not None or _is_complete(
-        _cache_folder(None) / _folder_name(gguf)
-    )
+    return importlib.util.find_spec("gguf") is not None or _is_complete(_cache_folder(None) / _folder_name(gguf))
 
 
 def _to_stderr(line: str) -> None:
@@ -121,9 +119,7 @@ def _cache_folder(cache_dir: str | os.PathLike[str] | None) -> Path:
 
 
 def _chat_template() -> str:
-    return (
-        importlib.resources.files("plaudit.demo").joinpath("chat_template.jinja").read_text(encoding="utf-8")
-    )
+    return importlib.resources.files("plaudit.demo").joinpath("chat_template.jinja").read_text(encoding="utf-8")
 
 
 def _folder_name(gguf: Path) -> str:
@@ -214,9 +210,7 @@ def _flush(path: Path) -> None:
 
 def _put_in_place(partial: Path, folder: Path) -> None:
     if folder.exists() and not _is_complete(folder):  # somebody deleted a part of it
-        with tempfile.TemporaryDirectory(
-            prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent
-        ) as aside:
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent) as aside:
             folder.rename(Path(aside) / folder.name)
     try:
         partial.replace(folder)

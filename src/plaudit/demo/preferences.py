@@ -43,12 +43,8 @@ def load_preferences(split: Literal["train", "test"] | None = None) -> Dataset:
     True
     """
     if split not in ("train", "test", None):
-        raise ConfigError(
-            f"the bundled preferences have no split {split!r}", fix='use "train", "test" or None'
-        )
-    lines = (
-        importlib.resources.files("plaudit.demo").joinpath("preferences.jsonl").read_text(encoding="utf-8")
-    )
+        raise ConfigError(f"the bundled preferences have no split {split!r}", fix='use "train", "test" or None')
+    lines = importlib.resources.files("plaudit.demo").joinpath("preferences.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in lines.splitlines()]
     return Dataset.from_list(
         [_with_all_keys(row) for row in rows if split is None or row["split"] == split], features=_FEATURES
