@@ -39,6 +39,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     _add_work(parser)
     _add_run(parser)
     settings = parser.parse_args(arguments)
+    if settings.distinct_batches is None:
+        settings.distinct_batches = settings.steps
     for name in ("batch_size", "steps", "blocks", "distinct_batches", "loss_steps"):
         if getattr(settings, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
@@ -64,9 +66,8 @@ def _add_work(parser: argparse.ArgumentParser) -> None:
     add(
         "--distinct-batches",
         type=int,
-        default=10,
         metavar="N",
-        help="batches in the data; when they are used up, the blocks start over (default: %(default)s)",
+        help="batches in the data, walked through again and again (default: as many as a block has steps)",
     )
     add("--learning-rate", type=float, default=1e-4, metavar="X", help="kept constant (default: %(default)s)")
     add(
@@ -88,11 +89,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="see below",
     )
-    add("--steps", type=int, default=2, metavar="N", help="steps of a block (default: %(default)s)")
+    add("--steps", type=int, default=4, metavar="N", help="steps of a block (default: %(default)s)")
     add(
         "--blocks",
         type=int,
-        default=4,
+        default=3,
         metavar="N",
         help="counted blocks of a variant (default: %(default)s)",
     )
@@ -212,7 +213,8 @@ def start_sides(sides: list[Side], settings: argparse.Namespace, folder: Path) -
         side.start(spec, folder / f"{side.name}.log")
         print(f"{side.name}: ready, {side.measured['threads']} threads", flush=True)
     shared = {}
-    for what in ("optimizer", "weights_sha256", "token_ids_sha256", "tokens_per_batch"):
+    token_counts = ("tokens_per_batch", "padded_tokens_per_batch", "shared_tokens_per_batch")
+    for what in ("optimizer", "weights_sha256", "token_ids_sha256", *token_counts):
         values = {side.name: side.measured.pop(what) for side in sides}
         shared[what] = values[sides[0].name]
         if any(value != shared[what] for value in values.values()):

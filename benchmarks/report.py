@@ -23,7 +23,7 @@ def print_result(result: dict[str, Any]) -> None:
     """A table of throughput, ratios to each reference variant, memory, and agreement of the losses."""
     baselines = list(result["times_throughput_of"])
     agreement = result["losses"]["agreement"]
-    table = Table(title="Training throughput, median (smallest to largest) of the counted blocks")
+    table = Table(title="Training throughput: median of the counted blocks (smallest to largest; all together)")
     table.add_column("variant")
     for column in ("rows/s", "tokens/s", *(f"times {name}" for name in baselines), "peak GiB", "loss off by"):
         table.add_column(column, justify="right")
@@ -49,5 +49,5 @@ def print_result(result: dict[str, Any]) -> None:
 
 
 def _spread(values: dict[str, float], form: str) -> str:
-    middle, low, high = (form.format(values[key]) for key in ("median", "min", "max"))
-    return f"{middle} ({low} to {high})"
+    middle, low, high, overall = (form.format(values[key]) for key in ("median", "min", "max", "overall"))
+    return f"{middle} ({low} to {high}; {overall})"

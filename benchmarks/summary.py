@@ -41,16 +41,27 @@ def block_tokens(tokens_per_batch: Sequence[int], block_index: int, steps: int) 
 
 def throughput(blocks: Sequence[Block], batch_size: int, tokens_per_batch: Sequence[int]) -> dict[str, Any]:
     """Rows and tokens a second over the counted blocks; the first block is a warm-up."""
-    rows, tokens = [], []
-    for index, block in enumerate(blocks[1:], start=1):
-        steps, seconds = len(block["step_seconds"]), block_seconds(block)
-        rows.append(steps * batch_size / seconds)
-        tokens.append(block_tokens(tokens_per_batch, index, steps) / seconds)
+    counted = blocks[1:]
+    seconds = [block_seconds(block) for block in counted]
+    rows = [len(block["step_seconds"]) * batch_size for block in counted]
+    tokens = [
+        block_tokens(tokens_per_batch, index, len(block["step_seconds"]))
+        for index, block in enumerate(counted, start=1)
+    ]
     return {
-        "step_seconds": spread([second for block in blocks[1:] for second in block["step_seconds"]]),
-        "rows_per_second": spread(rows),
-        "tokens_per_second": spread(tokens),
+        "step_seconds": spread([second for block in counted for second in block["step_seconds"]]),
+        "rows_per_second": rates(rows, seconds),
+        "tokens_per_second": rates(tokens, seconds),
     }
+
+
+def rates(amounts: Sequence[float], seconds: Sequence[float]) -> dict[str, float]:
+    """Spread over the blocks of amount a second, and ``overall``: everything divided by all the time.
+
+    >>> rates([8, 8], [1.0, 3.0])["overall"]
+    4.0
+    """
+    return {**spread([a / s for a, s in zip(amounts, seconds, strict=True)]), "overall": sum(amounts) / sum(seconds)}
 
 
 def speed_ratio(baseline: Sequence[Block], other: Sequence[Block]) -> dict[str, Any]:

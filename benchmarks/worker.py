@@ -152,13 +152,31 @@ def build_trainer(spec: dict[str, Any], callback: BlockCallback) -> Any:
 
 
 def describe_data(trainer: Any, batch_size: int) -> dict[str, Any]:
-    """What is trained on, in the order of training: a digest of the token ids, and tokens of each batch."""
+    """What is trained on, in the order of training: a digest of the token ids, and for each batch its tokens.
+
+    ``tokens_per_batch`` counts both responses with their prompts, ``padded_tokens_per_batch`` the cells of the
+    rectangle, ``shared_tokens_per_batch`` the tokens of a layout in which each prompt is there once.
+    """
     pairs = [(list(row["chosen_ids"]), list(row["rejected_ids"])) for row in trainer.train_dataset]
-    lengths = [len(chosen) + len(rejected) for chosen, rejected in pairs]
+    batches = [pairs[start : start + batch_size] for start in range(0, len(pairs), batch_size)]
+    tokens = [[len(chosen) + len(rejected) for chosen, rejected in batch] for batch in batches]
     return {
         "token_ids_sha256": hashlib.sha256(json.dumps(pairs).encode()).hexdigest(),
-        "tokens_per_batch": [sum(lengths[i : i + batch_size]) for i in range(0, len(lengths), batch_size)],
+        "tokens_per_batch": [sum(lengths) for lengths in tokens],
+        "padded_tokens_per_batch": [
+            2 * len(batch) * max(len(ids) for pair in batch for ids in pair) for batch in batches
+        ],
+        "shared_tokens_per_batch": [
+            sum(lengths) - sum(shared_prefix_length(*pair) for pair in batch)
+            for lengths, batch in zip(tokens, batches, strict=True)
+        ],
     }
+
+
+def shared_prefix_length(chosen: list[int], rejected: list[int]) -> int:
+    """Tokens that both start with, leaving each at least one of its own."""
+    limit = min(len(chosen), len(rejected)) - 1
+    return next((t for t in range(limit) if chosen[t] != rejected[t]), limit)
 
 
 def describe_weights(model: torch.nn.Module) -> str:

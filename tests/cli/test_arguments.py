@@ -73,6 +73,12 @@ def test_help_puts_plaudits_own_settings_first():
     assert out.getvalue().count("--learning_rate ") == 1
 
 
+def test_the_output_folder_is_named_after_the_model():
+    assert parse_arguments(["--use_cpu"]).config.output_dir == "SmolLM2-135M-Instruct-Reward"
+    assert parse_arguments(["--use_cpu", "--model_name_or_path", "a/b"]).config.output_dir == "b-Reward"
+    assert parse_arguments([*BASE, "--model_name_or_path", "a/b"]).config.output_dir == "out"
+
+
 def test_none_empties_a_number():
     settings = parse_arguments(["--max_length", "none", "--eval_fraction=None", *BASE])
     assert settings.config.max_length is None

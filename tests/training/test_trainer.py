@@ -164,6 +164,20 @@ def test_margins_reach_the_loss(model, make_trainer):
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_margins_stay_exact_where_an_engine_lowers_the_precision_of_batches(model, make_trainer, monkeypatch):
+    rows = [{**row, "margin": 1.001 + n} for n, row in enumerate(conversation_rows(4))]
+    trainer = make_trainer(model, Dataset.from_list(rows))
+    expected = trainer.evaluate(Dataset.from_list(rows))["eval_loss"]
+
+    def lowered(self, data):  # what the Trainer does under DeepSpeed in bfloat16
+        if isinstance(data, torch.Tensor):
+            return data.bfloat16() if data.is_floating_point() else data
+        return {key: lowered(self, value) for key, value in data.items()}
+
+    monkeypatch.setattr("transformers.Trainer._prepare_input", lowered)
+    assert trainer.evaluate(Dataset.from_list(rows))["eval_loss"] == expected
+
+
 def test_evaluation_is_exact_whatever_the_batch(model, make_trainer):
     dataset = Dataset.from_list(conversation_rows(9))
     trainer = make_trainer(model, dataset)

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, NoReturn
 import yaml
 from transformers import HfArgumentParser
 
+from plaudit.demo import EMBEDDED_MODEL_NAME
 from plaudit.errors import ConfigError, PlauditError
 from plaudit.training.config import RewardConfig
 
@@ -172,9 +173,11 @@ def parse_arguments(argv: Sequence[str]) -> TrainSettings:
             _apply_file(parser, hints, config_file)
     tokens, nulls = _take_nulls(_complete_switches(tokens, hints), hints)
     parser.set_defaults(**dict.fromkeys(nulls))
-    _, unknown = parser.parse_known_args(tokens)
+    known, unknown = parser.parse_known_args(tokens)
     if unknown:
         _refuse_unknown(unknown, hints)
+    if known.output_dir is None:
+        parser.set_defaults(output_dir=f"{Path(known.model_name_or_path or EMBEDDED_MODEL_NAME).name}-Reward")
     try:
         parts = parser.parse_args_into_dataclasses(tokens, look_for_args_file=False)
     except PlauditError:

@@ -296,7 +296,9 @@ def measure_speed(trainer: RewardTrainer, rows: Sequence[Row]) -> Speed:
     tokens = count_tokens(rows, trainer.args.pad_to_multiple_of).computed(trainer.batch_layout)
     weight = nn.Parameter(torch.zeros(2**22, device=trainer.args.device))
     weight.grad = torch.zeros_like(weight)
-    step = _second_run(torch.optim.AdamW([weight], fused=True).step, trainer.args.device)
+    step = _second_run(
+        torch.optim.AdamW([weight], fused=weight.device.type in ("cpu", "cuda")).step, trainer.args.device
+    )
     return Speed(seconds / tokens, step / weight.numel())
 
 

@@ -57,7 +57,7 @@ def train(settings: TrainSettings) -> None:
             metrics = _evaluate(trainer)
         trainer.save_model()
         if settings.config.push_to_hub:
-            trainer.push_to_hub(dataset=settings.data.dataset_name)
+            trainer.push_to_hub()
     if trainer.is_world_process_zero():
         result = Outcome.of(trainer, metrics, time.monotonic() - start)
         print_summary(result, make_console())

@@ -147,8 +147,8 @@ class RewardTrainer(Trainer):
         return prepared
 
     def _prepare_eval_data(self, dataset: Any, tokenizer: Any, args: RewardConfig) -> Any:
-        if dataset is None or isinstance(dataset, str):
-            return dataset
+        if dataset is None:
+            return None
         if isinstance(dataset, Mapping):
             return {
                 name: self._prepare_data(part, tokenizer, args, str(name), purpose="eval")
@@ -205,6 +205,11 @@ class RewardTrainer(Trainer):
         counts = [_comparison_weight(batch).sum() for batch in batches]
         count = torch.stack(counts).sum().to(device) if counts else torch.zeros((), device=device)
         return batches, self.accelerator.reduce(count, reduction="sum")
+
+    def _prepare_inputs(self, inputs: Batch) -> Batch:
+        """Move a batch to the device; margins and weights keep their precision, which DeepSpeed would lower."""
+        exact = {key: inputs[key].to(self.args.device) for key in ("example_weight", "margin") if key in inputs}
+        return {**super()._prepare_inputs(inputs), **exact}
 
     # ---- rewards and loss -------------------------------------------------------------------------------------
 
@@ -355,7 +360,15 @@ class RewardTrainer(Trainer):
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
         """Evaluate on raw or prepared preferences; see `transformers.Trainer.evaluate`."""
-        eval_dataset = self._prepare_eval_data(eval_dataset, self.processing_class, self.args)
+        if isinstance(eval_dataset, Mapping):
+            metrics: dict[str, float] = {}
+            for name, part in eval_dataset.items():
+                metrics.update(self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}"))
+            return metrics
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            eval_dataset = self._prepare_data(
+                eval_dataset, self.processing_class, self.args, metric_key_prefix, purpose="eval"
+            )
         return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
 
     def predict(
@@ -382,8 +395,9 @@ class RewardTrainer(Trainer):
     ) -> EvalLoopOutput:
         """The Trainer's loop, with metrics that are exact over examples."""
         self._eval_metrics.reset()
-        loss_only = self.args.prediction_loss_only if self.compute_metrics is None else prediction_loss_only
-        output = super().evaluation_loop(dataloader, description, loss_only, ignore_keys, metric_key_prefix)
+        output = super().evaluation_loop(
+            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+        )
         metrics = self._eval_metrics.compute(self.accelerator.gather)
         metrics.pop("comparisons", None)
         prefixed = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
