@@ -119,6 +119,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
         help="stop before a round that would end later (default: %(default)s)",
     )
     add(
+        "--release-memory",
+        action="store_true",
+        help="give free memory back between turns: more variants fit, and each block pays a little for it",
+    )
+    add(
         "--reference-python",
         default=os.environ.get(ENV_VARIABLE),
         metavar="PATH",
@@ -208,6 +213,7 @@ def start_sides(sides: list[Side], settings: argparse.Namespace, folder: Path) -
             "steps_per_block": settings.steps,
             "total_steps": settings.steps * (settings.blocks + 1),
             "learning_rate": settings.learning_rate,
+            "release_memory": settings.release_memory,
             "seed": settings.seed,
         }
         side.start(spec, folder / f"{side.name}.log")
@@ -250,7 +256,7 @@ def require_memory(side: Side) -> None:
     if free < needed:
         raise SystemExit(
             f"{side.name} may need {needed / 2**30:.1f} GiB more and {free / 2**30:.1f} GiB are free: "
-            "run fewer --variants at once, or use smaller batches"
+            "use --release-memory, run fewer --variants at once, or use smaller batches"
         )
 
 

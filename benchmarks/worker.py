@@ -9,6 +9,7 @@ The library's own ``train()`` runs, once and unchanged; the process only waits b
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import importlib.metadata
 import json
@@ -40,8 +41,9 @@ PACKAGES = (
 class BlockCallback(TrainerCallback):
     """Times the steps, reports a block when it is complete, and waits for the next command."""
 
-    def __init__(self, steps_per_block: int, commands: IO[str], answers: IO[str]) -> None:
-        self.steps_per_block, self.commands, self.answers = steps_per_block, commands, answers
+    def __init__(self, spec: dict[str, Any], commands: IO[str], answers: IO[str]) -> None:
+        self.steps_per_block, self.commands, self.answers = spec["steps_per_block"], commands, answers
+        self.release_memory = spec["release_memory"]
         self.losses: list[torch.Tensor] = []
         self._seconds: list[float] = []
         self._blocks = 0
@@ -59,6 +61,8 @@ class BlockCallback(TrainerCallback):
         if len(self._seconds) < self.steps_per_block:
             return
         usage = resource.getrusage(resource.RUSAGE_SELF)
+        if self.release_memory:
+            return_free_memory()
         answer(
             self.answers,
             event="block",
@@ -90,6 +94,13 @@ def resting_memory() -> int | None:
     """Resident set of this process now, between two steps, in bytes; None where the system does not say."""
     statm = Path("/proc/self/statm")
     return int(statm.read_text().split()[1]) * resource.getpagesize() if statm.exists() else None
+
+
+def return_free_memory() -> None:
+    """Hand memory that nothing uses back to the kernel, where the C library knows how."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def volunteer_for_death() -> None:
@@ -193,7 +204,7 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     volunteer_for_death()
-    callback = BlockCallback(spec["steps_per_block"], sys.stdin, answers)
+    callback = BlockCallback(spec, sys.stdin, answers)
     trainer = build_trainer(spec, callback)
     answer(
         answers,

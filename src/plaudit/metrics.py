@@ -53,7 +53,7 @@ class Scored:
     weight_N: torch.Tensor
     weight_P: torch.Tensor
     lengths_N: torch.Tensor
-    tokens_computed: int | torch.Tensor
+    tokens_computed: int
     aux_loss: torch.Tensor | None = None
 
 
@@ -87,7 +87,7 @@ class RewardMetrics:
                 "ties": real_P & (margin_P == 0),
                 "rewards": real_N,
                 "tokens": torch.where(real_N, scored.lengths_N, 0),
-                "tokens_computed": torch.as_tensor(scored.tokens_computed, device=rewards_N.device),
+                "tokens_computed": torch.full((), scored.tokens_computed, device=rewards_N.device),
                 "loss": torch.where(real_P, scored.loss_P.detach(), 0),
                 "reward": torch.where(real_N, rewards_N, 0),
                 "margin": torch.where(real_P, margin_P, 0),

@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-import torch
-
 Message: TypeAlias = Mapping[str, Any]
 """One chat message: a mapping with ``role`` and ``content`` (and, for tools, ``tool_calls`` and the like)."""
 
@@ -57,5 +55,5 @@ class TokenizedExample:
     margin: float = 0.0
 
 
-Batch: TypeAlias = dict[str, torch.Tensor]
+Batch: TypeAlias = dict[str, Any]
 """What a collator returns. The keys are listed in :mod:`plaudit.data.collate`."""

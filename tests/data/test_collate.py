@@ -48,7 +48,7 @@ def test_shared_prefix_row_by_hand():
     #                                     P     R1 R2    | R1 R2
     assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5, 6, 7, 8]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 2, 3, 0, 0, 1]]
-    assert batch["prefix_lengths"].tolist() == [2, 0]
+    assert batch["segments"] == ((2, 1, 2), (0, 1, 2))
     assert batch["response_lengths"].tolist() == [3, 4, 1, 2]
     assert batch["reward_positions"].tolist() == [2, 4, 5, 7]
     assert (batch["better"].tolist(), batch["worse"].tolist()) == ([0, 2], [1, 3])
@@ -68,13 +68,7 @@ def test_every_response_keeps_a_token_of_its_own(a, b):
 @given(rows=rows)
 def test_expanding_the_shared_row_gives_the_responses_back(rows):
     batch = SharedPrefixCollator()(rows)
-    input_ids, mask, positions = expand_to_padded(
-        batch["input_ids"],
-        batch["prefix_lengths"],
-        batch["response_lengths"],
-        batch["example_of_response"],
-        0,
-    )
+    input_ids, mask, positions = expand_to_padded(batch["input_ids"], batch["segments"], 0)
     expected = [row[key] for row in rows for key in ("chosen_ids", "rejected_ids")]
     assert [r[m.bool()].tolist() for r, m in zip(input_ids, mask, strict=True)] == expected
     assert input_ids.flatten()[positions].tolist() == [response[-1] for response in expected]
@@ -129,5 +123,6 @@ def test_shortest_examples_keep_their_tokens():
     ]
     batch = shortest_examples(SharedPrefixCollator()(rows))
     expected = SharedPrefixCollator()([rows[1], rows[3]])
-    for key in ("input_ids", "position_ids", "prefix_lengths", "response_lengths", "reward_positions"):
+    assert batch["segments"] == expected["segments"]
+    for key in ("input_ids", "position_ids", "response_lengths", "reward_positions"):
         assert batch[key].tolist() == expected[key].tolist()

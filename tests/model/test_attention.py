@@ -81,10 +81,9 @@ def test_a_response_does_not_see_another():
     assert changed.tolist() == [False, False, True, True, False, False]
 
 
-def test_layout_is_read_from_tensors():
-    layout = SharedPrefixLayout.from_tensors(
-        torch.tensor([2, 0]), torch.tensor([3, 4, 1, 2]), torch.tensor([0, 0, 1, 1])
-    )
+def test_layout_is_read_from_segments():
+    layout = SharedPrefixLayout.from_segments(((2, 1, 2), (0, 1, 2)))
     assert layout.suffix_lengths == [[1, 2], [1, 2]]
     assert layout.key_pieces == [2, 1, 2, 0, 1, 2]
     assert layout.query_pieces == [3, 2, 1, 2]
+    assert layout.multiplicity(torch.device("cpu")).tolist() == [2, 2, 1, 1, 1, 1, 1, 1]

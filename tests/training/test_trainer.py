@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -172,7 +173,7 @@ def test_margins_stay_exact_where_an_engine_lowers_the_precision_of_batches(mode
     def lowered(self, data):  # what the Trainer does under DeepSpeed in bfloat16
         if isinstance(data, torch.Tensor):
             return data.bfloat16() if data.is_floating_point() else data
-        return {key: lowered(self, value) for key, value in data.items()}
+        return {key: lowered(self, value) for key, value in data.items()} if isinstance(data, dict) else data
 
     monkeypatch.setattr("transformers.Trainer._prepare_input", lowered)
     assert trainer.evaluate(Dataset.from_list(rows))["eval_loss"] == expected
@@ -398,6 +399,32 @@ def test_a_resumed_run_counts_and_logs_like_one_that_never_stopped(model, datase
             assert log[name] == expected[name], (log["step"], name)
     for left, right in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(left, right)
+
+
+def test_steps_read_nothing_back_from_the_device_and_a_log_once(model, dataset, make_trainer, monkeypatch):
+    """On a GPU every such read waits for all that was queued; on a CPU we can count who asks."""
+    readers = []
+
+    def watch(name):
+        original = getattr(torch.Tensor, name)
+
+        def watched(self, *args, **kwargs):
+            module = sys._getframe(1).f_globals.get("__name__", "")
+            if module.startswith("plaudit"):
+                readers.append((module, name))
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, name, watched)
+
+    trainer = make_trainer(model, dataset, max_steps=6, logging_steps=3, logging_nan_inf_filter=False)
+    trainer.train()  # the layouts are compared once, before the first step
+    for name in ("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "cpu", "numpy", "nonzero"):
+        watch(name)
+    trainer.train()
+    in_sampling = [reader for reader in readers if reader[0] == "plaudit.data.sampling"]
+    logs = [reader for reader in readers if reader[0] == "plaudit.metrics"]
+    assert len(logs) == 2, readers
+    assert len(readers) == len(logs) + len(in_sampling), readers  # orders are drawn on the host
 
 
 def test_training_again_starts_counting_again(model, dataset, make_trainer):

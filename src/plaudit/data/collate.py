@@ -20,7 +20,8 @@ key                      shape     meaning
 
 ``shared_prefix``: one row without padding, the prompt of each example once: ``input_ids`` and ``position_ids``
 (1, T) laid out ``[P R1 R2 | P R1 R2 | ...]``; ``attention_mask`` (1, 1, 1, 1), a placeholder that tells model code
-to build no mask of its own; ``prefix_lengths`` (G,).
+to build no mask of its own; ``segments``, for each example the lengths of ``P, R1, R2, ...`` as plain numbers, so that
+nobody has to read them back from a GPU.
 """
 
 from __future__ import annotations
@@ -138,7 +139,10 @@ class SharedPrefixCollator:
             "input_ids": torch.tensor([input_ids]),
             "position_ids": torch.tensor([position_ids]),
             "attention_mask": torch.ones(1, 1, 1, 1),
-            "prefix_lengths": torch.tensor(prefix_lengths),
+            "segments": tuple(
+                (prefix, *(len(ids) - prefix for ids in example.response_ids))
+                for prefix, example in zip(prefix_lengths, examples, strict=True)
+            ),
             **_bookkeeping(examples, order, lengths, positions),
         }
 
@@ -150,21 +154,17 @@ def shortest_examples(batch: Batch, count: int = 2) -> Batch:
         batch: A shared-prefix batch.
         count: How many examples to take; those with a shared prompt come first.
     """
-    prefixes, owners = batch["prefix_lengths"].tolist(), batch["example_of_response"].tolist()
-    lengths = batch["response_lengths"].tolist()
-    ids = batch["input_ids"][0].tolist()
-    responses: list[list[list[int]]] = [[] for _ in prefixes]
-    start = 0
-    for owner, length in zip(owners, lengths, strict=True):
-        prefix = prefixes[owner]
-        if not responses[owner]:
-            prompt, start = ids[start : start + prefix], start + prefix
-        responses[owner].append(prompt + ids[start : start + length - prefix])
-        start += length - prefix
+    ids = iter(batch["input_ids"][0].split([length for segment in batch["segments"] for length in segment]))
+    responses: list[list[list[int]]] = []
+    for _, *suffixes in batch["segments"]:
+        prompt = next(ids).tolist()
+        responses.append([prompt + next(ids).tolist() for _ in suffixes])
+    prefixes = [prefix for prefix, *_ in batch["segments"]]
     order = sorted(range(len(prefixes)), key=lambda g: (prefixes[g] == 0, sum(map(len, responses[g]))))[:count]
     examples = [TokenizedExample(tuple(responses[g]), comparisons=()) for g in order]
     laid_out = SharedPrefixCollator._lay_out(examples)
-    return {key: value.to(batch["input_ids"].device) for key, value in laid_out.items()}
+    device = batch["input_ids"].device
+    return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in laid_out.items()}
 
 
 @dataclass

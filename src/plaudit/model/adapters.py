@@ -97,4 +97,10 @@ def wrap_with_adapter(model: nn.Module, peft_config: Any, *, trained_tokens: Seq
             indices = {"embed_tokens": indices}
         own = indices.get("embed_tokens", [])
         peft_config.trainable_token_indices = {**indices, "embed_tokens": sorted({*own, *trained_tokens})}
-    return get_peft_model(model, peft_config)
+    try:
+        return get_peft_model(model, peft_config)
+    except ValueError as error:
+        raise ConfigError(
+            f"the adapter does not fit {type(model).__name__}: {error}",
+            fix="Name modules that it has in `target_modules`, or use 'all-linear'.",
+        ) from error

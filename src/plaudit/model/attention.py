@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,20 +51,9 @@ class SharedPrefixLayout:
     _masks: dict[tuple[Any, ...], torch.Tensor | None] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def from_tensors(
-        cls,
-        prefix_lengths_G: torch.Tensor,
-        response_lengths_N: torch.Tensor,
-        example_of_response_N: torch.Tensor,
-    ) -> SharedPrefixLayout:
-        """Read the layout of a batch; the one place where the host reads it."""
-        packed = torch.cat((prefix_lengths_G, response_lengths_N, example_of_response_N)).tolist()
-        examples, responses = len(prefix_lengths_G), len(response_lengths_N)
-        prefixes = packed[:examples]
-        suffixes: list[list[int]] = [[] for _ in prefixes]
-        for length, example in zip(packed[examples : examples + responses], packed[-responses:], strict=True):
-            suffixes[example].append(length - prefixes[example])
-        return cls(prefixes, suffixes)
+    def from_segments(cls, segments: Sequence[Sequence[int]]) -> SharedPrefixLayout:
+        """The layout of a batch, from the lengths ``P, R1, R2, ...`` of each example."""
+        return cls([prefix for prefix, *_ in segments], [list(suffixes) for _, *suffixes in segments])
 
     @property
     def key_pieces(self) -> list[int]:

@@ -7,6 +7,7 @@ scores the states at those positions and nothing else, whatever the layout of th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any
@@ -98,9 +99,7 @@ def _reward_forward(
     attention_mask: torch.Tensor | None = None,
     position_ids: torch.Tensor | None = None,
     reward_positions: torch.Tensor | None = None,
-    prefix_lengths: torch.Tensor | None = None,
-    response_lengths: torch.Tensor | None = None,
-    example_of_response: torch.Tensor | None = None,
+    segments: Sequence[Sequence[int]] | None = None,
     attention_calls: list[AttentionCall] | None = None,
     skip_logits: bool | None = None,
     **kwargs: Any,
@@ -111,19 +110,16 @@ def _reward_forward(
             self, input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
         )
     kwargs = {name: value for name, value in kwargs.items() if value is not None and name != "return_dict"}
-    weight_T = None if attention_mask is None else attention_mask.flatten()
-    if prefix_lengths is not None:
-        if response_lengths is None or example_of_response is None:
-            raise ValueError("a shared-prefix batch needs response_lengths and example_of_response")
-        if getattr(self, "expand_shared_prefix", False):
-            input_ids, attention_mask, reward_positions = expand_to_padded(
-                input_ids, prefix_lengths, response_lengths, example_of_response, self.config.pad_token_id or 0
-            )
-            position_ids, weight_T = None, attention_mask.flatten()
-        else:
-            layout = SharedPrefixLayout.from_tensors(prefix_lengths, response_lengths, example_of_response)
-            layout.calls, weight_T = attention_calls, layout.multiplicity(input_ids.device)
-            kwargs["shared_prefix_layout"] = layout
+    layout = None
+    if segments is not None and getattr(self, "expand_shared_prefix", False):
+        input_ids, attention_mask, reward_positions = expand_to_padded(
+            input_ids, segments, self.config.get_text_config().pad_token_id or 0
+        )
+        position_ids = None
+    elif segments is not None:
+        layout = SharedPrefixLayout.from_segments(segments)
+        layout.calls = attention_calls
+        kwargs["shared_prefix_layout"] = layout
     if position_ids is not None:
         kwargs["position_ids"] = position_ids
     trunk = getattr(self, self.base_model_prefix)
@@ -132,37 +128,35 @@ def _reward_forward(
     router_logits = getattr(outputs, "router_logits", None)
     aux_loss = None
     if router_logits:
+        # A token of a shared prompt stands for one in each response; padding stands for none.
+        weight_T = None if attention_mask is None else attention_mask.flatten()
+        if layout is not None:
+            weight_T = layout.multiplicity(input_ids.device)
         aux_loss = load_balancing_loss(router_logits, self.config.get_text_config().num_experts_per_tok, weight_T)
     return RewardOutput(logits=self.score(pooled_NH), pooled_states=pooled_NH, aux_loss=aux_loss)
 
 
 def expand_to_padded(
-    input_ids: torch.Tensor,
-    prefix_lengths_G: torch.Tensor,
-    response_lengths_N: torch.Tensor,
-    example_of_response_N: torch.Tensor,
-    pad_token_id: int,
+    input_ids: torch.Tensor, segments: Sequence[Sequence[int]], pad_token_id: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Turn a shared-prefix row back into a padded rectangle, one response a row.
 
     Args:
         input_ids: Shape (1, T).
-        prefix_lengths_G: Tokens of each shared prompt, shape (G,).
-        response_lengths_N: Tokens of each response, prompt included, shape (N,).
-        example_of_response_N: Which example each response belongs to, shape (N,).
+        segments: For each example the lengths of ``P, R1, R2, ...``.
         pad_token_id: Fills the rest.
 
     Returns:
         ``input_ids`` (N, T'), ``attention_mask`` (N, T') and ``reward_positions`` (N,).
     """
-    layout = SharedPrefixLayout.from_tensors(prefix_lengths_G, response_lengths_N, example_of_response_N)
-    pieces = iter(input_ids[0].split(layout.key_pieces))
+    pieces = iter(input_ids[0].split([length for segment in segments for length in segment]))
     rows: list[torch.Tensor] = []
-    for suffixes in layout.suffix_lengths:
+    for _, *suffixes in segments:
         prefix = next(pieces)
         rows.extend(torch.cat((prefix, next(pieces))) for _ in suffixes)
     padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_token_id)
     width = padded.shape[1]
-    attention_mask = torch.arange(width, device=padded.device) < response_lengths_N[:, None]
-    positions = torch.arange(len(rows), device=padded.device) * width + response_lengths_N - 1
-    return padded, attention_mask.long(), positions
+    lengths_N = torch.tensor([len(row) for row in rows], device=padded.device)
+    attention_mask = torch.arange(width, device=padded.device) < lengths_N[:, None]
+    positions_N = torch.arange(len(rows), device=padded.device) * width + lengths_N - 1
+    return padded, attention_mask.long(), positions_N

@@ -25,9 +25,7 @@ MODEL_KEYS = (
     "attention_mask",
     "position_ids",
     "reward_positions",
-    "prefix_lengths",
-    "response_lengths",
-    "example_of_response",
+    "segments",
 )
 """What a batch hands to the model's forward; the rest is bookkeeping for the loss."""
 
@@ -103,11 +101,7 @@ def compare_with_padded(
     """
     inputs = {key: batch[key] for key in MODEL_KEYS if key in batch}
     input_ids, attention_mask, positions = expand_to_padded(
-        batch["input_ids"],
-        batch["prefix_lengths"],
-        batch["response_lengths"],
-        batch["example_of_response"],
-        base_model.config.get_text_config().pad_token_id or 0,
+        batch["input_ids"], batch["segments"], base_model.config.get_text_config().pad_token_id or 0
     )
     padded = {"input_ids": input_ids, "attention_mask": attention_mask, "reward_positions": positions}
     calls: list[AttentionCall] = []

@@ -208,8 +208,10 @@ class RewardTrainer(Trainer):
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
         """Move a batch to the device; margins and weights keep their precision, which DeepSpeed would lower."""
-        exact = {key: inputs[key].to(self.args.device) for key in ("example_weight", "margin") if key in inputs}
-        return {**super()._prepare_inputs(inputs), **exact}
+        prepared: Batch = super()._prepare_inputs(inputs)
+        for key in {"example_weight", "margin"} & inputs.keys():
+            prepared[key] = inputs[key].to(self.args.device)
+        return prepared
 
     # ---- rewards and loss -------------------------------------------------------------------------------------
 
@@ -244,9 +246,10 @@ class RewardTrainer(Trainer):
             aux_loss=aux_loss,
         )
 
-    def _tokens_computed(self, batch: Batch) -> int | torch.Tensor:
-        if "prefix_lengths" in batch and getattr(self._base_model, "expand_shared_prefix", False):
-            return len(batch["response_lengths"]) * batch["response_lengths"].max()
+    def _tokens_computed(self, batch: Batch) -> int:
+        if "segments" in batch and getattr(self._base_model, "expand_shared_prefix", False):
+            lengths = [prefix + suffix for prefix, *suffixes in batch["segments"] for suffix in suffixes]
+            return len(lengths) * max(lengths)
         return batch["input_ids"].numel()
 
     def compute_loss(
@@ -395,9 +398,7 @@ class RewardTrainer(Trainer):
     ) -> EvalLoopOutput:
         """The Trainer's loop, with metrics that are exact over examples."""
         self._eval_metrics.reset()
-        output = super().evaluation_loop(
-            dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-        )
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         metrics = self._eval_metrics.compute(self.accelerator.gather)
         metrics.pop("comparisons", None)
         prefixed = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
