@@ -234,7 +234,7 @@ def small_batch(trainer: RewardTrainer, rows: Sequence[Row], limit: int) -> list
 def collate(trainer: RewardTrainer, rows: Sequence[Row]) -> Batch:
     """A batch as training would see it, on the model's device."""
     batch = trainer.data_collator([dict(row) for row in rows])
-    return {key: value.to(trainer.args.device) for key, value in batch.items()}
+    return trainer._prepare_inputs(batch)
 
 
 def check_layout(trainer: RewardTrainer, rows: Sequence[Row]) -> None:
