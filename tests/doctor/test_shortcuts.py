@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from doctor.clean_sets import WORDS, clean_rows, said
 from plaudit import check_dataset
 from plaudit.doctor import bag_of_words
-from plaudit.doctor.bag_of_words import WordCounts, fit_bradley_terry, held_out_accuracy, out_of_fold
+from plaudit.doctor.bag_of_words import BagOfWords, WordCounts, fit_bradley_terry, out_of_fold
 from plaudit.doctor.sample import Sample
 from plaudit.metrics import wilson_interval
 
@@ -112,15 +112,18 @@ def test_prompts_are_never_on_both_sides_of_a_fold():
     assert 0.3 < found.accuracy < 0.7
 
 
-def test_held_out_accuracy_agrees_with_the_fitted_model():
+def test_rewards_of_a_bag_of_words_are_those_of_the_fitted_model():
     rows = informative(400)
     pairs = [(text(row, "chosen"), text(row, "rejected")) for row in rows]
-    found = held_out_accuracy(pairs[:300], list(range(300)), pairs[300:])
+    better, worse = zip(*pairs, strict=True)
+    words = BagOfWords.fit(better[:300], worse[:300], list(range(300)))
+    margins = words.rewards(better[300:]) - words.rewards(worse[300:])
     vectorizer = CountVectorizer(ngram_range=(1, 2), token_pattern=r"[^\s]+", min_df=2)
     vectorizer.fit([one for pair in pairs[:300] for one in pair])
     sides = [vectorizer.transform([pair[side] for pair in pairs]) for side in (0, 1)]
     model = fit_bradley_terry((sides[0] - sides[1])[:300], list(range(300)))
-    assert found == np.mean(model.decision_function((sides[0] - sides[1])[300:]) > 0)
+    assert margins == pytest.approx(model.decision_function((sides[0] - sides[1])[300:]), abs=1e-9)
+    assert words.comparisons == 300
 
 
 def test_the_cap_on_rows_is_kept_and_said():

@@ -20,7 +20,7 @@ def suite(full_run):
 
 def test_sections_are_in_order(full):
     assert [one["title"] for one in full.json["sections"]] == [
-        "At a glance", "heldout", "lists", "Against other models", "Sanity checks", "Training", "Data",
+        "At a glance", "heldout", "lists", "Against others", "Sanity checks", "Training", "Data",
         "Settings and versions",
     ]  # fmt: skip
     for one in full.json["sections"]:

@@ -113,20 +113,42 @@ def _regression(strength: float) -> LogisticRegression:
     return LogisticRegression(C=strength, fit_intercept=False, max_iter=2000, tol=1e-3)
 
 
-def held_out_accuracy(
-    train: Sequence[tuple[str, str]], groups: Sequence[int], test: Sequence[tuple[str, str]]
-) -> float:
-    """Accuracy on some comparisons of a model that is fitted on others.
+@dataclass(frozen=True)
+class BagOfWords:
+    """A reward model that counts words.
 
-    Args:
-        train: Better and worse response of each comparison to fit on.
-        groups: The prompt of each of these.
-        test: Better and worse response of each comparison to judge.
+    Attributes:
+        vectorizer: Counts the words and pairs of words of a text.
+        weights_W: Reward of each.
+        comparisons: How many comparisons it was fitted on.
     """
-    vectorizer = _vectorizer().fit([text for pair in train for text in pair])
 
-    def differences(pairs: Sequence[tuple[str, str]]) -> Any:
-        return vectorizer.transform([one for one, _ in pairs]) - vectorizer.transform([one for _, one in pairs])
+    vectorizer: Any
+    weights_W: np.ndarray
+    comparisons: int
 
-    model = fit_bradley_terry(differences(train), groups)
-    return float(np.mean(model.decision_function(differences(test)) > 0))
+    @classmethod
+    def fit(cls, better: Sequence[str], worse: Sequence[str], groups: Sequence[int], *, seed: int = 0) -> BagOfWords:
+        """Fit on comparisons.
+
+        Args:
+            better: P texts.
+            worse: P texts.
+            groups: The prompt of each comparison.
+            seed: Decides which comparisons are mirrored, and which prompts choose the penalty.
+
+        Raises:
+            ValueError: No word occurs in two responses, or there are fewer than two comparisons or prompts.
+        """
+        vectorizer = _vectorizer().fit([*better, *worse])
+        model = fit_bradley_terry(vectorizer.transform(better) - vectorizer.transform(worse), groups, seed=seed)
+        return cls(vectorizer, model.coef_[0], len(better))
+
+    def rewards(self, texts: Sequence[str]) -> np.ndarray:
+        """Reward of each text, shape (N,).
+
+        Args:
+            texts: N responses, without their prompts.
+        """
+        rewards_N: np.ndarray = self.vectorizer.transform(texts) @ self.weights_W
+        return rewards_N

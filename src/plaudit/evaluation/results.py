@@ -179,6 +179,7 @@ class ModelComparison:
         left_out: Rows that only one of them has.
         overall: The difference over these rows.
         slices: Column -> value -> difference.
+        baseline: Whether the second is no model but what the first one must beat.
     """
 
     models: tuple[str, str]
@@ -187,6 +188,7 @@ class ModelComparison:
     left_out: int
     overall: Difference
     slices: Mapping[str, Mapping[str, Difference]]
+    baseline: bool = False
 
     @property
     def verdict(self) -> str:

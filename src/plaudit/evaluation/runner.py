@@ -19,12 +19,20 @@ from torch import nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from plaudit.errors import ConfigError
+from plaudit.evaluation.baselines import BagOfWordsBaseline
 from plaudit.evaluation.borrowing import as_it_was
 from plaudit.evaluation.results import Evaluation, ModelComparison, ModelEvaluation, SuiteEvaluation
 from plaudit.evaluation.row_scoring import OnBroken, Overlong, ScoringSettings
 from plaudit.evaluation.storage import RESULTS, Previous, fingerprint_of
-from plaudit.evaluation.suite_evaluation import EvaluationSettings, compare_models, evaluate_suite, rebuilt, say_dropped
-from plaudit.evaluation.suite_sources import LoadedSuite, Suites, SuiteSource, resolve_suites
+from plaudit.evaluation.suite_evaluation import (
+    EvaluationSettings,
+    compare_models,
+    compare_with_baseline,
+    evaluate_suite,
+    rebuilt,
+    say_dropped,
+)
+from plaudit.evaluation.suite_sources import LoadedSuite, Rows, Suites, SuiteSource, resolve_suites
 from plaudit.model.adapters import base_model_of, is_peft_model
 from plaudit.scoring.reward_model import RewardModel
 from plaudit.version import __version__
@@ -41,6 +49,7 @@ def evaluate(
     *,
     slices: Sequence[str] | str = (),
     compare_with: ModelLike | Sequence[ModelLike] | None = None,
+    bag_of_words: str | PathLike[str] | Rows | None = None,
     max_rows: int | None = None,
     seed: int = 0,
     output: str | PathLike[str] | None = None,
@@ -63,6 +72,9 @@ def evaluate(
             `datasets.Dataset`, or a list of rows; several of them as a list, or by names of your own as a mapping.
         slices: Columns by whose values results are split, in the suites that have them.
         compare_with: Another model, or several, to hold the first one against, row by row.
+        bag_of_words: The preferences that the model was trained on, as a file, a data set or rows: a bag of words is
+            fitted on them, and each model held against it, row by row. A reward model that is no better has learned
+            nothing that counting words would not tell.
         max_rows: Most rows of each suite, drawn at random.
         seed: Decides what is drawn.
         output: Folder to write results into: after each suite, so that nothing is lost when a later one fails. Called
@@ -101,7 +113,8 @@ def evaluate(
     folder = None if output is None else Path(output)
     labels = [one.label for one in sources]
     previous = Previous.in_folder(folder, models=[name for name, _ in models], suites=labels, overwrite=overwrite)
-    run = _Run(settings, sources, folder, previous, progress)
+    baseline = None if bag_of_words is None else BagOfWordsBaseline(bag_of_words, seed=seed)
+    run = _Run(settings, sources, folder, previous, baseline, progress)
     for name, given in models:
         run.judge(name, given, loading)
     return run.finish()
@@ -162,10 +175,11 @@ class _Run:
         sources: Sequence[SuiteSource],
         folder: Path | None,
         previous: Previous,
+        baseline: BagOfWordsBaseline | None,
         progress: bool,
     ) -> None:
         self._settings, self._sources, self._folder = settings, sources, folder
-        self._previous, self._progress = previous, progress
+        self._previous, self._baseline, self._progress = previous, baseline, progress
         self._started = time.perf_counter()
         self._created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         self._models: list[ModelEvaluation] = []
@@ -201,7 +215,7 @@ class _Run:
             found = self._evaluated(name, model, source, suite, print_)
             # Described anew: the first batch may have shown that the model needs another layout.
             self._models[-1] = replace(_described(name, model), suites=self._models[-1].suites)
-            self._add(source, found)
+            self._add(source, suite, found)
 
     def _load(self, source: SuiteSource) -> LoadedSuite:
         suite = source.load()
@@ -228,14 +242,17 @@ class _Run:
         say_dropped(found)
         return found
 
-    def _add(self, source: SuiteSource, found: SuiteEvaluation) -> None:
-        """Keep a result, hold it against that of the first model, and write all there is."""
+    def _add(self, source: SuiteSource, suite: LoadedSuite, found: SuiteEvaluation) -> None:
+        """Keep a result, hold it against the baseline and the first model, and write all there is."""
         own = self._models[-1]
         first = self._models[0]
         self._models[-1] = replace(own, suites=(*own.suites, found))
         if own is not first:
             names = (first.name, own.name)
             self._comparisons.append(compare_models(names, source, first[source.label], found, self._settings))
+        if self._baseline is not None:
+            held = compare_with_baseline(own.name, self._baseline, source, suite, found, self._settings)
+            self._comparisons.append(held)
         if self._folder is not None:
             self._evaluation(complete=False).save(self._folder)
 

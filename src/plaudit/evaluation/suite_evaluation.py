@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from plaudit.errors import DataError
+from plaudit.evaluation.baselines import BagOfWordsBaseline
 from plaudit.evaluation.best_of_n import best_of_n_curve
 from plaudit.evaluation.bias import format_bias, length_bias
 from plaudit.evaluation.calibration import Calibration, calibrate
-from plaudit.evaluation.compare import Comparison, compare
+from plaudit.evaluation.compare import Difference, compare
 from plaudit.evaluation.invariance import sanity_checks
 from plaudit.evaluation.mistakes import confident_mistakes, length_points, margin_histogram, reward_histogram
 from plaudit.evaluation.results import ModelComparison, SuiteEvaluation, rewards_of
@@ -190,14 +191,47 @@ def compare_models(
     common = {row.row for row in one} & {row.row for row in other}
     left_out = len({row.row for row in one} | {row.row for row in other}) - len(common)
     one, other = (part.where(lambda row: row.row in common) for part in (one, other))
-    rule = rule_of(source.suite, ())
+    columns = [name for name in settings.slices if name in first.slices]
+    overall, slices = _differences(names, source.suite, one, other, columns, settings.seed)
+    return ModelComparison(names, source.label, len(common), left_out, overall, slices)
+
+
+def compare_with_baseline(
+    name: str,
+    baseline: BagOfWordsBaseline,
+    source: SuiteSource,
+    suite: LoadedSuite,
+    found: SuiteEvaluation,
+    settings: EvaluationSettings,
+) -> ModelComparison:
+    """Hold a model against a bag of words on the rows of a suite that the model has scored.
+
+    Args:
+        name: Of the model.
+        baseline: The bag of words.
+        source: The suite.
+        suite: Its rows.
+        found: Results of the model.
+        settings: How it was evaluated.
+    """
+    own = found.scored or ScoredSet(())
+    other = baseline.scored(suite, {row.row for row in own})
+    names = (name, baseline.name)
+    columns = [column for column in settings.slices if column in found.slices]
+    overall, slices = _differences(names, source.suite, own, other, columns, settings.seed)
+    return ModelComparison(names, source.label, len(own), 0, overall, slices, baseline=True)
+
+
+def _differences(
+    names: tuple[str, str], suite: Suite, one: ScoredSet, other: ScoredSet, columns: Sequence[str], seed: int
+) -> tuple[Difference, dict[str, Mapping[str, Difference]]]:
+    """Over all rows by the rule of the suite, and by slice."""
+    rule = rule_of(suite, ())
     found = compare_results(rule.score(one), rule.score(other), names=names)
     slices = dict(found.slices) if not isinstance(rule, Preferences) else {}
-    columns = [name for name in settings.slices if name in first.slices]
     if columns and len(one.margin_P):
-        own: Comparison = compare(one, other, names=names, columns=columns, seed=settings.seed)
-        slices |= dict(own.slices)
-    return ModelComparison(names, source.label, len(common), left_out, found.overall, slices)
+        slices |= dict(compare(one, other, names=names, columns=columns, seed=seed).slices)
+    return found.overall, slices
 
 
 def _calibration(scored: ScoredSet, temperature: float, seed: int) -> Calibration | None:

@@ -28,7 +28,7 @@ _UNKNOWN_DATA = (
 
 
 def comparison_section(evaluations: Sequence[Evaluation]) -> Section | None:
-    """Models against each other on the same rows; None where only one was evaluated.
+    """Models against each other and against baselines on the same rows; None where only one was evaluated.
 
     Args:
         evaluations: The evaluations.
@@ -63,7 +63,7 @@ def comparison_section(evaluations: Sequence[Evaluation]) -> Section | None:
     lead = (
         "The same rows, scored by both. A difference is real only where p is below 0.05 and its interval leaves out 0."
     )
-    return Section("comparisons", "Against other models", blocks, lead=lead)
+    return Section("comparisons", "Against others", blocks, lead=lead)
 
 
 def _difference(names: list[Any], one: Mapping[str, Any]) -> list[Any]:

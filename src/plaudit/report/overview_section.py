@@ -93,7 +93,8 @@ def findings(found: SuiteOfModel, *, named: bool = False) -> list[tuple[str, Any
         named: Whether to begin with the name of the suite.
     """
     suite = found.suite
-    said = [*_accuracy_finding(suite), *_few_rows(suite), *_calibration_finding(suite), *_length_finding(suite)]
+    said = [*_accuracy_finding(suite), *_baseline_findings(found), *_few_rows(suite)]
+    said += [*_calibration_finding(suite), *_length_finding(suite)]
     said += [(f"Check failed: {one['message']}", "warning") for one in failed_checks(suite)]
     if found.evaluation.content.get("complete") is False:
         said.append(("The evaluation was not finished.", "warning"))
@@ -121,6 +122,21 @@ def _accuracy_finding(suite: Mapping[str, Any]) -> list[tuple[str, Any]]:
     if high < level:
         return [(f"Accuracy {value} is worse than {said}.", "warning")]
     return [(f"Accuracy {value} is not shown to be better than {said}: its interval reaches it.", "warning")]
+
+
+def _baseline_findings(found: SuiteOfModel) -> list[tuple[str, Any]]:
+    said: list[tuple[str, Any]] = []
+    for one in found.evaluation.content.get("comparisons") or ():
+        if not one.get("baseline") or one["suite"] != found.suite["name"] or one["models"][0] != found.model["name"]:
+            continue
+        overall = one["overall"]
+        own, other = (written(score, "share") for score in overall["scores"])
+        outcome = "not shown to be better than"
+        if overall["real"]:
+            outcome = "better than" if overall["difference"] > 0 else "worse than"
+        tone = "good" if overall["real"] and overall["difference"] > 0 else "warning"
+        said.append((f"Score {own} is {outcome} that of a {one['models'][1]}: {other}.", tone))
+    return said
 
 
 def _few_rows(suite: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -8,10 +8,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from plaudit.data.formats import read_example
 from plaudit.errors import ConfigError, DataError
 from plaudit.evaluation.compare import Comparison, adjusted, compare_outcomes
 from plaudit.evaluation.resampling import Interval, mean_interval
-from plaudit.evaluation.rows import scored_row
+from plaudit.evaluation.rows import as_given, response_texts, scored_row
 from plaudit.evaluation.scored import ScoredRow, ScoredSet
 from plaudit.evaluation.statistics import Proportion, proportion
 
@@ -35,6 +36,17 @@ class SuiteRow:
     columns: Mapping[str, Any]
     source: str
     features: Mapping[str, Any] | None = None
+
+    def texts(self) -> tuple[str, ...]:
+        """The responses as plain text, without their prompt.
+
+        Raises:
+            DataError: The row cannot be read.
+        """
+        example = read_example(
+            as_given(self.raw), row_number=self.row, dataset_name=self.source, features=self.features
+        )
+        return response_texts(self.raw, example)
 
     def scored(self, rewards: Sequence[float], *, tokens: Sequence[int] | None = None) -> ScoredRow:
         """Join the row with the rewards of its responses.
