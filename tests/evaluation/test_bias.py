@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import statsmodels.api as sm
 from scipy import stats
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
@@ -107,12 +108,11 @@ def test_the_regression_is_that_of_scikit_learn(outcomes, ridge):
 
 
 def test_the_regression_and_its_clustered_variance_are_those_of_statsmodels(outcomes):
-    statsmodels = pytest.importorskip("statsmodels.api")
     right, difference = outcomes
     cluster = np.arange(400) // 4
     found = length_controlled_accuracy(right, difference, cluster, ridge=0.0)
-    design = statsmodels.add_constant(np.tanh(difference / difference.std()))
-    model = statsmodels.GLM(right.astype(float), design, family=statsmodels.families.Binomial())
+    design = sm.add_constant(np.tanh(difference / difference.std()))
+    model = sm.GLM(right.astype(float), design, family=sm.families.Binomial())
     fit = model.fit(cov_type="cluster", cov_kwds={"groups": cluster, "use_correction": False})
     assert found.accuracy == pytest.approx(expit(fit.params[0]))
     assert found.length_effect == pytest.approx(fit.params[1])
