@@ -6,7 +6,8 @@ The server is `plaudit serve` in a process of its own, with a tiny random model 
 what is measured is the serving around it. Each request has a text that no other has, and its answer is compared with
 what `RewardModel.score` gives in this process: an answer that went to the wrong client, or none, would be counted.
 Loops are closed and bounded: each client sends its next request when it has its answer. One unmeasured stage goes
-first. The memory of the server is read after each stage.
+first. The memory of the server is read after each stage, and then after each of some rounds of as many requests again,
+from 16 clients: what grows in the first rounds and not in the last ones is caches that fill, and no leak.
 """
 
 from __future__ import annotations
@@ -70,6 +71,7 @@ class Settings:
         model: Folder of the model; None for a tiny one.
         threads: Threads of the server's computing.
         arguments: Further settings of the server.
+        rounds: How often as many requests again are sent, to see whether its memory levels off.
     """
 
     requests: int = 10_000
@@ -77,6 +79,7 @@ class Settings:
     model: str | None = None
     threads: int = 1
     arguments: tuple[str, ...] = ()
+    rounds: int = 0
 
 
 def save_tiny_model(folder: str) -> None:
@@ -101,7 +104,7 @@ def save_tiny_model(folder: str) -> None:
 @contextlib.contextmanager
 def running_server(folder: str, settings: Settings) -> Iterator[tuple[int, psutil.Process]]:
     """A server in a process of its own; gives its port and process, and ends it as an operator would."""
-    command = [sys.executable, "-c", "import sys; from plaudit.cli.main import main; sys.exit(main())", "serve"]
+    command = [sys.executable, "-m", "plaudit", "serve"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(settings.threads)}
     process = subprocess.Popen(
         [*command, folder, "--port", "0", *settings.arguments], stderr=subprocess.PIPE, text=True, env=environment
@@ -219,7 +222,7 @@ def measure(settings: Settings) -> dict[str, Any]:
         if settings.model is None:
             save_tiny_model(temporary)
         share = settings.requests // len(settings.clients)
-        rows = texts(share * (len(settings.clients) + 1))
+        rows = texts(share * (len(settings.clients) * (settings.rounds + 1) + 1))
         model = RewardModel.from_pretrained(folder, device="cpu")
         model.score(rows[:200])
         start = time.perf_counter()
@@ -235,6 +238,8 @@ def measure(settings: Settings) -> dict[str, Any]:
                 found["requests_per_batch"] = round(requests / batches, 2)
                 found["rss_bytes"] = process.memory_info().rss
                 stages.append(found)
+            rest = work[len(stages) * share : -share]
+            rounds = _rounds(port, process, [rest[index :: settings.rounds] for index in range(settings.rounds)])
     return {
         "requests": share * len(settings.clients),
         "distinct_rewards": len({round(reward, 4) for _, reward in work}),
@@ -243,7 +248,17 @@ def measure(settings: Settings) -> dict[str, Any]:
         "rss_growth_bytes": stages[-1]["rss_bytes"] - before,
         "python_score_rows_per_second": round(alone, 1),
         "stages": stages,
+        "rounds": rounds,
     }
+
+
+def _rounds(port: int, process: psutil.Process, parts: list[list[tuple[str, float]]]) -> list[dict[str, Any]]:
+    """Memory of the server after each of some rounds, and what else was found."""
+    rounds = []
+    for part in parts:
+        found = asyncio.run(stage(port, part, 16))
+        rounds.append({**found, "rss_bytes": process.memory_info().rss})
+    return rounds
 
 
 def main() -> None:
@@ -254,10 +269,13 @@ def main() -> None:
     parser.add_argument("--model", help="folder of a reward model; a tiny random one by default")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--server", nargs=argparse.REMAINDER, default=[], help="further settings of plaudit serve")
+    parser.add_argument("--rounds", type=int, default=4, help="rounds of as many requests again, to watch the memory")
     parser.add_argument("--output")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    settings = Settings(given.requests, tuple(given.clients), given.model, given.threads, tuple(given.server))
+    settings = Settings(
+        given.requests, tuple(given.clients), given.model, given.threads, tuple(given.server), given.rounds
+    )
     load_before = load_average()
     found = measure(settings)
     for one in found["stages"]:
@@ -269,6 +287,11 @@ def main() -> None:
     print(
         f"memory of the server: {found['rss_bytes_before'] / 2**20:.0f} MiB, {found['rss_growth_bytes'] / 2**20:+.1f}"
     )
+    for number, one in enumerate(found["rounds"], start=1):
+        print(
+            f"round {number}: {one['rss_bytes'] / 2**20:.1f} MiB, {one['requests_per_second']} requests/s, "
+            f"{one['refused']} refused, {one['mixed_up']} mixed up"
+        )
     if given.output:
         packages = ("plaudit", "torch", "transformers", "fastapi", "uvicorn", "starlette", "prometheus_client")
         result = {

@@ -110,8 +110,11 @@ def summarise(passes: dict[str, dict[str, list[dict[str, Any]]]]) -> dict[str, A
     }
 
 
-def start(side: str, python: Path, spec: dict[str, Any], folder: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+def start(
+    side: str, python: Path, spec: dict[str, Any], folder: Path, variables: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """A process that prepares the data each time that it is asked; ``cores`` in its specification are all it gets."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **(variables or {})}
     if side == "reference":
         # Its environment must not see packages of ours.
         environment.pop("PYTHONPATH", None)
@@ -139,6 +142,8 @@ def serve(side: str, spec: dict[str, Any]) -> None:
     import datasets
     from transformers import AutoTokenizer
 
+    if cores := spec.get("cores"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     datasets.disable_progress_bars()
     with gzip.open(spec["data"], "rt") if spec["data"].endswith(".gz") else open(spec["data"]) as file:
         rows = [json.loads(line) for line in file]
@@ -161,17 +166,24 @@ def serve(side: str, spec: dict[str, Any]) -> None:
         times, started = os.times(), time.perf_counter()
         prepared = prepare(dataset, tokenizer, spec["max_length"], processes)
         seconds, ended = time.perf_counter() - started, os.times()
-        digest = hashlib.sha256()
-        for row in prepared.select_columns(["chosen_ids", "rejected_ids"]):
-            digest.update(json.dumps([row["chosen_ids"], row["rejected_ids"]]).encode())
         answer = {
             "rows": count,
             "kept": len(prepared),
             "seconds": seconds,
             "processor_seconds": sum(ended[:4]) - sum(times[:4]),
-            "token_ids_sha256": digest.hexdigest(),
+            "token_ids_sha256": _digest(prepared),
         }
         print(json.dumps(answer), flush=True)
+
+
+def _digest(prepared: Any) -> str:
+    """Equal token ids have equal ones, whatever their type and the pieces in which they were written."""
+    digest = hashlib.sha256()
+    for name in ("chosen_ids", "rejected_ids"):
+        lists = prepared.with_format("arrow")[:][name].combine_chunks()
+        for numbers in (lists.value_lengths(), lists.flatten()):
+            digest.update(numbers.to_numpy().astype("int64").tobytes())
+    return digest.hexdigest()
 
 
 def _version(name: str) -> str | None:

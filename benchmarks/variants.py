@@ -73,6 +73,9 @@ VARIANTS = {
         {"group_by_prompt": True, "train_sampling_strategy": "random"},
         order="own",
     ),
+    "plaudit-compiled": _plaudit(
+        "as plaudit, the model below the head compiled (torch_compile)", _SHARED, {"torch_compile": True}
+    ),
     "plaudit-padded": _plaudit("padded rectangles, no gradient checkpointing", _PADDED),
     "plaudit-padded-by-length": _plaudit(
         "padded rectangles of rows of similar length (train_sampling_strategy group_by_length)",

@@ -21,10 +21,12 @@ LAYERS = [
     {"model"},
     {"doctor"},
     {"training", "scoring"},
-    {"evaluation", "serving"},
+    {"evaluation", "serving", "export"},
+    {"verification"},
     {"report"},
     {"demo"},
     {"cli"},
+    {"__main__"},
 ]
 HEIGHT = {part: height for height, layer in enumerate(LAYERS) for part in layer}
 FILES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")
@@ -67,6 +69,8 @@ def test_the_public_names_are_these_and_load():
         "__version__",
         "check_dataset",
         "evaluate",
+        "export_model",
+        "verify",
     ]
     for name in plaudit.__all__:
         assert getattr(plaudit, name) is not None

@@ -16,9 +16,11 @@ if TYPE_CHECKING:
     from plaudit.doctor.result import DataCheck
     from plaudit.errors import ConfigError, DataError, PlauditError
     from plaudit.evaluation.runner import evaluate
+    from plaudit.export.exporting import export_model
     from plaudit.scoring.reward_model import RewardModel
     from plaudit.training.config import RewardConfig
     from plaudit.training.trainer import RewardTrainer
+    from plaudit.verification.verify import verify
 
 _HOME = {
     "ConfigError": "plaudit.errors",
@@ -31,6 +33,8 @@ _HOME = {
     "RewardTrainer": "plaudit.training.trainer",
     "check_dataset": "plaudit.doctor.check",
     "evaluate": "plaudit.evaluation.runner",
+    "verify": "plaudit.verification.verify",
+    "export_model": "plaudit.export.exporting",
 }
 
 __all__ = [
@@ -45,6 +49,8 @@ __all__ = [
     "__version__",
     "check_dataset",
     "evaluate",
+    "export_model",
+    "verify",
 ]
 
 

@@ -60,7 +60,7 @@ def test_two_models_are_compared(run, models, file, tmp_path):
     code, out, _ = run(*models, "--suite", file, "--output", tmp_path / "out", "--sanity-rows", "0")
     assert code == 0
     verdict = next(line for line in out.splitlines() if line.startswith("  pairs: "))
-    assert verdict.startswith(f"  pairs: {models[0]} is better by 60.0 points (95% ")
+    assert verdict.startswith(f"  pairs: {models[0]} is better than {models[1]} by 60.0 points (95% ")
     assert verdict.endswith("40 rows")
     assert out.splitlines()[-1] == f"Results in {tmp_path / 'out'}."
     found = Evaluation.load(tmp_path / "out")

@@ -565,7 +565,25 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(stored, tokenizer, monkey
     assert "kept in memory" in caplog.text
 
 
-def test_worker_processes_give_the_same_rows_and_the_same_errors(tokenizer):
+@pytest.mark.parametrize(
+    ("asked", "rows", "used"), [(4, 39, 3), (2, 39, 2), (2, 19, None), (1, 39, None), (None, 39, None)]
+)
+def test_no_process_is_started_for_a_few_rows(asked, rows, used, tokenizer, monkeypatch):
+    monkeypatch.setattr("plaudit.data.tokenize.ROWS_PER_PROCESS", 10)
+    counts = []
+    mapped = Dataset.map
+
+    def note(dataset, *args, num_proc=None, **kwargs):
+        counts.append(num_proc)
+        return mapped(dataset, *args, **kwargs)
+
+    monkeypatch.setattr(Dataset, "map", note)
+    prepare([text(f"good {i}") for i in range(rows)], tokenizer, num_proc=asked)
+    assert counts == [used]
+
+
+def test_worker_processes_give_the_same_rows_and_the_same_errors(tokenizer, monkeypatch):
+    monkeypatch.setattr("plaudit.data.tokenize.ROWS_PER_PROCESS", 10)
     rows = [text(f"good {i}", "bad" if i % 5 else f"good {i}") for i in range(40)]
     expected, report = prepare(rows, tokenizer)
     prepared, parallel = prepare(rows, tokenizer, num_proc=2)

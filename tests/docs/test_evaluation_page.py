@@ -24,7 +24,9 @@ def newcomer(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save_model(Path("runs/first"))
     save_model(Path("runs/second"), change=negate)
-    write(Path("pairs.jsonl"), pairs(plain_reward("runs/first")))
+    reward = plain_reward("runs/first")
+    write(Path("pairs.jsonl"), pairs(reward))
+    write(Path("train.jsonl"), pairs(reward, seed=2))
 
 
 def test_code_runs_from_top_to_bottom(newcomer, capsys, monkeypatch):
@@ -35,12 +37,12 @@ def test_code_runs_from_top_to_bottom(newcomer, capsys, monkeypatch):
     out = capsys.readouterr().out
     assert "80.0% of 40 rows" in out
     assert "### pairs: 40 rows, 80 responses" in out
-    assert "runs/first is better by 60.0 points" in out
+    assert "runs/first is better than runs/second by 60.0 points" in out
     assert names["trainer"].state.best_metric >= 0.5
 
 
 def test_commands_print_what_the_page_shows(newcomer, capsys):
-    command, shown, compare, compared = blocks("")
+    command, shown, compare, compared, against_words = blocks("")
     assert main(command.split()[1:]) == 0
     out = capsys.readouterr().out
 
@@ -54,6 +56,8 @@ def test_commands_print_what_the_page_shows(newcomer, capsys):
             assert begin in found, line
     assert main([*compare.split()[1:], "--sanity_rows", "0"]) == 0
     assert without_numbers(compared) in without_numbers(capsys.readouterr().out)
+    assert main(against_words.split()[1:]) == 0
+    assert "bag of words (train, 40 comparisons)" in capsys.readouterr().out
 
 
 def test_the_table_names_every_setting_with_its_default():

@@ -59,7 +59,7 @@ def test_the_difference_is_that_of_both_accuracies_row_by_row(folder):
     assert one.overall.scores[1] > 0.7
     assert one.models == (str(folder), "bag of words (rows, 200 comparisons)")
     assert set(one.slices["source"]) == {"x", "y"}
-    assert one.verdict.startswith("bag of words (rows, 200 comparisons) is better by")
+    assert one.verdict.startswith(f"bag of words (rows, 200 comparisons) is better than {folder} by")
 
 
 def test_rankings_are_read_and_few_comparisons_drawn_of_each(folder):

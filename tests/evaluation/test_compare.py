@@ -80,7 +80,7 @@ def test_a_real_difference_is_called_by_its_size(random):
     assert found.overall.interval.low > 0
     assert found.overall.real
     size = 100 * found.overall.difference
-    assert found.verdict.startswith(f"new is better by {size:.1f} points (95% ")
+    assert found.verdict.startswith(f"new is better than old by {size:.1f} points (95% ")
     turned = compare(*models(second, first), names=("old", "new"))
     assert turned.verdict == found.verdict
     assert turned.overall.p_value == found.overall.p_value
@@ -125,7 +125,7 @@ def test_slices_are_corrected_for_having_looked_at_several():
     assert {name: one.p_adjusted for name, one in found.items()} == pytest.approx({"a": 2**-4, "b": 1, "c": 3 * 2**-19})
     assert not found["a"].real
     assert found["c"].real
-    assert found["c"].verdict == "A is better by 100.0 points (95% 100.0 to 100.0), p < 0.0001"
+    assert found["c"].verdict == "A is better than B by 100.0 points (95% 100.0 to 100.0), p < 0.0001"
 
 
 def test_other_rows_cannot_be_compared():

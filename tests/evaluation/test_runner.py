@@ -131,7 +131,7 @@ def test_a_model_with_its_head_turned_round_is_really_worse(folder, negated, row
     assert one.real
     assert one.overall.scores == (0.8, pytest.approx(0.2))
     assert (one.overall.only_first, one.overall.only_second) == (32, 8)
-    assert one.verdict.startswith(f"{folder} is better by 60.0 points")
+    assert one.verdict.startswith(f"{folder} is better than {negated} by 60.0 points")
     assert second["pairs"].statistics == found["pairs"].statistics
     turned = [[-value for value in row.rewards] for row in second["pairs"].rewards]
     assert np.allclose(turned, [row.rewards for row in second.models[1]["pairs"].rewards], atol=1e-5)

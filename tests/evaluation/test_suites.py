@@ -455,7 +455,7 @@ def test_two_models_are_compared_on_the_rows_of_a_suite(tmp_path):
     good = suite.score(scored(read, [[1, 0]] * 60))
     half = suite.score(scored(read, [[1, 0]] * 30 + [[0, 1]] * 30))
     found = compare_results(good, half, names=("good", "half"))
-    assert found.verdict.startswith("good is better by 50.0 points")
+    assert found.verdict.startswith("good is better than half by 50.0 points")
     assert found.slices["slice"]["Coding"].real
     assert not found.slices["slice"]["Knowledge"].real
     with pytest.raises(ConfigError, match="different rows"):

@@ -54,6 +54,7 @@ CASES = {
     "ties": (ranked_rows, {"objective": "davidson"}),
     "rankings": (ranked_rows, {"objective": "plackett_luce", "batch_layout": "padded"}),
     "grades": (graded_rows, {}),
+    "ensemble": (ranked_rows, {"ensemble_size": 3}),
 }
 """Rows and settings of each case."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from transformers.hf_argparser import string_to_bool
 
 from plaudit.cli.presets import PRESETS, find_preset
 from plaudit.cli.settings_file import errors_in, read_yaml, set_environment
+from plaudit.cli.settings_table import options_of
 from plaudit.demo import EMBEDDED_MODEL_NAME
 from plaudit.errors import ConfigError, PlauditError
 from plaudit.training.config import RewardConfig
@@ -307,15 +307,6 @@ def _complete_switches(tokens: Sequence[str], hints: Mapping[str, Any]) -> list[
         bare = token.startswith("--") and bool in options and type(None) in options and following.startswith("--")
         rest.append(f"{token}=true" if bare else token)
     return rest
-
-
-def options_of(hint: Any) -> tuple[Any, ...]:
-    """The members of a union of types, or the one type.
-
-    >>> options_of(int | None)
-    (<class 'int'>, <class 'NoneType'>)
-    """
-    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
 def _may_be_null_number(hint: Any) -> bool:

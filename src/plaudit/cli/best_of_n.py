@@ -8,15 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from plaudit.cli.console import log_lines, make_console, say
+from plaudit.cli.console import log_lines, say
+from plaudit.cli.flags import Command, Word, about
 from plaudit.cli.score import (
+    INPUT,
     ColumnArguments,
     ModelArguments,
     OutputArguments,
     RunArguments,
-    about,
-    parse,
-    print_help,
     score,
     selection_lines,
 )
@@ -44,7 +43,15 @@ class ChoiceArguments:
     response_column: str = field(default="response", metadata=about("Column that the best response goes to."))
 
 
-KINDS = (OutputArguments, ChoiceArguments, ModelArguments, RunArguments)
+COMMAND = Command(
+    "best-of-n",
+    usage="INPUT --output FILE [--model MODEL] [--NAME VALUE ...]",
+    about="Keep the best of the responses of each row: of a scored file, or after scoring it.",
+    examples=("plaudit best-of-n candidates.jsonl --model runs/first --output best.jsonl",),
+    notes=(INPUT,),
+    words=(Word("input"),),
+    kinds=(OutputArguments, ChoiceArguments, ModelArguments, RunArguments),
+)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -53,18 +60,11 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         PlauditError: Whatever is wrong with settings, data or model.
     """
-    if {"-h", "--help"} & set(arguments):
-        print_help(
-            "plaudit best-of-n INPUT --output FILE [--model MODEL] [--NAME VALUE ...]",
-            "Keep the best of the responses of each row: of a scored file, or after scoring it.",
-            ["plaudit best-of-n candidates.jsonl --model runs/first --output best.jsonl"],
-            KINDS,
-            make_console(),
-        )
+    if COMMAND.helped(arguments):
         return 0
-    output, choice, loading, running, rest = parse("best-of-n", KINDS, ("input",), arguments)
+    (source,), output, choice, loading, running = COMMAND.parse(arguments)
     with log_lines():
-        result = _choose(rest.input, output, choice, loading, running)
+        result = _choose(source, output, choice, loading, running)
     if result is not None:
         for line in selection_lines(result):
             say(line)

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import difflib
 import json
 import logging
 import shlex
-import sys
-import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from typing import Any, ClassVar
 
-import datasets
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
-from transformers import HfArgumentParser
 
+from plaudit.cli.bars import bars_where_seen
 from plaudit.cli.console import duration, log_lines, make_console, say
-from plaudit.cli.help import _table_of
+from plaudit.cli.flags import Command, Word, about
 from plaudit.doctor.check import REMOVABLE, SAMPLE_ROWS, check_dataset
 from plaudit.doctor.findings import Finding, row_names
 from plaudit.doctor.result import DataCheck, finding_cells
@@ -32,14 +27,9 @@ from plaudit.errors import ConfigError
 from plaudit.training.config import RewardConfig
 
 EXIT_FAULTS = 1
-_SEE_HELP = "`plaudit check --help` lists all settings."
 _MOST_REMOVED = 0.2
 """Share of the rows above which a cleaned copy is no remedy."""
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
-
-
-def _about(text: str, **more: Any) -> dict[str, Any]:
-    return {"help": text, **more}
 
 
 @dataclass
@@ -50,69 +40,79 @@ class CheckArguments:
 
     model: str | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "Folder or model id whose tokenizer and chat template training will use: finds over-long rows, and rows "
             "that the template refuses or renders alike.",
-            aliases=["--model_name_or_path", "--model-name-or-path"],
+            aliases=["--model_name_or_path"],
         ),
     )
-    model_revision: str | None = field(default=None, metadata=_about("Branch, tag or commit of a model on the Hub."))
+    model_revision: str | None = field(default=None, metadata=about("Branch, tag or commit of a model on the Hub."))
     max_length: int | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             f"Limit for one response with its prompt, in tokens. Default: that of `plaudit train`, "
             f"{RewardConfig.max_length}; longer rows are then reported, but not removed by --fix."
         ),
     )
     eval: str | None = field(
-        default=None, metadata=_about("Evaluation data, whose prompts must not occur: a file, a folder, or a Hub name.")
+        default=None, metadata=about("Evaluation data, whose prompts must not occur: a file, a folder, or a Hub name.")
     )
     eval_split: str | None = field(
-        default=None, metadata=_about("Split of it. Without --eval: a split of DATASET itself.")
+        default=None, metadata=about("Split of it. Without --eval: a split of DATASET itself.")
     )
     benchmark: list[str] | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "Files of benchmarks, whose prompts must not occur, also not in part: preferences, or rows with a column "
             "such as `question`."
         ),
     )
     fix: str | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "Write the rows without certain faults to this file (.jsonl or .jsonl.gz), and those left out, with the "
             "reason, to a .removed file beside it. DATASET itself is never changed."
         ),
     )
-    overwrite: bool = field(default=False, metadata=_about("Let --fix and --json replace existing files."))
-    json: str | None = field(default=None, metadata=_about("Write the results to this file as JSON."))
-    strict: bool = field(default=False, metadata=_about("Let warnings count as errors in the exit code."))
-    dataset_config: str | None = field(default=None, metadata=_about("Configuration of a data set on the Hub."))
+    overwrite: bool = field(default=False, metadata=about("Let --fix and --json replace existing files."))
+    json: str | None = field(default=None, metadata=about("Write the results to this file as JSON."))
+    strict: bool = field(default=False, metadata=about("Let warnings count as errors in the exit code."))
+    dataset_config: str | None = field(default=None, metadata=about("Configuration of a data set on the Hub."))
     dataset_split: str = field(
         default="train",
-        metadata=_about(
+        metadata=about(
             "Split to check, also with a slice: train[:1000].",
-            aliases=["--dataset_train_split", "--dataset-train-split", "--split"],
+            aliases=["--dataset_train_split", "--split"],
         ),
     )
     dataset_streaming: bool = field(
         default=False,
-        metadata=_about("Read row by row, without the cache of `datasets`.", aliases=["--streaming"]),
+        metadata=about("Read row by row, without the cache of `datasets`.", aliases=["--streaming"]),
     )
     words: bool = field(
-        default=True, metadata=_about("Fit a bag of words: the shortcut, leaking words, mislabelled rows.")
+        default=True, metadata=about("Fit a bag of words: the shortcut, leaking words, mislabelled rows.")
     )
     sample_rows: int = field(
         default=SAMPLE_ROWS,
-        metadata=_about("Rows to fit it to at most, drawn at random; memory and time grow with it."),
+        metadata=about("Rows to fit it to at most, drawn at random; memory and time grow with it."),
     )
-    examples: int = field(default=2, metadata=_about("Examples to show of each finding, up to 3."))
-    seed: int = field(default=0, metadata=_about("Decides which rows are drawn."))
+    examples: int = field(default=2, metadata=about("Examples to show of each finding, up to 3."))
+    seed: int = field(default=0, metadata=about("Decides which rows are drawn."))
 
 
-class _Parser(HfArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message, fix=_SEE_HELP)
+COMMAND = Command(
+    "check",
+    usage="DATASET [--model MODEL] [--fix FILE.jsonl] [--NAME VALUE ...]",
+    about="Check preference data before a model is trained on it.",
+    examples=("plaudit check pairs.jsonl --model Qwen/Qwen3-0.6B --eval test.jsonl --fix clean.jsonl",),
+    notes=(
+        "DATASET is what `plaudit train --dataset_name` takes: a JSON, JSON lines, CSV or Parquet file, a folder of "
+        "such files or one saved by `datasets`, or the name of a data set on the Hub.",
+        "Exit code: 0 without errors, 1 with errors, 2 for a wrong command line or data that is not there.",
+    ),
+    words=(Word("dataset", "data set", extra="Check them one after the other."),),
+    kinds=(CheckArguments,),
+)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -125,8 +125,7 @@ def run(arguments: Sequence[str]) -> int:
         PlauditError: The command line is wrong, or there is no such data.
     """
     console = make_console()
-    if {"-h", "--help"} & set(arguments):
-        print_help(console)
+    if COMMAND.helped(arguments, console):
         return 0
     dataset, settings = parse(arguments)
     if settings.json is not None and Path(settings.json).exists() and not settings.overwrite:
@@ -152,23 +151,12 @@ def parse(arguments: Sequence[str]) -> tuple[str, CheckArguments]:
     Raises:
         ConfigError: A setting is unknown, or a value cannot be read.
     """
-    parser = _Parser([CheckArguments], prog="plaudit check", add_help=False, allow_abbrev=False)  # type: ignore[list-item]
-    parser.add_argument("dataset")
-    unknown = [token for token in parser.parse_known_args(list(arguments))[1] if token.startswith("-")]
-    if unknown:
-        name = unknown[0].partition("=")[0]
-        known = [one.name for one in dataclasses.fields(CheckArguments)]
-        close = difflib.get_close_matches(name.lstrip("-").replace("-", "_"), known, n=1)
-        raise ConfigError(f"there is no setting {name}", fix=f"Did you mean `--{close[0]}`?" if close else _SEE_HELP)
-    try:
-        settings, rest = parser.parse_args_into_dataclasses(list(arguments), look_for_args_file=False)
-    except ValueError as error:  # words that belong to no setting
-        raise ConfigError("more than one data set is named", fix="Check them one after the other.") from error
+    (dataset,), settings = COMMAND.parse(arguments)
     if settings.max_length is not None and settings.max_length < 1:
         raise ConfigError(f"`max_length` is {settings.max_length}", fix="Set it to at least 1 token.")
     if settings.sample_rows < 1:
         raise ConfigError(f"`sample_rows` is {settings.sample_rows}", fix="Give at least 1, or --words false.")
-    return rest.dataset, settings
+    return dataset, settings
 
 
 def _check(dataset: str, settings: CheckArguments, progress: Any) -> DataCheck:
@@ -209,49 +197,17 @@ def _removed_kinds(settings: CheckArguments) -> list[str]:
 @contextlib.contextmanager
 def _progress() -> Iterator[Any]:
     """A bar on a terminal, nothing elsewhere."""
-    if not sys.stderr.isatty():
-        with _no_bars():
+    with bars_where_seen() as seen:
+        if not seen:
             yield None
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"))
-    with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("Reading", total=None)
-        yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
-
-
-@contextlib.contextmanager
-def _no_bars() -> Iterator[None]:
-    """Keep the bars of `datasets` out of pipes and files."""
-    shown = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("rows"))
+        with Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task("Reading", total=None)
+            yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
 
 
 # --- screen -----------------------------------------------------------------------------------------------------
-
-
-def print_help(console: Console) -> None:
-    """Print what the command does, and every setting.
-
-    Args:
-        console: Where to print.
-    """
-    console.print("Usage: plaudit check DATASET [--model MODEL] [--fix FILE.jsonl] [--NAME VALUE ...]\n", markup=False)
-    console.print("Check preference data before a model is trained on it. For example:\n")
-    console.print(
-        "  plaudit check pairs.jsonl --model Qwen/Qwen3-0.6B --eval test.jsonl --fix clean.jsonl\n", markup=False
-    )
-    console.print(
-        "DATASET is what `plaudit train --dataset_name` takes: a JSON, JSON lines, CSV or Parquet file, a folder of "
-        "such files or one saved by `datasets`, or the name of a data set on the Hub."
-    )
-    console.print("Exit code: 0 without errors, 1 with errors, 2 for a wrong command line or data that is not there.")
-    console.print(Text(f"\n{CheckArguments.title}", style="bold"))
-    console.print(_table_of(dataclasses.fields(CheckArguments), typing.get_type_hints(CheckArguments)))
 
 
 def print_check(check: DataCheck, console: Console, *, examples: int, next_steps: Sequence[str]) -> None:

@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import ClassVar
 
 from rich.console import Console
 from rich.table import Table
 
 from plaudit.cli.console import duration, log_lines, make_console, say
+from plaudit.cli.flags import Command, about
 from plaudit.demo.run import BETTER_ANSWER, QUESTION, WORSE_ANSWER, DemoResult, run_demo
-from plaudit.errors import ConfigError
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(message, fix="`plaudit demo --help` explains the settings.")
+@dataclass
+class DemoArguments:
+    """How often to train, and where to."""
+
+    title: ClassVar[str] = "Settings"
+
+    seeds: list[int] = field(default_factory=lambda: [0], metadata=about("One run a seed."))
+    output_dir: str = field(default="runs/demo", metadata=about("Folder of the trained model."))
+
+
+COMMAND = Command(
+    "demo",
+    usage="[--seeds N ...] [--output_dir FOLDER]",
+    about="Train a reward model on bundled preferences, on any CPU, in a few minutes.",
+    examples=("plaudit demo", "plaudit demo --seeds 0 1 2"),
+    kinds=(DemoArguments,),
+)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -27,15 +41,9 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         ConfigError: If the embedded model is not installed, or a setting cannot be read.
     """
-    parser = _Parser(prog="plaudit demo", description="Train a reward model on bundled preferences, on any CPU.")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], metavar="N", help="one run a seed (default: 0)")
-    parser.add_argument(
-        "--output_dir", "--output-dir", default="runs/demo", metavar="FOLDER", help="default: %(default)s"
-    )
-    try:
-        settings = parser.parse_args(list(arguments))
-    except SystemExit as leaving:  # --help
-        return int(leaving.code or 0)
+    if COMMAND.helped(arguments):
+        return 0
+    _, settings = COMMAND.parse(arguments)
     seeds: list[int] = settings.seeds
     folder = Path(settings.output_dir)
     with log_lines(logging.WARNING):

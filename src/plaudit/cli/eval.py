@@ -5,19 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from plaudit.cli.bars import bars_where_seen
 from plaudit.cli.console import duration, log_lines, make_console, say
-from plaudit.cli.flags import bars_where_seen, parse_flags
-from plaudit.cli.help import _table_of
+from plaudit.cli.flags import Command, Word, about
+from plaudit.cli.model_settings import ComputeArguments
 from plaudit.doctor.texts import excerpt
 from plaudit.errors import ConfigError
 from plaudit.evaluation.results import Evaluation, ModelEvaluation, SuiteEvaluation
@@ -25,10 +25,6 @@ from plaudit.evaluation.runner import evaluate
 from plaudit.evaluation.suites.registry import SUITES
 from plaudit.evaluation.summary import HEADINGS, heading, lines, model_line, table, verdicts
 from plaudit.model.calibration import RewardCalibration
-
-
-def _about(text: str, **more: Any) -> dict[str, Any]:
-    return {"help": text, **more}
 
 
 @dataclass
@@ -39,74 +35,76 @@ class EvalArguments:
 
     suite: list[str] | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             f"Suites: {', '.join(SUITES)}, or one with its file, as `llmbar=FILE`; any preference file, or a data set "
             "on the Hub as `owner/name`.",
-            action="extend",
         ),
     )
-    slice: list[str] | None = field(
-        default=None, metadata=_about("Columns by whose values results are split.", action="extend")
-    )
+    slice: list[str] | None = field(default=None, metadata=about("Columns by whose values results are split."))
     output: str | None = field(
         default=None,
-        metadata=_about(
+        metadata=about(
             "Folder for evaluation.json, evaluation.md and rewards.jsonl. Written after each suite; the same command "
             "again goes on where it was."
         ),
     )
     overwrite: bool = field(
-        default=False, metadata=_about("Forget what is in that folder, and let --json replace a file.")
+        default=False, metadata=about("Forget what is in that folder, and let --json replace a file.")
     )
-    json: str | None = field(default=None, metadata=_about("Write the results to this file as JSON."))
-    max_rows: int | None = field(default=None, metadata=_about("Most rows of each suite, drawn at random."))
-    max_length: int | None = field(
+    json: str | None = field(default=None, metadata=about("Write the results to this file as JSON."))
+    bag_of_words: str | None = field(
         default=None,
-        metadata=_about("Most tokens of a response with its prompt. Default: what the model was made to read."),
+        metadata=about(
+            "The preferences that the models were trained on: a bag of words is fitted on them, and each model held "
+            "against it."
+        ),
     )
+    max_rows: int | None = field(default=None, metadata=about("Most rows of each suite, drawn at random."))
     overlong: str = field(
         default="drop",
-        metadata=_about(
+        metadata=about(
             "What happens to longer rows; dropped ones are counted.",
             choices=("drop", "truncate_left", "truncate_right", "error"),
         ),
     )
     skip_broken: bool = field(
-        default=False, metadata=_about("Leave out and count rows that cannot be scored, instead of stopping there.")
+        default=False, metadata=about("Leave out and count rows that cannot be scored, instead of stopping there.")
     )
     dataset_split: str | None = field(
         default=None,
-        metadata=_about("Split of files and data sets that are no suite of their own. [train]", aliases=["--split"]),
+        metadata=about("Split of files and data sets that are no suite of their own. [train]", aliases=["--split"]),
     )
-    batch_layout: str = field(
-        default="auto",
-        metadata=_about("How batches are laid out; rewards are the same.", choices=("auto", "shared_prefix", "padded")),
-    )
-    max_tokens_per_batch: int | None = field(
-        default=None, metadata=_about("Most tokens of a batch. Default: 2,048 on a CPU, 32,768 elsewhere.")
-    )
-    device: str | None = field(default=None, metadata=_about("Where models run. Default: the accelerator, or the CPU."))
-    dtype: str | None = field(
-        default=None,
-        metadata=_about(
-            "Precision of the weights. Default: float32 on a CPU, else the checkpoint's.",
-            choices=("auto", "bfloat16", "float16", "float32"),
-        ),
-    )
-    trust_remote_code: bool = field(default=False, metadata=_about("Allow model and tokenizer code from the Hub."))
     save_calibration: bool = field(
         default=False,
-        metadata=_about(
+        metadata=about(
             "Write the temperature fitted on the first suite beside the model, as reward_calibration.json, if it helps "
             "on the half that it was not fitted on."
         ),
     )
     sanity_rows: int = field(
         default=16,
-        metadata=_about("Rows of each suite that are scored again, to see that rewards depend on the texts only."),
+        metadata=about("Rows of each suite that are scored again, to see that rewards depend on the texts only."),
     )
-    mistakes: int = field(default=3, metadata=_about("Most confident mistakes to show of each suite."))
-    seed: int = field(default=0, metadata=_about("Decides what is drawn at random."))
+    mistakes: int = field(default=3, metadata=about("Most confident mistakes to show of each suite."))
+    seed: int = field(default=0, metadata=about("Decides what is drawn at random."))
+
+
+COMMAND = Command(
+    "eval",
+    usage="MODEL [MODEL ...] --suite SUITE [SUITE ...] [--NAME VALUE ...]",
+    about="Judge reward models on benchmarks, or on any preferences.",
+    examples=(
+        "plaudit eval runs/first --suite rewardbench2 test.jsonl --slice source --output runs/first/eval",
+        "plaudit eval runs/second runs/first --suite llmbar=LLMBar/Dataset/LLMBar",
+    ),
+    notes=(
+        "MODEL is a folder or an id on the Hub: what `plaudit train` writes, any other sequence-classification "
+        "checkpoint with one output, or an adapter. The first is compared with each of the others, row by row.",
+        "Exit code: 0, or 2 for a wrong command line, or a model or data that cannot be read.",
+    ),
+    words=(Word("model", missing="Write: plaudit eval MODEL --suite SUITE", many=True),),
+    kinds=(EvalArguments, ComputeArguments),
+)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -116,13 +114,12 @@ def run(arguments: Sequence[str]) -> int:
         PlauditError: The command line is wrong, or a model or a suite cannot be read.
     """
     console = make_console()
-    if {"-h", "--help"} & set(arguments):
-        print_help(console)
+    if COMMAND.helped(arguments, console):
         return 0
-    models, settings = parse(arguments)
+    models, settings, loading = parse(arguments)
     _check(models, settings)
     with log_lines(logging.INFO if settings.output else logging.WARNING), bars_where_seen() as seen:
-        evaluation = _evaluate(models, settings, progress=seen)
+        evaluation = _evaluate(models, settings, loading, progress=seen)
     print_evaluation(evaluation, console, mistakes=settings.mistakes)
     if settings.save_calibration:
         for model in evaluation.models:
@@ -136,24 +133,22 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def parse(arguments: Sequence[str]) -> tuple[list[str], EvalArguments]:
+def parse(arguments: Sequence[str]) -> tuple[list[str], EvalArguments, ComputeArguments]:
     """Read the command line.
 
     Args:
         arguments: Those after ``plaudit eval``.
 
     Returns:
-        Names of the models, and the settings.
+        Names of the models, the settings, and how models are run.
 
     Raises:
         ConfigError: A setting is unknown, a value cannot be read, or a model or a suite is missing.
     """
-    models, settings = parse_flags(EvalArguments, "eval", arguments)
-    if not models:
-        raise ConfigError("no model is named", fix="Write: plaudit eval MODEL --suite SUITE")
+    models, settings, loading = COMMAND.parse(arguments)
     if not settings.suite:
         raise ConfigError("no suite is named", fix=f"Add --suite with a file, or one of: {', '.join(SUITES)}.")
-    return models, settings
+    return models, settings, loading
 
 
 def _check(models: Sequence[str], settings: EvalArguments) -> None:
@@ -168,28 +163,26 @@ def _check(models: Sequence[str], settings: EvalArguments) -> None:
         )
 
 
-def _evaluate(models: Sequence[str], settings: EvalArguments, *, progress: bool) -> Evaluation:
+def _evaluate(
+    models: Sequence[str], settings: EvalArguments, loading: ComputeArguments, *, progress: bool
+) -> Evaluation:
     return evaluate(
         models[0],
         settings.suite or (),
         compare_with=models[1:],
         slices=settings.slice or (),
+        bag_of_words=settings.bag_of_words,
         max_rows=settings.max_rows,
         seed=settings.seed,
         output=settings.output,
         overwrite=settings.overwrite,
-        max_length=settings.max_length,
         overlong=settings.overlong,  # type: ignore[arg-type]
         errors="drop" if settings.skip_broken else "raise",
         split=settings.dataset_split,
         sanity_rows=settings.sanity_rows,
         mistakes=max(settings.mistakes, 10),
         progress=progress,
-        device=settings.device,
-        dtype=settings.dtype,
-        batch_layout=settings.batch_layout,
-        max_tokens_per_batch=settings.max_tokens_per_batch,
-        trust_remote_code=settings.trust_remote_code,
+        **dataclasses.asdict(loading),
     )
 
 
@@ -222,25 +215,6 @@ def save_calibration(model: ModelEvaluation) -> str:
 
 
 # --- screen -----------------------------------------------------------------------------------------------------
-
-
-def print_help(console: Console) -> None:
-    """Print what the command does, and every setting.
-
-    Args:
-        console: Where to print.
-    """
-    console.print("Usage: plaudit eval MODEL [MODEL ...] --suite SUITE [SUITE ...] [--NAME VALUE ...]\n", markup=False)
-    console.print("Judge reward models on benchmarks, or on any preferences. For example:\n")
-    console.print("  plaudit eval runs/first --suite rewardbench2 test.jsonl --slice source --output runs/first/eval")
-    console.print("  plaudit eval runs/second runs/first --suite llmbar=LLMBar/Dataset/LLMBar\n", markup=False)
-    console.print(
-        "MODEL is a folder or an id on the Hub: what `plaudit train` writes, any other sequence-classification "
-        "checkpoint with one output, or an adapter. The first is compared with each of the others, row by row."
-    )
-    console.print("Exit code: 0, or 2 for a wrong command line, or a model or data that cannot be read.")
-    console.print(Text(f"\n{EvalArguments.title}", style="bold"))
-    console.print(_table_of(dataclasses.fields(EvalArguments), typing.get_type_hints(EvalArguments)))
 
 
 def print_evaluation(evaluation: Evaluation, console: Console, *, mistakes: int) -> None:

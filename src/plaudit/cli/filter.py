@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
-from plaudit.cli.console import log_lines, make_console, say
-from plaudit.cli.score import OutputArguments, about, parse, print_help, selection_lines
+from plaudit.cli.console import log_lines, say
+from plaudit.cli.flags import Command, Word, about
+from plaudit.cli.score import INPUT, OutputArguments, selection_lines
 from plaudit.scoring.selection import Bounds, filter_file
 
 
@@ -38,7 +39,15 @@ class BoundArguments:
     responses_column: str = field(default="responses", metadata=about("Column of the responses of rows with several."))
 
 
-KINDS = (OutputArguments, BoundArguments)
+COMMAND = Command(
+    "filter",
+    usage="INPUT --output FILE [--NAME VALUE ...]",
+    about="Keep the pairs, rows and responses of a scored file that are within bounds.",
+    examples=("plaudit filter scored.jsonl --output clear.jsonl --min-margin 0.5 --dropped unclear.jsonl",),
+    notes=(INPUT,),
+    words=(Word("input"),),
+    kinds=(OutputArguments, BoundArguments),
+)
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -47,22 +56,15 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         PlauditError: Whatever is wrong with settings or data.
     """
-    if {"-h", "--help"} & set(arguments):
-        print_help(
-            "plaudit filter INPUT --output FILE [--NAME VALUE ...]",
-            "Keep the pairs, rows and responses of a scored file that are within bounds.",
-            ["plaudit filter scored.jsonl --output clear.jsonl --min-margin 0.5 --dropped unclear.jsonl"],
-            KINDS,
-            make_console(),
-        )
+    if COMMAND.helped(arguments):
         return 0
-    output, said, rest = parse("filter", KINDS, ("input",), arguments)
+    (source,), output, said = COMMAND.parse(arguments)
     bounds = Bounds(
         said.min_margin, said.max_margin, said.min_reward, said.max_reward, said.quantile, cast(Any, said.keep)
     )
     with log_lines():
         result = filter_file(
-            rest.input,
+            source,
             output.output,
             bounds,
             dropped=said.dropped,

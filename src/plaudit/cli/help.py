@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
 import typing
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from plaudit.cli.arguments import OWN, RunArguments, options_of
+from plaudit.cli.arguments import OWN, RunArguments
 from plaudit.cli.presets import PRESETS, value_text
+from plaudit.cli.settings_table import settings_table
 from plaudit.training.config import OBJECTIVE_SETTINGS, RewardConfig
 
 
@@ -45,7 +44,7 @@ def print_help(console: Console) -> None:
     _print_presets(console)
     for title, text, fields, cls in sections:
         console.print(Text(f"\n{title}", style="bold"), Text(f"  {text}", style="dim") if text else "", sep="")
-        console.print(_table_of(fields, typing.get_type_hints(cls)))
+        console.print(settings_table(fields, typing.get_type_hints(cls)))
 
 
 def _print_presets(console: Console) -> None:
@@ -57,45 +56,3 @@ def _print_presets(console: Console) -> None:
         values = ", ".join(f"{setting} {value_text(value)}" for setting, value in preset.values.items())
         table.add_row(Text(name, style="cyan"), Text(f"{preset.about} Sets {values}."))
     console.print(table)
-
-
-def _table_of(fields: Sequence[dataclasses.Field[Any]], hints: Mapping[str, Any]) -> Table:
-    table = Table(box=None, show_header=False, padding=(0, 0, 0, 2))
-    table.add_column(no_wrap=True, max_width=44)
-    table.add_column(overflow="fold")
-    for one in fields:
-        option = Text(f"--{one.name}", style="cyan").append(f" {_value_name(hints[one.name])}", style="dim")
-        text = " ".join(str(one.metadata.get("help", "")).replace("%%", "%").split())
-        choices = one.metadata.get("choices") or _choices_of(hints[one.name])
-        if choices:
-            text += f" Choices: {', '.join(map(str, choices))}."
-        default = _default_of(one)
-        table.add_row(option, Text(f"{text} [{default}]" if default else text))
-    return table
-
-
-def _value_name(hint: Any) -> str:
-    names = {int: "N", float: "X", str: "TEXT", bool: "", dict: "JSON", list: "TEXT ..."}
-    options = [typing.get_origin(one) or one for one in options_of(hint) if one is not type(None)]
-    for kind in (dict, list, bool, float, int, str):
-        if kind in options:
-            return names[kind]
-    return "NAME"
-
-
-def _choices_of(hint: Any) -> list[str]:
-    for one in options_of(hint):
-        if isinstance(one, type) and issubclass(one, enum.Enum):
-            return [str(member.value) for member in one]
-        if typing.get_origin(one) is Literal:
-            return [str(value) for value in typing.get_args(one)]
-    return []
-
-
-def _default_of(one: dataclasses.Field[Any]) -> str:
-    default = one.default
-    if one.default_factory is not dataclasses.MISSING:
-        default = one.default_factory()
-    if default is dataclasses.MISSING or default is None or default == "" or default == []:
-        return ""
-    return str(default.value if isinstance(default, enum.Enum) else default)

@@ -16,6 +16,8 @@ COMMANDS = {
     "train": "Train a reward model on preferences (with --dry-run: only show what would happen).",
     "eval": "Judge reward models on benchmarks or any preferences, alone or against each other.",
     "report": "Write one page about a run: training, evaluations, mistakes, data and settings.",
+    "export": "Write a reward model as a folder that every server reads: merged, rescaled, and checked.",
+    "verify": "Check that servers, the pipeline and an export give the rewards that were saved with a model.",
     "serve": "Serve a reward model over HTTP: its rewards, rankings, and the forms that other tools call.",
     "score": "Score a file or data set of any size with a reward model; goes on where it was interrupted.",
     "best-of-n": "Keep the best of several responses to each prompt.",

@@ -12,6 +12,7 @@ key                      shape     meaning
 ``strength``             (P,)      probability that ``better`` is better, only if the data or ties need
                                    it; exactly 0.5 is a tie
 ``weight``               (G,)      how much each example counts, only if the data has it
+``content``              (G,)      with `content` only: a number made from what each example says, see `content_of`
 ``input_ids``            see below
 ``attention_mask``       see below
 ``reward_positions``     (N,)      where each reward is read, in the flattened ``input_ids``
@@ -40,11 +41,14 @@ placeholder that tells model code to build no mask of its own; ``pieces``, what 
 
 from __future__ import annotations
 
+import hashlib
 import math
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 
 from plaudit.data.sharing import common_prefix_length, share_prefixes
@@ -94,12 +98,14 @@ class PaddedCollator:
         pad_to_multiple_of: Pad the width to a multiple of this.
         ties: Whether responses of equal scores are compared, as ties.
         text: Whether to say which positions predict the tokens of the best response.
+        content: Whether to add a number made from what each example says.
     """
 
     pad_token_id: int
     pad_to_multiple_of: int | None = None
     ties: bool = False
     text: bool = False
+    content: bool = False
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
         """Collate prepared rows."""
@@ -127,6 +133,8 @@ class PaddedCollator:
         }
         if self.text:
             batch |= _text(examples, position)
+        if self.content:
+            batch |= _content(examples)
         return batch
 
 
@@ -141,10 +149,12 @@ class SharedPrefixCollator:
     Args:
         ties: Whether responses of equal scores are compared, as ties.
         text: Whether to say which positions predict the tokens of the best response.
+        content: Whether to add a number made from what each example says.
     """
 
     ties: bool = False
     text: bool = False
+    content: bool = False
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
         """Collate prepared rows."""
@@ -172,6 +182,8 @@ class SharedPrefixCollator:
         }
         if self.text:
             batch |= _text(examples, position)
+        if self.content:
+            batch |= _content(examples)
         return batch
 
 
@@ -201,14 +213,18 @@ class ForeignCollator:
 
     Args:
         collator: Returns ``input_ids`` and ``attention_mask`` (2G, T), preferred rows first, and maybe ``margin``.
+        content: Whether to add a number made from what each example says.
     """
 
     collator: Any
+    content: bool = False
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
         """Collate prepared rows."""
         weight = _of_rows(rows)["example_weight"]
         batch = self.collator([{key: value for key, value in row.items() if key != "example_weight"} for row in rows])
+        if self.content:
+            batch = {**batch, **_content([tokenized_example(row) for row in rows])}
         if "reward_positions" in batch:
             return batch
         input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
@@ -245,6 +261,32 @@ def tokenized_example(row: Mapping[str, Any]) -> TokenizedExample:
         ids, scores = (row["chosen_ids"], row["rejected_ids"]), (1.0, 0.0)
     said = {name: float(row[name]) for name in ("margin", "strength", "weight") if row.get(name) is not None}
     return TokenizedExample(ids, Judgement(scores, **said))
+
+
+def content_of(example: TokenizedExample) -> int:
+    """A number made from the token ids of an example and from what is said about them: the same wherever it is met.
+
+    Args:
+        example: The example.
+
+    Returns:
+        A hash of 64 bits, as a signed number.
+
+    >>> one, other = TokenizedExample(([1, 2], [3])), TokenizedExample(([3], [1, 2]))
+    >>> content_of(one) == content_of(one), content_of(one) == content_of(other)
+    (True, False)
+    """
+    judged = example.judgement
+    said = [*judged.scores, math.nan if judged.strength is None else judged.strength]
+    digest = hashlib.blake2b(struct.pack(f"<{len(said)}d", *said), digest_size=8)
+    for ids in example.response_ids:
+        digest.update(struct.pack("<q", len(ids)))
+        digest.update(np.asarray(ids, dtype="<i8").tobytes())
+    return int.from_bytes(digest.digest(), "little", signed=True)
+
+
+def _content(examples: Sequence[TokenizedExample]) -> Batch:
+    return {"content": torch.tensor([content_of(example) for example in examples])}
 
 
 def own_start(example: TokenizedExample) -> int:

@@ -23,7 +23,7 @@ import tokenizers
 import transformers
 from transformers import PreTrainedTokenizerBase
 
-from plaudit.data.pieces import PieceTokenizer, piece_tokenizer_for
+from plaudit.data.pieces import CACHE_BYTES, PieceTokenizer, piece_tokenizer_for
 from plaudit.data.template_sketches import RENDER_ERRORS, Conversation, TemplateSketches, sketches_for
 from plaudit.errors import ConfigError
 from plaudit.types import PreferenceExample
@@ -39,9 +39,13 @@ class Encoder(ABC):
 
     Args:
         tokenizer: It is copied, without its padding and truncation: calling a tokenizer changes its state.
+
+    Attributes:
+        cache_bytes: About how much memory the words that it has seen may take; set before it is used.
     """
 
     add_special_tokens: bool
+    cache_bytes: int = CACHE_BYTES
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = copy.deepcopy(tokenizer)
@@ -110,6 +114,8 @@ class Encoder(ABC):
         if self._may_split and self._pieces is None:
             self._pieces = piece_tokenizer_for(self.tokenizer, self.add_special_tokens)
             self._may_split = self._pieces is not None
+            if self._pieces is not None:
+                self._pieces.cache_bytes = self.cache_bytes
         if self._pieces is None:
             return None
         ids = self._pieces.tokenize(texts)

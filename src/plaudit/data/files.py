@@ -125,7 +125,7 @@ def _refuse(file: str, message: str, fix: str, line: int | None = None) -> NoRet
 def _read_files(paths: Sequence[str]) -> Iterator[dict[str, Any]]:
     for name in paths:
         path = Path(name)
-        rows = _csv_rows(path) if kind_of_file(path) == "csv" else _json_rows(path)
+        rows = csv_rows(path) if kind_of_file(path) == "csv" else json_rows(path)
         try:
             for row in rows:
                 yield {
@@ -144,7 +144,15 @@ def _open(path: Path) -> IO[bytes]:
     return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
 
 
-def _json_rows(path: Path) -> Iterator[dict[str, Any]]:
+def json_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Read the rows of a JSON or JSON lines file, as they are written.
+
+    Args:
+        path: The file; also compressed, as ``.gz``.
+
+    Raises:
+        DataError: A line is no JSON, or no object; the message names it.
+    """
     with _open(path) as file:
         start = file.peek(1024).removeprefix(b"\xef\xbb\xbf").lstrip()  # type: ignore[attr-defined]
         if start.startswith(b"["):
@@ -179,7 +187,15 @@ def _parse_json(path: Path, raw: bytes, first_line: int) -> Any:
         _refuse(str(path), f"is not UTF-8: {error.reason}", "Save the file as UTF-8.", line)
 
 
-def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
+def csv_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Read the rows of a CSV or TSV file; cells that hold JSON or numbers are parsed where the column is known.
+
+    Args:
+        path: The file; also compressed, as ``.gz``.
+
+    Raises:
+        DataError: A line has too many or too few cells, or cannot be read; the message names it.
+    """
     delimiter = "\t" if ".tsv" in (suffix.lower() for suffix in path.suffixes) else ","
     opener = gzip.open if path.suffix.lower() == ".gz" else open
     with opener(path, "rt", encoding="utf-8-sig", newline="") as file:

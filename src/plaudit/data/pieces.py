@@ -15,7 +15,10 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 logger = logging.getLogger("plaudit")
 
-_CACHED_CHARACTERS = 16_000_000
+CACHE_BYTES = 64 * 2**20
+"""What a tokenizer may remember of pieces that it has seen, unless it is told otherwise."""
+_BYTES_OF_ENTRY = 180
+"""About what an entry takes beside its characters and ids: two objects, and its place in the table."""
 _ENCODING_METHODS = ("__call__", "_encode_plus", "_batch_encode_plus", "encode", "_convert_encoding")
 # A visible ASCII character before a space: every classification of characters agrees on these two.
 _BEFORE_SPACE = re.compile(r" (?<=[!-~] )")
@@ -46,6 +49,7 @@ class PieceTokenizer:
         words: Whether pieces are split before spaces.
         before: Ids that the tokenizer puts before a text.
         after: Ids that it puts behind a text.
+        cache_bytes: About how much memory the words that were seen may take; then all of them are forgotten.
     """
 
     backend: Tokenizer
@@ -55,9 +59,10 @@ class PieceTokenizer:
     words: bool = False
     before: tuple[int, ...] = ()
     after: tuple[int, ...] = ()
+    cache_bytes: int = CACHE_BYTES
     _ids_of_heads: dict[str, bytes] = field(default_factory=dict, repr=False)
     _ids_of_words: dict[str, bytes] = field(default_factory=dict, repr=False)
-    _cached_characters: int = 0
+    _cached_bytes: int = field(default=0, repr=False)
 
     def __post_init__(self) -> None:
         self._split_at = _any_of(self.tokens)
@@ -103,17 +108,18 @@ class PieceTokenizer:
 
     def _ids_by_words(self, pieces: set[str]) -> dict[str, bytes]:
         heads, words = self._ids_of_heads, self._ids_of_words
-        if self._cached_characters > _CACHED_CHARACTERS:
+        if self._cached_bytes > self.cache_bytes:
             heads.clear()
             words.clear()
-            self._cached_characters = 0
+            self._cached_bytes = 0
         split = {piece: _BEFORE_SPACE.split(piece) for piece in pieces}
         new_heads = list({parts[0] for parts in split.values()} - heads.keys())
         new_words = list({word for parts in split.values() for word in parts[1:]} - words.keys())
         ids = self._encode(new_heads + [" " + word for word in new_words])
         heads.update(zip(new_heads, ids[: len(new_heads)], strict=True))
         words.update(zip(new_words, ids[len(new_heads) :], strict=True))
-        self._cached_characters += sum(map(len, new_heads)) + sum(map(len, new_words))
+        self._cached_bytes += sum(map(len, new_heads)) + sum(map(len, new_words)) + sum(map(len, ids))
+        self._cached_bytes += _BYTES_OF_ENTRY * len(ids)
         return {
             piece: b"".join((heads[parts[0]], *map(words.__getitem__, parts[1:]))) for piece, parts in split.items()
         }

@@ -34,6 +34,8 @@ from plaudit.types import Form, PreferenceExample
 logger = logging.getLogger("plaudit")
 
 MAP_BATCH = 1000
+ROWS_PER_PROCESS = 2000
+"""Fewer rows than that cost less than starting a process for them."""
 STREAM_BATCH = 64
 _OWN_COLUMNS = {*TOKENIZED_COLUMNS, *LEGACY_COLUMNS, "row"}
 
@@ -64,7 +66,8 @@ def prepare_dataset(
         dataset_name: Which data set it is, for messages.
         purpose: ``"train"`` drops rows with identical responses; ``"eval"`` and ``"predict"`` keep them;
             ``"predict"`` adds the column ``row``, the row's index in ``dataset``.
-        num_proc: Number of worker processes (None: this process; a stream is always read in one).
+        num_proc: Most worker processes (None: this process; a stream is always read in one). There are fewer where
+            each would have less than `ROWS_PER_PROCESS` rows.
         keep_columns: Keep the columns that preferences are not read from (of a table; those of a stream go).
         objective: What the rows are for (None: Bradley-Terry); it decides which forms can be read.
 
@@ -222,7 +225,7 @@ def _map_cached(dataset: Dataset, preparer: RowPreparer, num_proc: int | None) -
         "batched": True,
         "batch_size": MAP_BATCH,
         "with_indices": True,
-        "num_proc": num_proc,
+        "num_proc": _worth_starting(num_proc, len(dataset)),
         "features": preparer.features,
         # The hash that `datasets` would compute changes once a tokenizer has been called.
         "new_fingerprint": preparer.fingerprint(dataset),
@@ -233,6 +236,12 @@ def _map_cached(dataset: Dataset, preparer: RowPreparer, num_proc: int | None) -
     except OSError as error:
         logger.warning("The cache of prepared data cannot be written (%s): it is kept in memory instead.", error)
         return dataset.map(preparer.to_table, keep_in_memory=True, **settings)
+
+
+def _worth_starting(num_proc: int | None, rows: int) -> int | None:
+    """How many of so many processes pay off; None for the one that is running."""
+    worth = min(num_proc or 1, rows // ROWS_PER_PROCESS)
+    return worth if worth > 1 else None
 
 
 def _count(report: DataReport, flags: np.ndarray, lengths: Any, form: Form) -> np.ndarray:

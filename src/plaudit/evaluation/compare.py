@@ -67,7 +67,8 @@ class Difference:
         size, chance = 100 * sign * self.difference, _p_text(self.p_adjusted)
         if not self.real:
             return f"no difference shown: {first} less {second} is {size:+.1f} points{bounds}, {chance}"
-        return f"{second if sign < 0 else first} is better by {size:.1f} points{bounds}, {chance}"
+        better, worse = (second, first) if sign < 0 else (first, second)
+        return f"{better} is better than {worse} by {size:.1f} points{bounds}, {chance}"
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain values, for JSON."""
@@ -187,7 +188,7 @@ def compare_outcomes(
 
     >>> found = compare_outcomes(np.ones(40), np.repeat([1, 0], 20), np.arange(40), names=("new", "old"))
     >>> found.verdict
-    'new is better by 50.0 points (95% 35.0 to 65.0), p < 0.0001'
+    'new is better than old by 50.0 points (95% 35.0 to 65.0), p < 0.0001'
     """
     first_M, second_M = np.asarray(first_M, dtype=np.float64), np.asarray(second_M, dtype=np.float64)
     if not len(first_M) or len(first_M) != len(second_M):

@@ -26,6 +26,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from plaudit.errors import ConfigError
+from plaudit.model.flex import FlexPlan, attend_with_flex, why_not_flex
 from plaudit.model.tree_attention import tree_attention, why_not_tree_attention
 from plaudit.model.varlen import KERNELS, VarlenPlan, varlen_attention, why_not
 from plaudit.prefix_tree import PrefixTree
@@ -51,7 +52,8 @@ class SharedPrefixLayout:
     Attributes:
         tree: What the row is made of.
         backend: What computes attention: ``"auto"`` takes one call of variable lengths where model and machine have it,
-            and otherwise a loop over responses (``"sdpa"``).
+            FlexAttention on a GPU for models that cap scores or have sinks, and otherwise a loop over responses
+            (``"sdpa"``).
         calls: If a list, each attention layer appends what it was called with.
     """
 
@@ -60,12 +62,19 @@ class SharedPrefixLayout:
     calls: list[AttentionCall] | None = None
     _masks: dict[tuple[Any, ...], torch.Tensor | None] = field(default_factory=dict, repr=False)
     _plans: dict[torch.device, VarlenPlan] = field(default_factory=dict, repr=False)
+    _flex_plans: dict[torch.device, FlexPlan] = field(default_factory=dict, repr=False)
 
     def plan(self, device: torch.device) -> VarlenPlan:
         """Index arithmetic of a variable-length call, made once a batch and device."""
         if device not in self._plans:
             self._plans[device] = VarlenPlan.of(self.tree, device)
         return self._plans[device]
+
+    def flex_plan(self, device: torch.device) -> FlexPlan:
+        """What is visible to whom in a call of FlexAttention, made once a batch and device."""
+        if device not in self._flex_plans:
+            self._flex_plans[device] = FlexPlan.of(self.tree, device)
+        return self._flex_plans[device]
 
     def multiplicity(self, device: torch.device) -> torch.Tensor:
         """How many responses each token belongs to, shape (T,)."""
@@ -193,23 +202,37 @@ def shared_prefix_attention(
     Returns:
         Shape (1, T, heads, value size).
     """
-    backend = _backend_for(query, layout, dropout, sliding_window, softcap, sinks is not None)
+    settings: dict[str, Any] = {"scaling": scaling, "dropout": dropout, "sliding_window": sliding_window}
+    backend = _backend_for(query, key, value, layout.backend, softcap=softcap, sinks=sinks is not None, **settings)
     if backend in KERNELS:
-        return varlen_attention(
-            query,
-            key,
-            value,
-            layout.plan(query.device),
-            KERNELS[backend],
-            scaling=scaling,
-            dropout=dropout,
-            sliding_window=sliding_window,
+        return varlen_attention(query, key, value, layout.plan(query.device), KERNELS[backend], **settings)
+    if backend == "flex":
+        plan = layout.flex_plan(query.device)
+        return attend_with_flex(
+            query, key, value, plan, scaling=scaling, sliding_window=sliding_window, softcap=softcap, sinks=sinks
         )
     if softcap is None and sinks is None:
         longest = max(layout.tree.response_lengths)
-        settings: dict[str, Any] = {"dropout": dropout, "longest": longest, "sliding_window": sliding_window}
-        if why_not_tree_attention(query, value, **settings) is None:
+        limits: dict[str, Any] = {"dropout": dropout, "longest": longest, "sliding_window": sliding_window}
+        if why_not_tree_attention(query, value, **limits) is None:
             return tree_attention(query, key, value, layout.tree, scaling)
+    return _attend_in_a_loop(
+        query,
+        key,
+        value,
+        layout,
+        scaling=scaling,
+        dropout=dropout,
+        window=sliding_window,
+        softcap=softcap,
+        sinks=sinks,
+    )
+
+
+def _attend_in_a_loop(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: SharedPrefixLayout, **settings: Any
+) -> torch.Tensor:
+    """One response after the other."""
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
@@ -225,11 +248,7 @@ def shared_prefix_attention(
             _joined([keys[piece] for piece in path]),
             _joined([values[piece] for piece in path]),
             layout,
-            scaling=scaling,
-            dropout=dropout,
-            window=sliding_window,
-            softcap=softcap,
-            sinks=sinks,
+            **settings,
         )
         outputs.append(output[:, :, before:] if again else output)
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
@@ -241,17 +260,21 @@ def _joined(pieces: Sequence[torch.Tensor]) -> torch.Tensor:
 
 def _backend_for(
     query: torch.Tensor,
-    layout: SharedPrefixLayout,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    asked: str,
+    *,
+    scaling: float,
     dropout: float,
     sliding_window: int | None,
     softcap: float | None,
     sinks: bool,
 ) -> str:
     """The backend of a call; an error where the one asked for cannot compute it."""
-    if layout.backend == "sdpa":
+    if asked == "sdpa":
         return "sdpa"
     problem = None
-    for backend in KERNELS if layout.backend == "auto" else [layout.backend]:
+    for backend in {"auto": list(KERNELS), "flex": []}.get(asked, [asked]):
         problem = why_not(
             backend,
             device=query.device,
@@ -263,18 +286,24 @@ def _backend_for(
             sinks=sinks,
         )
         if problem is None:
-            _say_once(backend)
+            _say_once(f"{backend}, one call a layer")
             return backend
-    if layout.backend != "auto":
-        raise ConfigError(
-            f"attention_backend={layout.backend!r} cannot be used: {problem}", fix="Use 'auto' or 'sdpa'."
-        )
+    # It must be compiled first: the others are ready at once.
+    if asked == "flex" or (asked == "auto" and (softcap is not None or sinks)):
+        problem = why_not_flex(query, key, value, scaling=scaling, dropout=dropout, softcap=softcap, sinks=sinks)
+        if problem is None:
+            _say_once("flex, one call a layer, compiled for this model")
+            return "flex"
+    if asked != "auto":
+        raise ConfigError(f"attention_backend={asked!r} cannot be used: {problem}", fix="Use 'auto' or 'sdpa'.")
+    if query.device.type != "cpu":
+        _say_once(f"a loop over responses ({problem})")
     return "sdpa"
 
 
 @functools.cache
-def _say_once(backend: str) -> None:
-    logger.info("Attention of the shared-prefix layout: %s, one call a layer.", backend)
+def _say_once(what: str) -> None:
+    logger.info("Attention of the shared-prefix layout: %s.", what)
 
 
 def _attend(

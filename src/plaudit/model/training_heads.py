@@ -1,4 +1,4 @@
-"""Parameters that only training needs: a tie parameter, a length head, a language-model head.
+"""Parameters beside the reward: a tie parameter, a length head, a language-model head, an ensemble.
 
 They live inside the reward model, so that every engine trains and synchronises them like the rest, and outside the
 weights that are saved: a server reads the reward model alone. What was learned is kept beside it, in
@@ -22,9 +22,11 @@ from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from plaudit.errors import ConfigError
+from plaudit.model.head import initialize_head
 
 FILE_NAME = "training_heads.safetensors"
 ATTRIBUTE = "training_heads"
+_OTHER_SEED = 1_000_003  # a fresh reward head drawn from the same seed would be one of the members
 _CHUNK = 512  # positions whose scores over the vocabulary are in memory at one time
 
 
@@ -35,6 +37,8 @@ class TrainingHeads(nn.Module):
         hidden_size: Width of the states under the head.
         ties: Whether a parameter for ties is learned.
         length: Whether a second head learns what length explains (ODIN).
+        ensemble_size: Members of an ensemble around the reward head; 0 for none.
+        seed: Seed of the members' beginnings; the global random state is left alone.
         language_model_weight: Weight (V, H) of the language-model head for the text-generation regulariser. It is
             held fixed; where the model ties it to its input embeddings, those are passed to `forward` instead.
     """
@@ -45,6 +49,8 @@ class TrainingHeads(nn.Module):
         *,
         ties: bool = False,
         length: bool = False,
+        ensemble_size: int = 0,
+        seed: int = 0,
         language_model_weight: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
@@ -53,6 +59,10 @@ class TrainingHeads(nn.Module):
         self.length = nn.Linear(hidden_size, 1, bias=False) if length else None
         if self.length is not None:
             nn.init.zeros_(self.length.weight)
+        self.ensemble = nn.Linear(hidden_size, ensemble_size, bias=False) if ensemble_size else None
+        if self.ensemble is not None:
+            # As large as a fresh reward head. Where data say nothing, the members stay what they are drawn to be.
+            initialize_head(self.ensemble, seed + _OTHER_SEED)
         self.register_buffer("language_model_weight", language_model_weight, persistent=False)
 
     def forward(
@@ -76,7 +86,7 @@ class TrainingHeads(nn.Module):
 
         Returns:
             Those of ``tie_parameter`` (1,), ``length_rewards`` (N,), ``head_overlap`` (a scalar, the product of the
-            two heads' directions) and ``text_losses`` (S,) that apply.
+            two heads' directions), ``deviations`` (N, K) and ``text_losses`` (S,) that apply.
         """
         found: dict[str, torch.Tensor] = {}
         if self.tie_parameter is not None:
@@ -87,6 +97,8 @@ class TrainingHeads(nn.Module):
             with torch.autocast(pooled_NH.device.type, enabled=False):
                 found["length_rewards"] = (pooled_NH.float() @ weight.T)[:, 0]
                 found["head_overlap"] = (weight * score_weight.float()).sum().abs()
+        if self.ensemble is not None:
+            found["deviations"] = self._deviations(pooled_NH)
         if text_positions is not None and text_targets is not None:
             own: Any = self.language_model_weight
             vocabulary = embedding_weight if own is None else own
@@ -97,6 +109,14 @@ class TrainingHeads(nn.Module):
             ]
             found["text_losses"] = torch.cat(losses)
         return found
+
+    def _deviations(self, pooled_NH: torch.Tensor) -> torch.Tensor:
+        """How far each member is from the reward, shape (N, K); of each response they sum to 0."""
+        assert self.ensemble is not None
+        weight_KH = self.ensemble.weight.float()
+        with torch.autocast(pooled_NH.device.type, enabled=False):
+            # Members learn from the trunk, and the trunk does not learn from them: the reward is what it would be.
+            return pooled_NH.detach().float() @ (weight_KH - weight_KH.mean(dim=0)).T
 
 
 def _text_losses(states_SH: torch.Tensor, weight_VH: torch.Tensor, targets_S: torch.Tensor) -> torch.Tensor:
@@ -179,8 +199,9 @@ def load_heads(heads: TrainingHeads | None, folder: Path, about: str) -> None:
         with safe_open(path, framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             learned_for = file.metadata()["objective"]
+    shapes = [{name: tuple(value.shape) for name, value in one.items()} for one in (state, expected)]
     # The parameter for ties means another thing to each objective.
-    if state.keys() != expected.keys() or ("tie_parameter" in state and learned_for != about):
+    if shapes[0] != shapes[1] or ("tie_parameter" in state and learned_for != about):
         raise ConfigError(
             f"the checkpoint {str(folder)!r} has {_of_objective(state, learned_for)}, but this run learns "
             f"{_of_objective(expected, about)}",
@@ -191,8 +212,26 @@ def load_heads(heads: TrainingHeads | None, folder: Path, about: str) -> None:
             value.copy_(state[name])
 
 
+def ensemble_in(path: Path) -> TrainingHeads | None:
+    """The ensemble among what `save_heads` wrote, without the other heads; None where there is none.
+
+    Args:
+        path: The file.
+    """
+    with safe_open(path, framework="pt") as file:
+        if "ensemble.weight" not in file.keys():  # noqa: SIM118 (no mapping)
+            return None
+        weight_KH = file.get_tensor("ensemble.weight").float()
+    heads = TrainingHeads(weight_KH.shape[1], ensemble_size=len(weight_KH))
+    assert heads.ensemble is not None
+    with torch.no_grad():
+        heads.ensemble.weight.copy_(weight_KH)
+    return heads
+
+
 def _of_objective(names: Mapping[str, torch.Tensor], objective: str) -> str:
-    return f"{', '.join(f'`{name}`' for name in names)} for {objective}" if names else "no training heads"
+    sizes = {name: f" of {len(value)} members" if name == "ensemble.weight" else "" for name, value in names.items()}
+    return f"{', '.join(f'`{name}`{sizes[name]}' for name in names)} for {objective}" if names else "no training heads"
 
 
 def language_model_weight(model: PreTrainedModel) -> torch.Tensor | None:

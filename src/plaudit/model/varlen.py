@@ -21,7 +21,7 @@ import torch
 from plaudit.prefix_tree import PrefixTree
 
 Kernel: TypeAlias = Callable[..., torch.Tensor]
-AttentionBackend: TypeAlias = Literal["auto", "sdpa", "varlen", "flash_attn"]
+AttentionBackend: TypeAlias = Literal["auto", "sdpa", "varlen", "flash_attn", "flex"]
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from plaudit.errors import ConfigError, DataError
 from plaudit.scoring.rows import Shape
 
 _PAIR = ("chosen", "rejected")
+_BESIDE = ("spread", "lower")
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,8 @@ class RewardColumns:
     Attributes:
         name: A number for one response, a list for several; pairs have ``chosen_<name>`` and ``rejected_<name>``.
         overwrite: Whether a column of that name may be replaced.
+        uncertainty: Whether ``<name>_spread`` and ``<name>_lower`` go beside them; pairs have those of their margin, as
+            ``<name>_margin_spread`` and ``<name>_margin_lower``.
 
     >>> RewardColumns("reward").values("pair", [0.5, -1.0], ["pair"])
     {'chosen_reward': 0.5, 'rejected_reward': -1.0}
@@ -30,6 +33,7 @@ class RewardColumns:
 
     name: str
     overwrite: bool = False
+    uncertainty: bool = False
 
     def of(self, shape: Shape) -> list[str]:
         """Columns for rows of one shape.
@@ -37,7 +41,11 @@ class RewardColumns:
         Args:
             shape: That of the rewards of a row.
         """
-        return [f"{one}_{self.name}" for one in _PAIR] if shape == "pair" else [self.name]
+        rewards = [f"{one}_{self.name}" for one in _PAIR] if shape == "pair" else [self.name]
+        if not self.uncertainty:
+            return rewards
+        about = f"{self.name}_margin" if shape == "pair" else self.name
+        return [*rewards, *(f"{about}_{one}" for one in _BESIDE)]
 
     def names(self, shapes: Iterable[Shape]) -> dict[str, Any]:
         """All columns, with their types as `datasets` names them.
@@ -48,17 +56,18 @@ class RewardColumns:
         number = Value("float64")
         return {name: List(number) if shape == "list" else number for shape in shapes for name in self.of(shape)}
 
-    def values(self, shape: Shape, score: Any, shapes: Sequence[Shape]) -> dict[str, Any]:
+    def values(self, shape: Shape, score: Any, shapes: Sequence[Shape], beside: Sequence[Any] = ()) -> dict[str, Any]:
         """What a row gets.
 
         Args:
             shape: Shape of its rewards.
             score: Its rewards (None: it could not be scored).
             shapes: The shapes that rows have. A row that says nothing has none of them, and is null in all columns.
+            beside: Spread and lower bound, where they are written.
         """
         if score is None:
             return dict.fromkeys(self.of(shape) if shape in shapes else self.names(shapes))
-        return dict(zip(self.of(shape), score if shape == "pair" else [score], strict=True))
+        return dict(zip(self.of(shape), [*(score if shape == "pair" else [score]), *beside], strict=True))
 
     def check(self, row: Mapping[str, Any], shape: Shape, number: int) -> None:
         """Refuse a row that has such a column already.

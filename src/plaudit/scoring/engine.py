@@ -55,18 +55,24 @@ class ScoringEngine:
         self._model, self._forward, self._device = model, forward, device
         self._padded_collator, self._shared_collator = PaddedCollator(pad_token_id), SharedPrefixCollator()
         self.max_tokens = max_tokens
-        self._settled = False
+        self._settled = self._members = False
 
     def __call__(
-        self, rows: Sequence[Sequence[Ids]], done: Callable[[int], object] = lambda count: None
-    ) -> list[list[float]]:
+        self,
+        rows: Sequence[Sequence[Ids]],
+        done: Callable[[int], object] = lambda count: None,
+        *,
+        members: bool = False,
+    ) -> list[list[Any]]:
         """Raw rewards of the responses of some rows, in their order.
 
         Args:
             rows: For each row the token ids of its responses.
             done: Told how many responses have just been computed.
+            members: Give a list in place of each reward: the reward, and what each member of the ensemble adds to it.
         """
-        rewards: list[list[float]] = [[0.0] * len(responses) for responses in rows]
+        self._members = members
+        rewards: list[list[Any]] = [[0.0] * len(responses) for responses in rows]
         if self._model.training:
             self._model.eval()  # whoever passed in the model may have gone on training it
         batches = self._batches(rows)
@@ -130,7 +136,10 @@ class ScoringEngine:
             name: value.to(self._device, non_blocking=True) if isinstance(value, torch.Tensor) else value
             for name, value in batch.items()
         }
-        return self._forward(self._model, moved).rewards_N
+        rewards = self._forward(self._model, moved)
+        if not self._members:
+            return rewards.rewards_N
+        return torch.cat((rewards.rewards_N[:, None], rewards.extras["deviations"]), dim=1)
 
 
 def pieces_of(rows: Sequence[Sequence[Ids]], *, share: bool, max_tokens: int) -> list[Piece]:

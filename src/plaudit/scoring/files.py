@@ -27,6 +27,7 @@ from plaudit.scoring.processes import Heartbeat, Processes, Watch
 from plaudit.scoring.rows import Shape, shape_of
 from plaudit.scoring.scorer import OnError, Scorer
 from plaudit.scoring.tally import say_counts
+from plaudit.scoring.uncertainty import require_ensemble
 
 logger = logging.getLogger("plaudit")
 
@@ -78,6 +79,8 @@ def score_file(
     streaming: bool = False,
     progress: bool = False,
     patience: float = PATIENCE,
+    uncertainty: bool = False,
+    caution: float = 1.0,
 ) -> FileScores | None:
     """Score every row of a file or data set into a new file: the same rows in the same order, with a column more.
 
@@ -100,6 +103,9 @@ def score_file(
         streaming: Read a data set on the Hub while scoring; it is then read a second time to write the file.
         progress: Show a progress bar.
         patience: Seconds without a sign of life after which another process is taken to be gone.
+        uncertainty: Also write ``<column>_spread`` and ``<column>_lower``, of pairs ``<column>_margin_spread`` and
+            ``<column>_margin_lower``. The model must have an ensemble.
+        caution: How many spreads below the mean the lower bound is.
 
     Returns:
         What became of the rows; None in every process but the first.
@@ -113,13 +119,16 @@ def score_file(
     if window < 1:
         raise ConfigError(f"`window` is {window}", fix="Use a positive number of rows.")
     processes = Processes.current()
-    columns = RewardColumns(column, overwrite_column)
+    columns = RewardColumns(column, overwrite_column, uncertainty)
+    asked = caution if uncertainty else None
+    if uncertainty:
+        require_ensemble(model.model, model.name, caution)
     opened: list[RowInput] = []
 
     def examine() -> dict[str, Any]:
         arrow = kind_of_output(path) == "parquet"
         opened.append(open_input(input, config=config, split=split, streaming=streaming, arrow=arrow))
-        return _made_from(model, opened[0], window)
+        return {**_made_from(model, opened[0], window), "uncertainty": asked}
 
     def prepare(made_from: dict[str, Any]) -> tuple[WorkFolder, bool]:
         work = WorkFolder(path.with_name(f"{path.name}.parts"))
@@ -132,7 +141,7 @@ def score_file(
         return work.open(made_from), False
 
     work, finished = processes.agree(examine, prepare)
-    job = _Job(model, opened[0], path, work, processes, columns, errors, window, progress, patience)
+    job = _Job(model, opened[0], path, work, processes, columns, errors, window, progress, patience, asked)
     if not finished:
         finished = job.run()
     return job.finish(time.monotonic() - started) if finished and processes.rank == 0 else None
@@ -164,6 +173,7 @@ class _Job:
     window: int
     progress: bool
     patience: float
+    caution: float | None
 
     def run(self) -> bool:
         """Score this process's windows; the first process then waits for the others and merges."""
@@ -211,9 +221,13 @@ class _Job:
         for number, row in enumerate(chunk.rows, start=chunk.start):
             self.columns.check(row, shape_of(row)[0], number)
         scored = self.model.score_prepared(
-            chunk.rows, errors=self.errors, first_row=chunk.start, features=self.rows.features
+            chunk.rows,
+            errors=self.errors,
+            first_row=chunk.start,
+            features=self.rows.features,
+            caution=self.caution,
         )
-        return Part.of(chunk.start, scored)
+        return Part.of(chunk.start, scored, self.caution)
 
     def _wait(self, counts: Sequence[int]) -> None:
         """Wait for the other processes' windows."""
@@ -254,8 +268,10 @@ class _Job:
         rename(self.work.merged, self.path)
 
     def _scored(self, chunk: Chunk, part: Part, shapes: Sequence[Shape]) -> Any:
+        beside = part.beside or [()] * len(part.scores)
         added = [
-            self.columns.values(shape, score, shapes) for shape, score in zip(part.shapes, part.scores, strict=True)
+            self.columns.values(shape, score, shapes, more)
+            for shape, score, more in zip(part.shapes, part.scores, beside, strict=True)
         ]
         if isinstance(chunk.kept, pa.Table):
             return add_to_table(chunk.kept, self.columns.names(shapes), added)

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, IterableDataset
 
-from plaudit.data.files import _csv_rows, _json_rows, kind_of_file
+from plaudit.data.files import csv_rows, json_rows, kind_of_file
 from plaudit.data.sources import load_preference_dataset
 from plaudit.errors import DataError
 from plaudit.scoring.fingerprints import digest_of_file, digest_of_folder
@@ -152,7 +152,7 @@ class JsonInput(FileInput):
         return list(dict.fromkeys(name for row in self._rows() for name in row))
 
     def _rows(self) -> Iterator[Row]:
-        return _with_file_errors(self.path, _json_rows(self.path))
+        return _with_file_errors(self.path, json_rows(self.path))
 
 
 class CsvInput(FileInput):
@@ -160,7 +160,7 @@ class CsvInput(FileInput):
 
     def chunks(self, size: int, wanted: Wanted = lambda index: True) -> Iterator[Chunk]:
         """Go through the rows; see `RowInput`."""
-        read = _with_file_errors(self.path, _csv_rows(self.path))
+        read = _with_file_errors(self.path, csv_rows(self.path))
         # The reader's own messages about broken lines come first.
         yield from _chunks(zip(read, self._cells(), strict=False), size, wanted)
 

@@ -31,6 +31,7 @@ _NAMES = {
     "max_length": "`max_length`",
     "overlong": "`overlong`",
     "calibration": "the calibration",
+    "uncertainty": "whether uncertainty is written, and how cautiously,",
 }
 
 
@@ -45,6 +46,7 @@ class Part:
         lost: Rows that could not be scored: number, error, and whether that is because they are too long.
         cut: Numbers of rows that were too long and cut.
         suspicious: Numbers of suspicious rows, with what is, a :class:`~plaudit.data.report.Flag`.
+        beside: Spread and lower bound of each row, of pairs those of their margin; empty where they are not written.
     """
 
     start: int
@@ -53,17 +55,23 @@ class Part:
     lost: list[tuple[int, str, bool]] = field(default_factory=list)
     cut: list[int] = field(default_factory=list)
     suspicious: list[tuple[int, int]] = field(default_factory=list)
+    beside: list[Any] = field(default_factory=list)
 
     @classmethod
-    def of(cls, start: int, scored: Iterable[tuple[PreparedRow, Score]]) -> Part:
+    def of(cls, start: int, scored: Iterable[tuple[PreparedRow, Any]], caution: float | None = None) -> Part:
         """Collect the rewards of a window.
 
         Args:
             start: Number of its first row.
-            scored: Its rows with their rewards.
+            scored: Its rows with their rewards; with a caution, how sure these are.
+            caution: How many spreads below the mean the lower bound of a margin is.
         """
         part = cls(start)
         for number, (row, score) in enumerate(scored, start=start):
+            if caution is not None:
+                about = score.margin(caution) if row.shape == "pair" else score
+                part.beside.append([_without_nan(about.spread), _without_nan(about.lower)])
+                score = score.mean
             part.shapes.append(row.shape)
             part.scores.append(None if row.error is not None else _without_nan(score))
             if row.error is not None:

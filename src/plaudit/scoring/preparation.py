@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.data.encode import RENDER_ERRORS, ConversationEncoder, Encoder, TextEncoder
+from plaudit.data.pieces import CACHE_BYTES
 from plaudit.errors import ConfigError, DataError
 from plaudit.scoring.rows import ReadRow, Shape, read_row, shape_of
 from plaudit.types import PreferenceExample
@@ -55,11 +56,13 @@ class RowPreparation:
         tokenizer: Tokenises the responses; not changed.
         max_length: Limit for one response, in tokens (None: no limit).
         overlong: What happens to rows beyond it.
+        cache_bytes: About how much memory the words that were seen may take.
     """
 
     tokenizer: PreTrainedTokenizerBase
     max_length: int | None
     overlong: Overlong
+    cache_bytes: int = CACHE_BYTES
 
     def __post_init__(self) -> None:
         self._encoders: dict[bool, Encoder] = {}
@@ -143,6 +146,7 @@ class RowPreparation:
     def _encoder(self, conversational: bool, example: PreferenceExample) -> Encoder:
         if conversational not in self._encoders:
             encoder: Encoder = (ConversationEncoder if conversational else TextEncoder)(self.tokenizer)
+            encoder.cache_bytes = self.cache_bytes
             encoder.check(example)
             if not conversational and self.tokenizer.chat_template:
                 logger.warning(

@@ -20,6 +20,7 @@ from plaudit.scoring.loading import Source, default_device, load_reward_model, l
 from plaudit.scoring.preparation import Overlong
 from plaudit.scoring.rows import is_one_row
 from plaudit.scoring.scorer import OnError, Scorer, check_settings
+from plaudit.scoring.uncertainty import UncertainReward, compared, load_ensemble, spread_of
 from plaudit.types import Text
 
 logger = logging.getLogger("plaudit")
@@ -37,6 +38,24 @@ class RankedResponse(NamedTuple):
     response: Any
     reward: float
     position: int
+
+
+class UncertainResponse(NamedTuple):
+    """One of several responses to a prompt, with how sure its reward is among those of the others.
+
+    Attributes:
+        response: As it was passed in.
+        reward: Its reward.
+        position: Its place, counted from 0.
+        spread: Standard deviation, over the members of the ensemble, of its reward less the mean of all responses'.
+        lower: ``reward - caution * spread``, by which responses are ranked.
+    """
+
+    response: Any
+    reward: float
+    position: int
+    spread: float
+    lower: float
 
 
 class RewardModel(Scorer):
@@ -95,6 +114,7 @@ class RewardModel(Scorer):
             quantization_config=quantization_config,
             merge_adapter=merge_adapter,
         )
+        load_ensemble(model, source.name, revision)
         if processing_class is None:
             processing_class = load_tokenizer_of(source)
         if calibration == "stored":
@@ -119,7 +139,9 @@ class RewardModel(Scorer):
         *,
         tools: Sequence[Any] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
-    ) -> list[RankedResponse]:
+        uncertainty: bool = False,
+        caution: float = 1.0,
+    ) -> list[Any]:
         """Some responses to one prompt, the best first; equal ones in the order given.
 
         Args:
@@ -127,9 +149,15 @@ class RewardModel(Scorer):
             responses: Texts, or lists of messages; to a prompt of messages, a text is what the assistant says.
             tools: JSON schemas of the tools that the conversation may call.
             chat_template_kwargs: Further variables for the chat template.
+            uncertainty: Rank by a lower bound of the reward; the model must have an ensemble.
+            caution: How many spreads below the reward that is.
+
+        Returns:
+            A `RankedResponse` for each; with `uncertainty` an `UncertainResponse`.
 
         Raises:
             DataError: A response cannot be scored.
+            ConfigError: The model has no ensemble, and `uncertainty` was asked for.
         """
         if isinstance(responses, str | Mapping):
             raise DataError(f"is {kind_of(responses)}, not a list of responses", field="responses", fix="Pass a list.")
@@ -137,14 +165,15 @@ class RewardModel(Scorer):
         if not said:
             return []
         row = _row_of(prompt, {"tools": tools, "chat_template_kwargs": chat_template_kwargs})
-        rewards = self.score({**row, "responses": [_reply(prompt, one) for one in said]})
-        ranked = [RankedResponse(one, rewards[index], index) for index, one in enumerate(said)]
-        # NaN is neither above nor below anything: last.
-        return sorted(
-            ranked, key=lambda one: (one.reward != one.reward, -one.reward if one.reward == one.reward else 0)
-        )
+        row["responses"] = [_reply(prompt, one) for one in said]
+        if not uncertainty:
+            rewarded = zip(said, self.score(row), range(len(said)), strict=True)
+            return _sorted([RankedResponse(*one) for one in rewarded], "reward")
+        found = self.score(row, uncertainty=True, caution=caution)
+        of_response = zip(said, found.mean, range(len(said)), spread_of(compared(found.members)), strict=True)
+        return _sorted([UncertainResponse(*one, one[1] - caution * one[3]) for one in of_response], "lower")
 
-    def best_of_n(self, prompt: Text | None, responses: Sequence[Any], **options: Any) -> RankedResponse:
+    def best_of_n(self, prompt: Text | None, responses: Sequence[Any], **options: Any) -> Any:
         """The best of some responses to one prompt; of equal ones the first.
 
         Args:
@@ -161,27 +190,47 @@ class RewardModel(Scorer):
             raise DataError(problem, field="responses", fix="Pass at least one response within `max_length`.")
         return ranked[0]
 
-    def margin(self, pairs: Any, *, progress: bool = False, errors: OnError = "raise") -> Any:
+    def margin(
+        self,
+        pairs: Any,
+        *,
+        progress: bool = False,
+        errors: OnError = "raise",
+        uncertainty: bool = False,
+        caution: float = 1.0,
+    ) -> Any:
         """How much more reward ``chosen`` gets than ``rejected``.
 
         Args:
             pairs: Rows with ``chosen`` and ``rejected``, or a single one.
             progress: Show a progress bar.
             errors: As for `score`.
+            uncertainty: Give an :class:`~plaudit.scoring.uncertainty.UncertainReward` of the margins: how far members
+                disagree about the difference, not about either reward. The model must have an ensemble.
+            caution: How many spreads below the mean its ``lower`` is.
 
         Returns:
             A number for each pair; for a single one, a number.
 
         Raises:
             DataError: A row is no pair, or cannot be scored.
+            ConfigError: The model has no ensemble, and `uncertainty` was asked for.
         """
-        if is_one_row(pairs):
-            return self.margin([pairs], progress=progress, errors=errors)[0]
+        alone = is_one_row(pairs)
+        margins = self._margins([pairs] if alone else pairs, progress, errors, caution if uncertainty else None)
+        if alone:
+            return margins[0]
+        return UncertainReward.together(margins) if uncertainty else margins
+
+    def _margins(self, pairs: Any, progress: bool, errors: OnError, caution: float | None) -> list[Any]:
         pairs = pairs if hasattr(pairs, "__len__") else list(pairs)
         for number, row in enumerate(pairs):
             if not isinstance(row, Mapping) or not _is_pair(row):
                 raise DataError("is no pair", row=number, fix="Give each row `chosen` and `rejected`.")
-        return [chosen - rejected for chosen, rejected in self.score(pairs, progress=progress, errors=errors)]
+        scores = self._scores(pairs, progress, errors, caution)
+        if caution is not None:
+            return [one.margin(caution) for one in scores]
+        return [chosen - rejected for chosen, rejected in scores]
 
     def probability(self, pairs: Any, *, progress: bool = False, errors: OnError = "raise") -> Any:
         r"""Probability that ``chosen`` is better than ``rejected``.
@@ -231,6 +280,16 @@ class RewardModel(Scorer):
         ]
         rewards: list[float] = self.score(rows)
         return rewards
+
+
+def _sorted(responses: list[Any], by: str) -> list[Any]:
+    """The best first. NaN is neither above nor below anything: last."""
+
+    def key(one: Any) -> tuple[bool, float]:
+        value = getattr(one, by)
+        return math.isnan(value), 0.0 if math.isnan(value) else -value
+
+    return sorted(responses, key=key)
 
 
 def _row_of(prompt: Text | None, beside: Mapping[str, Any]) -> dict[str, Any]:

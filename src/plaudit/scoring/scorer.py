@@ -22,8 +22,9 @@ from plaudit.model.shared_prefix import enable_shared_prefix
 from plaudit.scoring.engine import ScoringEngine
 from plaudit.scoring.loading import context_length
 from plaudit.scoring.preparation import Overlong, PreparedRow, RowPreparation
-from plaudit.scoring.rows import Score, is_one_row
+from plaudit.scoring.rows import is_one_row
 from plaudit.scoring.tally import Tally
+from plaudit.scoring.uncertainty import UncertainReward, calibrated, require_ensemble
 
 logger = logging.getLogger("plaudit")
 
@@ -128,7 +129,15 @@ class Scorer:
 
     # ---- rewards ----------------------------------------------------------------------------------------------
 
-    def score(self, rows: Any, *, progress: bool = False, errors: OnError = "raise") -> Any:
+    def score(
+        self,
+        rows: Any,
+        *,
+        progress: bool = False,
+        errors: OnError = "raise",
+        uncertainty: bool = False,
+        caution: float = 1.0,
+    ) -> Any:
         """Rewards of some rows, in their order and shaped like them.
 
         Args:
@@ -138,13 +147,25 @@ class Scorer:
             progress: Show a progress bar.
             errors: ``"raise"`` the first row that cannot be scored, before any is computed; or put ``"nan"`` in its
                 place, and count such rows in the log.
+            uncertainty: Give an :class:`~plaudit.scoring.uncertainty.UncertainReward` instead, whose ``mean``,
+                ``spread`` and ``lower`` are each shaped like the rows. The model must have an ensemble.
+            caution: How many spreads below the mean ``lower`` is.
 
         Raises:
             DataError: A row cannot be scored; it names the row, the field, and what to do.
+            ConfigError: The model has no ensemble.
         """
+        alone = is_one_row(rows)
+        asked = caution if uncertainty else None
+        scores = self._scores([rows] if alone else rows, progress, errors, asked)
+        if alone:
+            return scores[0]
+        return UncertainReward.together(scores) if uncertainty else scores
+
+    def _scores(self, rows: Any, progress: bool, errors: OnError, caution: float | None) -> list[Any]:
+        """Scores of some rows; with a caution, how sure they are."""
         _check_errors(errors)
-        if is_one_row(rows):
-            return self.score([rows], progress=progress, errors=errors)[0]
+        members = 0 if caution is None else require_ensemble(self.model, self.name, caution)
         tally = Tally(self._said)
         windows = []
         for window in self._preparation.windows(rows):
@@ -152,7 +173,7 @@ class Scorer:
             windows.append(window)
         total = sum(row.responses for window in windows for row in window if row.ids is not None)
         with tqdm(total=total, unit=" responses", desc="Scoring", disable=not progress) as bar:
-            scores = [score for window in windows for score in self._compute(window, bar.update)]
+            scores = [score for window in windows for score in self._compute(window, bar.update, members, caution)]
         tally.say(self.max_length, self.overlong)
         return scores
 
@@ -163,7 +184,9 @@ class Scorer:
         progress: bool = False,
         errors: OnError = "raise",
         window: int | None = None,
-    ) -> Iterator[Score]:
+        uncertainty: bool = False,
+        caution: float = 1.0,
+    ) -> Iterator[Any]:
         """Rewards of any number of rows, one row after the other, in bounded memory.
 
         Args:
@@ -172,16 +195,21 @@ class Scorer:
             errors: As for `score`; a row that cannot be scored raises when its window is reached.
             window: Rows that are read, sorted by length and computed at a time; by default as many as have about a
                 thousand responses, and less of very long texts.
+            uncertainty: As for `score`: an `UncertainReward` for each row.
+            caution: As for `score`.
 
         Raises:
             DataError: A row cannot be scored.
+            ConfigError: The model has no ensemble, and `uncertainty` was asked for.
         """
         _check_errors(errors)
         if is_one_row(rows):
             raise ConfigError("`score_stream` was given a single row", fix="Pass an iterable of rows, or use `score`.")
         if window is not None and window < 1:
             raise ConfigError(f"`window` is {window}", fix="Use a positive number of rows, or None.")
-        return self._stream(rows, progress, errors, window)
+        asked = caution if uncertainty else None
+        members = 0 if asked is None else require_ensemble(self.model, self.name, asked)
+        return self._stream(rows, progress, errors, window, members, asked)
 
     def score_prepared(
         self,
@@ -190,7 +218,8 @@ class Scorer:
         errors: OnError = "raise",
         first_row: int = 0,
         features: Mapping[str, Any] | None = None,
-    ) -> Iterator[tuple[PreparedRow, Score]]:
+        caution: float | None = None,
+    ) -> Iterator[tuple[PreparedRow, Any]]:
         """Rewards as `score_stream` gives them, each with what became of its row, which the log does not say then.
 
         Args:
@@ -198,21 +227,32 @@ class Scorer:
             errors: As for `score`.
             first_row: Number of the first row, for messages.
             features: Types of the columns as `datasets` declares them, where known.
+            caution: Say how sure each is, with the lower bound this many spreads below the mean; None: rewards alone.
 
         Raises:
             DataError: A row cannot be scored.
+            ConfigError: The model has no ensemble, and that was asked for.
         """
         _check_errors(errors)
+        members = 0 if caution is None else require_ensemble(self.model, self.name, caution)
         for window in self._preparation.windows(rows, first_row=first_row, features=features):
             self._check(window, errors, Tally(set()))
-            yield from zip(window, self._compute(window, lambda count: None), strict=True)
+            yield from zip(window, self._compute(window, lambda count: None, members, caution), strict=True)
 
-    def _stream(self, rows: Iterable[Any], progress: bool, errors: OnError, window: int | None) -> Iterator[Score]:
+    def _stream(
+        self,
+        rows: Iterable[Any],
+        progress: bool,
+        errors: OnError,
+        window: int | None,
+        members: int,
+        caution: float | None,
+    ) -> Iterator[Any]:
         tally = Tally(self._said)
         with tqdm(unit=" responses", desc="Scoring", disable=not progress) as bar:
             for prepared in self._preparation.windows(rows, window):
                 self._check(prepared, errors, tally)
-                yield from self._compute(prepared, bar.update)
+                yield from self._compute(prepared, bar.update, members, caution)
         tally.say(self.max_length, self.overlong)
 
     def _check(self, window: Sequence[PreparedRow], errors: OnError, tally: Tally) -> None:
@@ -221,13 +261,22 @@ class Scorer:
                 raise row.error
             tally.add(row)
 
-    def _compute(self, window: Sequence[PreparedRow], done: Callable[[int], object]) -> list[Score]:
-        raw = iter(self._engine([row.ids for row in window if row.ids is not None], done))
+    def _compute(
+        self,
+        window: Sequence[PreparedRow],
+        done: Callable[[int], object],
+        members: int = 0,
+        caution: float | None = None,
+    ) -> list[Any]:
+        raw = iter(self._engine([row.ids for row in window if row.ids is not None], done, members=members > 0))
+        nan: Any = float("nan") if not members else [float("nan")] * (1 + members)
         return [
-            self._shaped(row, next(raw) if row.ids is not None else [float("nan")] * row.responses) for row in window
+            self._shaped(row, next(raw) if row.ids is not None else [nan] * row.responses, caution) for row in window
         ]
 
-    def _shaped(self, row: PreparedRow, raw: Sequence[float]) -> Score:
+    def _shaped(self, row: PreparedRow, raw: Sequence[Any], caution: float | None) -> Any:
+        if caution is not None:
+            return UncertainReward.of(row.shape, *calibrated(raw, self.calibration), caution)
         rewards = list(raw) if self.calibration is None else [self.calibration.reward(one) for one in raw]
         if row.shape == "one":
             return rewards[0]

@@ -24,7 +24,7 @@ from plaudit.serving.errors import RequestError, stopping
 from plaudit.serving.forms import Question, Scored, Served
 from plaudit.serving.metrics import ServerMetrics
 from plaudit.serving.settings import ServerSettings
-from plaudit.serving.texts import WholeTexts
+from plaudit.serving.texts import WORD_BYTES, WholeTexts
 
 Form: TypeAlias = Callable[[Any, Served], Question]
 
@@ -51,7 +51,7 @@ class ScoringService:
 
     def __init__(self, model: Scorer, settings: ServerSettings) -> None:
         self._model, self._settings = model, settings
-        self._preparation = RowPreparation(model.processing_class, model.max_length, model.overlong)
+        self._preparation = RowPreparation(model.processing_class, model.max_length, model.overlong, WORD_BYTES)
         base_model = base_model_of(model.model)
         self._vocabulary = embedding_rows(base_model)
         label = dict(base_model.config.id2label or {}).get(0, "reward")

@@ -11,6 +11,8 @@ from plaudit.data.encode import ConversationEncoder
 from plaudit.data.template_sketches import RENDER_ERRORS
 from plaudit.serving.settings import TextForm
 
+WORD_BYTES = 4 * 2**20
+"""What the words of earlier requests may take: a server runs for months, and others' texts bring new ones for ever."""
 _USER, _ASSISTANT = "Zu7q", "Za7q"
 
 
@@ -31,6 +33,7 @@ class WholeTexts:
         self._form = form
         self._header, self._ending = _marks_of(tokenizer)
         self._encoder = ConversationEncoder(tokenizer)
+        self._encoder.cache_bytes = WORD_BYTES
         self._bos, self._eos = str(tokenizer.bos_token or ""), str(tokenizer.eos_token or "")
 
     def row(self, text: str) -> Any:

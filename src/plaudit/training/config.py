@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 
 from plaudit.data.report import Overlong
 from plaudit.errors import ConfigError
+from plaudit.model.liger import liger_settings
 from plaudit.model.varlen import AttentionBackend
 from plaudit.objectives import ObjectiveName
 
@@ -24,6 +25,7 @@ OBJECTIVE_SETTINGS = (
     "length_penalty_coefficient",
     "length_head_coefficient",
     "text_generation_coefficient",
+    "ensemble_size",
 )
 """The settings of `RewardConfig` that say what is learned."""
 
@@ -89,7 +91,10 @@ class RewardConfig(TrainingArguments):
         metadata={"help": "Deprecated: set `tokenizer.pad_token` and pass the tokenizer as `processing_class`."},
     )
     dataset_num_proc: int | None = field(
-        default=None, metadata={"help": "Processes that prepare the data. Default: the main process alone."}
+        default=None,
+        metadata={
+            "help": "Processes that prepare the data, at most one for 2,000 rows. Default: the main process alone."
+        },
     )
     max_length: int | None = field(
         default=1024,
@@ -120,7 +125,9 @@ class RewardConfig(TrainingArguments):
         default="auto",
         metadata={
             "help": "What computes attention in the shared_prefix layout. varlen (of torch) and flash_attn: one call a "
-            "layer, on CUDA in half precision. sdpa: a loop over responses, anywhere. auto: the first that can."
+            "layer, on CUDA in half precision. flex: FlexAttention, one call a layer on CUDA, which auto takes for "
+            "models with soft-capping or attention sinks. sdpa: a loop over responses, anywhere. auto: the first that "
+            "can."
         },
     )
     group_by_prompt: bool = field(
@@ -174,6 +181,20 @@ class RewardConfig(TrainingArguments):
         default=None,
         metadata={"help": "Weight of the penalty that keeps rewards centred at zero; 0.01 is a good value."},
     )
+    ensemble_size: int = field(
+        default=0,
+        metadata={
+            "help": "Train this many heads around the reward head (0: none), whose spread `uncertainty=True` reports; "
+            "the page on uncertainty says what it is worth. The reward stays what it is without them."
+        },
+    )
+    golden_rows: int = field(
+        default=8,
+        metadata={
+            "help": "How many responses of your data are saved with the model, as text and token ids with their "
+            "rewards, for `plaudit verify`; whoever gets the checkpoint can read them. 0: none."
+        },
+    )
 
     def __post_init__(self) -> None:
         if not torch.accelerator.is_available():
@@ -217,6 +238,10 @@ class RewardConfig(TrainingArguments):
         if self.max_tokens_per_batch is not None:
             self._check_token_batches(self.max_tokens_per_batch)
         self._check_objective_settings()
+        if self.use_liger_kernel:
+            self.liger_kernel_config = liger_settings(self.liger_kernel_config)
+        if self.golden_rows < 0:
+            raise ConfigError(f"`golden_rows` is {self.golden_rows}", fix="Use a number of responses, or 0 for none.")
         accelerator_config: Any = self.accelerator_config
         if accelerator_config.split_batches:
             raise ConfigError("`split_batches` would cut examples in two", fix="Set the per-device batch size instead.")
@@ -230,6 +255,10 @@ class RewardConfig(TrainingArguments):
             )
         if self.plackett_luce_top_k is not None and self.plackett_luce_top_k < 1:
             raise ConfigError(f"`plackett_luce_top_k` is {self.plackett_luce_top_k}", fix="Use 1 or more, or None.")
+        if self.ensemble_size < 0 or self.ensemble_size == 1:
+            raise ConfigError(
+                f"`ensemble_size` is {self.ensemble_size}", fix="Use 2 or more, or 0 for a single reward head."
+            )
 
     def _check_token_batches(self, tokens: int) -> None:
         if tokens < 1:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from plaudit.metrics import Scored
 from plaudit.model.rewards import Rewards
-from plaudit.objectives import Objective
+from plaudit.objectives import Objective, Terms
 from plaudit.regularizers import center_rewards_penalty, length_correlation
+from plaudit.training.ensemble import members_loss
 from plaudit.types import Batch
 
 
@@ -24,6 +26,9 @@ class RewardLoss:
         length_head: Coefficient of ODIN's losses: the length head takes what length explains, the reward head loses
             it. The objective then sees the sum of both heads; the reward that is reported and saved is the first.
         text_generation: Coefficient of the loss of predicting the best responses' tokens (GRM).
+        ensemble_size: Members of an ensemble around the reward; 0 for none. They learn from the objective alone, and
+            the loss that is reported is without theirs.
+        seed: Seed of what each member sees.
     """
 
     objective: Objective
@@ -31,6 +36,8 @@ class RewardLoss:
     length_penalty: float = 0.0
     length_head: float = 0.0
     text_generation: float = 0.0
+    ensemble_size: int = 0
+    seed: int = 0
 
     def count(self, batch: Batch) -> torch.Tensor:
         """What a batch counts for in the mean over a step: its rows, or its responses for grades and labels."""
@@ -50,6 +57,8 @@ class RewardLoss:
         weight_U = terms.count_U if "weight" not in batch else terms.count_U * batch["weight"][terms.example_U]
         # A filler may hold anything, NaN included.
         loss = torch.where(terms.count_U > 0, weight_U * terms.loss_U, 0).sum()
+        if "deviations" in extras and loss.requires_grad:
+            loss = loss + self._gradient_of_members(judged_N, extras, batch, terms)
         count_G = torch.zeros_like(batch["example_weight"]).index_add(0, terms.example_U, terms.count_U)
         count = count_G.sum()
         real_N = batch["example_weight"][example_N] > 0
@@ -91,6 +100,15 @@ class RewardLoss:
             text_loss=text_loss,
             length_correlation=correlation,
         )
+
+    def _gradient_of_members(
+        self, rewards_N: torch.Tensor, extras: Mapping[str, torch.Tensor], batch: Batch, terms: Terms
+    ) -> torch.Tensor:
+        """A summand that is 0, and whose gradient is that of the members' losses."""
+        loss = members_loss(
+            self.objective, rewards_N, extras["deviations"], batch, extras.get("tie_parameter"), terms, self.seed
+        )
+        return loss - loss.detach()
 
 
 def _weighted_sum(values_G: torch.Tensor, count_G: torch.Tensor) -> torch.Tensor:

@@ -135,7 +135,7 @@ class ModelCard:
             *self._section("Data", "\n".join(f"- {line}" for line in self._data())),
             *self._section("Settings", _table(self._settings())),
             f"Batch layout: {self.batch_layout}.",
-            *self._section("Versions", _table(_versions())),
+            *self._section("Versions", _table(installed_versions())),
         ]
         return "\n\n".join(parts) + "\n"
 
@@ -217,7 +217,8 @@ def _table(values: Mapping[str, Any], skip: Sequence[str] = ()) -> str:
     return "\n".join(["| | |", "|---|---|", *rows]) if rows else ""
 
 
-def _versions() -> dict[str, str]:
+def installed_versions() -> dict[str, str]:
+    """Versions of Plaudit, of Python, and of the libraries that decide a result, of those that are installed."""
     names = ("transformers", "torch", "accelerate", "datasets", "peft")
     installed = {}
     for name in names:

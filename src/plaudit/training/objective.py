@@ -27,8 +27,8 @@ from plaudit.training.setup import ReadyModel
 
 logger = logging.getLogger("plaudit")
 
-TIE_LEARNING_RATE = 0.01
-"""Step of the parameter for ties, a single number of about 1, which the model's learning rates would hardly move."""
+OWN_LEARNING_RATES = {"tie_parameter": 0.01, "ensemble.weight": 1e-3}
+"""Steps of training heads which the model's learning rates would hardly move, unless those are larger."""
 
 
 def settle_loss(args: RewardConfig, dataset: Dataset | IterableDataset) -> RewardLoss:
@@ -56,6 +56,8 @@ def settle_loss(args: RewardConfig, dataset: Dataset | IterableDataset) -> Rewar
         length_penalty=args.length_penalty_coefficient or 0.0,
         length_head=args.length_head_coefficient or 0.0,
         text_generation=args.text_generation_coefficient or 0.0,
+        ensemble_size=args.ensemble_size,
+        seed=args.seed,
     )
 
 
@@ -114,6 +116,7 @@ def add_training_heads(ready: ReadyModel, loss: RewardLoss) -> None:
         f"the objective {loss.objective.name}": loss.objective.learns_ties,
         "`length_head_coefficient`": bool(loss.length_head),
         "`text_generation_coefficient`": bool(loss.text_generation),
+        "`ensemble_size`": bool(loss.ensemble_size),
     }
     wanted = [what for what, asked in needed.items() if asked]
     if not wanted:
@@ -122,7 +125,7 @@ def add_training_heads(ready: ReadyModel, loss: RewardLoss) -> None:
         raise ConfigError(
             f"{' and '.join(wanted)} needs a decoder with a linear `score` head, and {type(base_model).__name__} "
             "is none",
-            fix="Use another model, or another objective.",
+            fix="Use another model, or leave it out.",
         )
     if loss.text_generation and is_prompt_learning(ready.model):
         raise ConfigError(
@@ -133,23 +136,26 @@ def add_training_heads(ready: ReadyModel, loss: RewardLoss) -> None:
         base_model.config.get_text_config().hidden_size,
         ties=loss.objective.learns_ties,
         length=bool(loss.length_head),
+        ensemble_size=loss.ensemble_size,
+        seed=loss.seed,
         language_model_weight=language_model_weight(base_model) if loss.text_generation else None,
     )
     install_training_heads(base_model, heads)
 
 
-def learn_ties_faster(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Move the parameter for ties, if there is one, into a group with a learning rate of its own.
+def learn_heads_faster(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Move the parameters of `OWN_LEARNING_RATES`, where there are such, into groups of their own, without decay.
 
     Args:
         model: The model that is trained.
         optimizer: Its optimizer, changed in place.
     """
-    ending = f"{ATTRIBUTE}.tie_parameter"
-    parameter = next((one for name, one in model.named_parameters() if name.endswith(ending)), None)
-    if parameter is None:
-        return
-    for group in optimizer.param_groups:
-        group["params"] = [one for one in group["params"] if one is not parameter]
-    learning_rate = max(TIE_LEARNING_RATE, float(optimizer.defaults.get("lr", 0.0)))
-    optimizer.add_param_group({"params": [parameter], "lr": learning_rate, "weight_decay": 0.0})
+    for ending, learning_rate in OWN_LEARNING_RATES.items():
+        ending = f"{ATTRIBUTE}.{ending}"
+        parameter = next((one for name, one in model.named_parameters() if name.endswith(ending)), None)
+        if parameter is None:
+            continue
+        for group in optimizer.param_groups:
+            group["params"] = [one for one in group["params"] if one is not parameter]
+        learning_rate = max(learning_rate, float(optimizer.defaults.get("lr", 0.0)))
+        optimizer.add_param_group({"params": [parameter], "lr": learning_rate, "weight_decay": 0.0})

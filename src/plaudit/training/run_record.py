@@ -17,7 +17,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from plaudit.data.report import DataReport
 from plaudit.model.adapters import is_peft_model
 from plaudit.training.config import RewardConfig
-from plaudit.training.model_card import _versions
+from plaudit.training.model_card import installed_versions
 
 if TYPE_CHECKING:
     from plaudit.training.trainer import RewardTrainer
@@ -77,7 +77,7 @@ def run_record(trainer: RewardTrainer) -> dict[str, Any]:
         "data": {name: report_as_dict(report) for name, report in trainer.data_reports.items()},
         "settings": settings,
         "changed_settings": changed_settings(settings),
-        "versions": _versions(),
+        "versions": installed_versions(),
         "state": {name: getattr(state, name, None) for name in _STATE},
         "log_history": state.log_history,
     }

@@ -23,6 +23,7 @@ from plaudit.model.adapters import (
 )
 from plaudit.model.chat_template import set_chat_template
 from plaudit.model.layout import choose_layout, read_rewards_at_positions
+from plaudit.model.liger import apply_liger
 from plaudit.model.loading import (
     disable_dropout,
     load_model,
@@ -183,6 +184,8 @@ def make_ready(loaded: LoadedModel, args: RewardConfig, collator: Any, peft_conf
         warn_if_head_is_frozen(model)
     if is_peft_model(model) and args.gradient_checkpointing:
         model.enable_input_require_grads()
+    if args.use_liger_kernel:
+        apply_liger(model, args.liger_kernel_config, use_cpu=args.use_cpu)
     layout, reason = choose_layout(
         model, args.batch_layout, own_collator=collator is not None, neftune=bool(args.neftune_noise_alpha)
     )

@@ -30,10 +30,11 @@ from plaudit.training.checkpointing import decides_itself, with_checkpointing
 from plaudit.training.checkpoints import mark_incomplete, newest_complete_checkpoint
 from plaudit.training.config import RewardConfig
 from plaudit.training.example_loader import example_loader
+from plaudit.training.golden_rows import choose_golden_rows, write_golden_rows
 from plaudit.training.interval import LoggingInterval
 from plaudit.training.loss import at_least_a_little
 from plaudit.training.model_card import ModelCard, as_list
-from plaudit.training.objective import add_training_heads, check_collator, learn_ties_faster, settle_loss
+from plaudit.training.objective import add_training_heads, check_collator, learn_heads_faster, settle_loss
 from plaudit.training.offloading import warn_if_useless
 from plaudit.training.preparation import DataPreparation, check_grouping
 from plaudit.training.run_record import write_run_record
@@ -92,10 +93,7 @@ class RewardTrainer(SteppingTrainer):
         processing_class: PreTrainedTokenizerBase | None = None,
         compute_metrics: Callable[[EvalPrediction], dict[str, Any]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
-        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (
-            None,
-            None,
-        ),
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
         optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
         preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
         peft_config: Any | None = None,
@@ -117,6 +115,8 @@ class RewardTrainer(SteppingTrainer):
         loaded = load_model_and_tokenizer(model, args, processing_class, quantization_config)
         self._loss = settle_loss(args, train_dataset)
         self._prepare_data = DataPreparation(args, loaded.tokenizer, self._loss.objective)
+        given = (eval_dataset, train_dataset)
+        self._golden_rows = choose_golden_rows(loaded.tokenizer, given, args.golden_rows, max_length=args.max_length)
         train_dataset = self._prepare_data(train_dataset, "train", "train")
         eval_dataset = self._prepare_data.of_evaluation(eval_dataset)
         check_collator(data_collator, self._loss, train_dataset)
@@ -176,8 +176,12 @@ class RewardTrainer(SteppingTrainer):
 
     def _make_collator(self, own: Any, tokenizer: Any, args: RewardConfig) -> Any:
         if own is not None:
-            return ForeignCollator(own)
-        options = {"ties": self._loss.objective.learns_ties, "text": bool(self._loss.text_generation)}
+            return ForeignCollator(own, content=bool(self._loss.ensemble_size))
+        options = {
+            "ties": self._loss.objective.learns_ties,
+            "text": bool(self._loss.text_generation),
+            "content": bool(self._loss.ensemble_size),
+        }
         if self.batch_layout == "shared_prefix":
             return SharedPrefixCollator(**options)
         return PaddedCollator(tokenizer.pad_token_id, args.pad_to_multiple_of, **options)
@@ -280,11 +284,11 @@ class RewardTrainer(SteppingTrainer):
         return (loss, {"rewards": scored.rewards_N}) if return_outputs else loss
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The Trainer's optimizer, with a step of its own size for the parameter of ties."""
+        """The Trainer's optimizer, with steps of their own size for what only training needs."""
         given = self.optimizer is not None
         optimizer = super().create_optimizer(model)
         if not given:
-            learn_ties_faster(self.model if model is None else model, optimizer)
+            learn_heads_faster(self.model if model is None else model, optimizer)
         return optimizer
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
@@ -320,6 +324,7 @@ class RewardTrainer(SteppingTrainer):
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
         write_run_record(self, output_dir)
+        write_golden_rows(self, output_dir)
         heads = heads_of(self._base_model)
         if heads is not None:
             folder = Path(output_dir if output_dir is not None else str(self.args.output_dir))
