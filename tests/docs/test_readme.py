@@ -67,7 +67,10 @@ def test_the_other_commands_run_one_after_the_other(newcomer, tmp_path, monkeypa
     served = []
     monkeypatch.setattr("plaudit.serving.server.serve", lambda model, settings, listener: served.append(settings))
     others = [shlex.split(one, comments=True)[1:] for one in COMMANDS if not one.startswith("plaudit train ")]
-    assert {arguments[0] for arguments in others} == {"check", "eval", "report", "score", "best-of-n", "serve"}
+    known = {"check", "eval", "report", "score", "best-of-n", "serve", "verify", "export"}
+    assert {arguments[0] for arguments in others} == known
+    # Training would have left golden rows; the models of this test have seen none.
+    assert main(["verify", "runs/first", "--rows", "test.jsonl", "--save"]) == 0
     for arguments in others:
         assert main(["0" if word == "8000" else word for word in arguments]) in (
             [0, 1] if arguments[0] == "check" else [0]
@@ -76,6 +79,7 @@ def test_the_other_commands_run_one_after_the_other(newcomer, tmp_path, monkeypa
     assert len((tmp_path / "best.jsonl").read_text().splitlines()) == len(rows)
     assert (tmp_path / "pairs.clean.jsonl").exists()
     assert list((tmp_path / "runs" / "first").glob("*.html"))
+    assert (tmp_path / "exported" / "config.json").exists()
 
 
 def test_code_runs_from_top_to_bottom(newcomer, capsys):

@@ -102,6 +102,31 @@ def fake_flash_attn():
     return module
 
 
+def fake_flash_attn_3(both):
+    def flash_attn_varlen_func(
+        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, seqused_q=None, seqused_k=None,
+        softmax_scale=None, causal=False, window_size=(-1, -1),
+    ):  # fmt: skip
+        assert causal
+        found = causal_problems(q, k, v, cu_seqlens_q, cu_seqlens_k, scale=softmax_scale, left=window_size[0])
+        return (found, "sums of scores") if both else found
+
+    module = ModuleType("flash_attn_interface")
+    module.flash_attn_varlen_func = flash_attn_varlen_func
+    return module
+
+
+def fake_kernels():
+    def get_kernel(repo_id, revision=None, version=None):
+        assert (repo_id, revision) == ("kernels-community/flash-attn2", None)
+        assert version in (3, 4)
+        return fake_flash_attn()
+
+    module = ModuleType("kernels")
+    module.get_kernel = get_kernel
+    return module
+
+
 @pytest.mark.parametrize(
     ("backend", "module", "window"),
     [
@@ -109,12 +134,16 @@ def fake_flash_attn():
         ("varlen", fake_varlen_attn("new"), None),
         ("varlen", fake_varlen_attn("new"), 3),
         ("flash_attn", fake_flash_attn(), 3),
+        ("flash_attn_3", fake_flash_attn_3(both=False), 3),
+        ("flash_attn_3", fake_flash_attn_3(both=True), None),
+        ("kernels", fake_kernels(), 3),
     ],
-    ids=["varlen-old", "varlen", "varlen-window", "flash_attn"],
+    ids=["varlen-old", "varlen", "varlen-window", "flash_attn", "flash_attn_3", "flash_attn_3-both", "kernels"],
 )
 def test_each_backend_is_called_as_its_release_wants(backend, module, window, monkeypatch):
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr(attention, "why_not", lambda *args, **settings: None)
+    varlen._kernel_of_the_hub.cache_clear()
     layout = SharedPrefixLayout(TREE)
     layout.backend = backend
     inputs = tensors()
@@ -125,6 +154,7 @@ def test_each_backend_is_called_as_its_release_wants(backend, module, window, mo
 
 def test_what_a_backend_cannot_do_is_said(monkeypatch):
     monkeypatch.setattr(varlen.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     good = {"device": torch.device("cuda"), "dtype": torch.bfloat16, "head_size": 64}
     for backend in KERNELS:
         assert why_not(backend, **good) is None
@@ -134,7 +164,17 @@ def test_what_a_backend_cannot_do_is_said(monkeypatch):
         assert "sinks" in why_not(backend, **good, sinks=True)
         assert "multiple of 8" in why_not(backend, **{**good, "head_size": 60})
     assert "dropout" in why_not("varlen", **good, dropout=0.1)
+    assert "dropout" in why_not("flash_attn_3", **good, dropout=0.1)
+    assert set(varlen.AUTOMATIC) == set(KERNELS) - {"kernels"}
     assert why_not("flash_attn", **good, dropout=0.1) is None
+
+
+@pytest.mark.parametrize(("capability", "able"), [((8, 0), False), ((9, 0), True), ((10, 0), False)])
+def test_flash_attention_3_is_for_hopper(capability, able, monkeypatch):
+    monkeypatch.setattr(varlen.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    problem = why_not("flash_attn_3", device=torch.device("cuda"), dtype=torch.bfloat16, head_size=64)
+    assert (problem is None) is able
 
 
 def test_a_backend_that_was_asked_for_is_not_replaced_quietly():

@@ -28,7 +28,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from plaudit.errors import ConfigError
 from plaudit.model.flex import FlexPlan, attend_with_flex, why_not_flex
 from plaudit.model.tree_attention import tree_attention, why_not_tree_attention
-from plaudit.model.varlen import KERNELS, VarlenPlan, varlen_attention, why_not
+from plaudit.model.varlen import AUTOMATIC, KERNELS, VarlenPlan, varlen_attention, why_not
 from plaudit.prefix_tree import PrefixTree
 
 logger = logging.getLogger("plaudit")
@@ -274,7 +274,7 @@ def _backend_for(
     if asked == "sdpa":
         return "sdpa"
     problem = None
-    for backend in {"auto": list(KERNELS), "flex": []}.get(asked, [asked]):
+    for backend in {"auto": AUTOMATIC, "flex": ()}.get(asked, (asked,)):
         problem = why_not(
             backend,
             device=query.device,

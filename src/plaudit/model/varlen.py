@@ -21,7 +21,7 @@ import torch
 from plaudit.prefix_tree import PrefixTree
 
 Kernel: TypeAlias = Callable[..., torch.Tensor]
-AttentionBackend: TypeAlias = Literal["auto", "sdpa", "varlen", "flash_attn", "flex"]
+AttentionBackend: TypeAlias = Literal["auto", "sdpa", "varlen", "flash_attn", "flash_attn_3", "kernels", "flex"]
 
 
 @dataclass(frozen=True)
@@ -148,24 +148,78 @@ def _flash_attn(
 ) -> torch.Tensor:
     from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found]
 
-    output: Any = flash_attn_varlen_func(
-        query,
-        key,
-        value,
-        plan.query_ends,
-        plan.key_ends,
-        plan.longest_query,
-        plan.longest_key,
-        dropout_p=dropout,
-        softmax_scale=scaling,
-        causal=True,
-        window_size=(left, 0),
-    )
-    return output
+    return _call_flash(flash_attn_varlen_func, (query, key, value), plan, scaling, left, dropout_p=dropout)
 
 
-KERNELS: dict[str, Kernel] = {"varlen": _torch_varlen, "flash_attn": _flash_attn}
-"""Kernels by the name of their backend."""
+def _flash_attn_3(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    plan: VarlenPlan,
+    *,
+    scaling: float,
+    dropout: float,
+    left: int,
+) -> torch.Tensor:
+    from flash_attn_interface import flash_attn_varlen_func  # type: ignore[import-not-found]
+
+    return _call_flash(flash_attn_varlen_func, (query, key, value), plan, scaling, left)
+
+
+def _hub_kernel(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    plan: VarlenPlan,
+    *,
+    scaling: float,
+    dropout: float,
+    left: int,
+) -> torch.Tensor:
+    call = _kernel_of_the_hub().flash_attn_varlen_func
+    return _call_flash(call, (query, key, value), plan, scaling, left, dropout_p=dropout)
+
+
+@cache
+def _kernel_of_the_hub() -> Any:
+    from kernels import get_kernel  # type: ignore[import-not-found]
+
+    # Which version goes with which torch is said in transformers' `modeling_flash_attention_utils`.
+    newer = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 10)
+    return get_kernel(HUB_KERNEL, version=4 if newer else 3)
+
+
+def _call_flash(
+    call: Callable[..., Any],
+    tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    plan: VarlenPlan,
+    scaling: float,
+    left: int,
+    **more: float,
+) -> torch.Tensor:
+    ends = (plan.query_ends, plan.key_ends, plan.longest_query, plan.longest_key)
+    output = call(*tensors, *ends, softmax_scale=scaling, causal=True, window_size=(left, 0), **more)
+    # Some releases of FlashAttention 3 give the sums of scores as well.
+    found: torch.Tensor = output[0] if isinstance(output, tuple) else output
+    return found
+
+
+HUB_KERNEL = "kernels-community/flash-attn2"
+KERNELS: dict[str, Kernel] = {
+    "flash_attn_3": _flash_attn_3,
+    "varlen": _torch_varlen,
+    "flash_attn": _flash_attn,
+    "kernels": _hub_kernel,
+}
+"""Kernels by the name of their backend, the fastest first."""
+AUTOMATIC = ("flash_attn_3", "varlen", "flash_attn")
+"""Those that are taken unasked; the others download compiled code."""
+_PACKAGES = {
+    "flash_attn_3": "flash_attn_interface",
+    "varlen": "torch.nn.attention.varlen",
+    "flash_attn": "flash_attn",
+    "kernels": "kernels",
+}
 
 
 @cache
@@ -189,7 +243,7 @@ def why_not(
     """Say why a backend cannot compute a call; None if it can.
 
     Args:
-        backend: ``"varlen"`` or ``"flash_attn"``.
+        backend: A name of :data:`KERNELS`.
         device: Where the tensors are.
         dtype: Their type.
         head_size: Size of a head.
@@ -198,7 +252,7 @@ def why_not(
         softcap: Cap on the scores.
         sinks: Whether there are attention sinks.
     """
-    package = {"varlen": "torch.nn.attention.varlen", "flash_attn": "flash_attn"}[backend]
+    package = _PACKAGES[backend]
     if device.type != "cuda":
         return f"{backend} needs a CUDA device"
     if dtype not in (torch.float16, torch.bfloat16):
@@ -209,8 +263,10 @@ def why_not(
         return f"{backend} has no soft cap and no sinks here"
     if head_size > 256 or head_size % 8:
         return f"{backend} needs heads of a multiple of 8, at most 256"
-    if backend == "varlen" and dropout > 0:
-        return "varlen has no dropout"
+    if backend in ("varlen", "flash_attn_3") and dropout > 0:
+        return f"{backend} has no dropout"
+    if backend == "flash_attn_3" and torch.cuda.get_device_capability(device)[0] != 9:
+        return "flash_attn_3 needs a GPU of the Hopper generation"
     if backend == "varlen" and sliding_window is not None and not _varlen_has_windows():
         return "varlen of this torch has no sliding windows"
     return None

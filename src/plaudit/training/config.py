@@ -124,10 +124,10 @@ class RewardConfig(TrainingArguments):
     attention_backend: AttentionBackend = field(
         default="auto",
         metadata={
-            "help": "What computes attention in the shared_prefix layout. varlen (of torch) and flash_attn: one call a "
-            "layer, on CUDA in half precision. flex: FlexAttention, one call a layer on CUDA, which auto takes for "
-            "models with soft-capping or attention sinks. sdpa: a loop over responses, anywhere. auto: the first that "
-            "can."
+            "help": "What computes attention in the shared_prefix layout. varlen (of torch), flash_attn, flash_attn_3 "
+            "and kernels (flash-attn2 of the Hub, which is downloaded): one call a layer, on CUDA in half precision. "
+            "flex: FlexAttention, one call a layer on CUDA, which auto takes for models with soft-capping or attention "
+            "sinks. sdpa: a loop over responses, anywhere. auto: the first that can, kernels left out."
         },
     )
     group_by_prompt: bool = field(
