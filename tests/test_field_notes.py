@@ -211,7 +211,7 @@ def test_23_rows_are_tokenised_together_and_equal_pieces_once(tmp_path, monkeypa
 
     monkeypatch.setattr(PieceTokenizer, "_encode", counted)
     rows = [{"prompt": "Say ", "chosen": "a" * (n // 2), "rejected": "no"} for n in range(1, 41)]
-    make_trainer(tmp_path, Dataset.from_list(rows), use_cpu=True)
+    make_trainer(tmp_path, Dataset.from_list(rows), use_cpu=True, golden_rows=0)
     pieces = [piece for texts in calls for piece in texts]
     assert len([texts for texts in calls if texts]) == 1
     assert len(pieces) == len(set(pieces)) == 23  # the prompt, 21 good answers and one bad one
