@@ -46,11 +46,15 @@ def main() -> None:
         overwrite=True,
         progress=True,
     )
-    summary = {
+    summary: dict[str, Any] = {
         "machine": describe_machine(),
         "commit": describe_commit(),
         "load_average": load_average(),
-        "arguments": {**vars(arguments), "data": Path(arguments.data).name, "output_dir": None},
+        "arguments": {
+            **{name: value for name, value in vars(arguments).items() if name != "output_dir"},
+            "data": Path(arguments.data).name,
+            "suite": [one.partition("=")[0] for one in arguments.suite],
+        },
         "train_rows": len(train),
         "held_out_rows": len(held_out),
         "passed_over_rows": passed_over,
@@ -59,7 +63,8 @@ def main() -> None:
     }
     name = Path(arguments.data).name.split(".")[0]
     target = Path(__file__).parent / "results" / f"held_out_accuracy_{name}.json"
-    target.write_text(json.dumps(summary, indent=1, default=str) + "\n")
+    text = json.dumps(summary, indent=1, default=str).replace(str(folder), folder.name)
+    target.write_text(text + "\n", encoding="utf-8")
     for one in evaluation.comparisons:
         print(f"{one.suite}: {one.overall.scores[0]:.4f} against {one.overall.scores[1]:.4f}: {one.verdict}")
     print(f"{seconds / 60:.1f} minutes of training; {write_report(folder).html}; {target}")
