@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import pytest
 
 from plaudit.report import write_report
 from report.fake_run import EVIL, logs
-from report.pages import Page
+from report.pages import Page, opened
 
 
 @pytest.fixture(scope="session")
@@ -99,6 +100,34 @@ def test_findings_say_what_the_numbers_mean(full):
     assert "heldout: rewards follow length: the model leans to longer responses" in text
     assert "lists: the model is too sure of itself: a temperature of" in text
     assert "heldout: 3 rows were not scored." in text
+
+
+@pytest.mark.parametrize(
+    ("real", "difference", "said"),
+    [
+        (
+            True,
+            0.15,
+            "over all rows 80.0% are right, better than a bag of words (train, 90 comparisons): 65.0%.",
+        ),
+        (
+            True,
+            -0.1,
+            "over all rows 80.0% are right, worse than a bag of words (train, 90 comparisons): 90.0%.",
+        ),
+        (False, 0.02, "which is not shown to be better than a bag of words (train, 90 comparisons): 78.0%."),
+    ],
+)
+def test_a_bag_of_words_is_spoken_of_first(full_run, tmp_path, real, difference, said):
+    folder = shutil.copytree(full_run, tmp_path / "run")
+    path = folder / "evaluation" / "evaluation.json"
+    content = json.loads(path.read_text())
+    one = content["comparisons"][0]
+    words = "bag of words (train, 90 comparisons)"
+    overall = {**one["overall"], "real": real, "difference": difference, "scores": [0.8, 0.8 - difference]}
+    baseline = {**one, "models": [one["models"][0], words], "overall": overall, "baseline": True}
+    path.write_text(json.dumps({**content, "comparisons": [baseline]}))
+    assert said in opened(write_report(folder)).page.text
 
 
 def test_comparisons_name_the_verdict(full, full_run):

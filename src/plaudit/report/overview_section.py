@@ -131,11 +131,11 @@ def _baseline_findings(found: SuiteOfModel) -> list[tuple[str, Any]]:
             continue
         overall = one["overall"]
         own, other = (written(score, "share") for score in overall["scores"])
-        outcome = "not shown to be better than"
+        outcome = "which is not shown to be better than"
         if overall["real"]:
             outcome = "better than" if overall["difference"] > 0 else "worse than"
         tone = "good" if overall["real"] and overall["difference"] > 0 else "warning"
-        said.append((f"Score {own} is {outcome} that of a {one['models'][1]}: {other}.", tone))
+        said.append((f"Over all rows {own} are right, {outcome} a {one['models'][1]}: {other}.", tone))
     return said
 
 
