@@ -205,5 +205,5 @@ def test_the_help_has_them_in_a_group_of_their_own():
     assert names[0] == "objective"
     assert {"label_smoothing_factor", "plackett_luce_top_k", "center_rewards_coefficient"} < set(names)
     assert {"length_penalty_coefficient", "length_head_coefficient", "text_generation_coefficient"} < set(names)
-    assert len(names) == 7
+    assert len(names) == 8
     assert out.getvalue().count("--objective ") == 1

@@ -25,10 +25,11 @@ def faults_of_steps(steps=5):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator only")
 def test_steps_map_no_page_anew():
-    outside = faults_of_steps()
+    # Other threads of the process count too, and the system may take idle pages back: the quietest of several tries.
+    outside = min(faults_of_steps() for _ in range(4))
     with freed_memory_kept(CPU):
-        inside = faults_of_steps()
-    assert inside < 100 < outside
+        inside = min(faults_of_steps() for _ in range(4))
+    assert inside < outside / 4
 
 
 class Library:
