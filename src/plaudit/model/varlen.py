@@ -8,6 +8,7 @@ flash attention take such problems of unequal lengths in one call.
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import inspect
 from collections.abc import Callable
@@ -136,48 +137,28 @@ def _torch_varlen(
     return output
 
 
-def _flash_attn(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    plan: VarlenPlan,
-    *,
-    scaling: float,
-    dropout: float,
-    left: int,
-) -> torch.Tensor:
-    from flash_attn import flash_attn_varlen_func  # type: ignore[import-not-found]
+def _flash(module: Callable[[], Any], *, has_dropout: bool = True) -> Kernel:
+    """The kernel of a module with FlashAttention's `flash_attn_varlen_func`, which is loaded at the first call."""
 
-    return _call_flash(flash_attn_varlen_func, (query, key, value), plan, scaling, left, dropout_p=dropout)
+    def kernel(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        plan: VarlenPlan,
+        *,
+        scaling: float,
+        dropout: float,
+        left: int,
+    ) -> torch.Tensor:
+        ends = (plan.query_ends, plan.key_ends, plan.longest_query, plan.longest_key)
+        settings = {"softmax_scale": scaling, "causal": True, "window_size": (left, 0)}
+        settings |= {"dropout_p": dropout} if has_dropout else {}
+        output = module().flash_attn_varlen_func(query, key, value, *ends, **settings)
+        # Some releases of FlashAttention 3 give the sums of scores as well.
+        found: torch.Tensor = output[0] if isinstance(output, tuple) else output
+        return found
 
-
-def _flash_attn_3(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    plan: VarlenPlan,
-    *,
-    scaling: float,
-    dropout: float,
-    left: int,
-) -> torch.Tensor:
-    from flash_attn_interface import flash_attn_varlen_func  # type: ignore[import-not-found]
-
-    return _call_flash(flash_attn_varlen_func, (query, key, value), plan, scaling, left)
-
-
-def _hub_kernel(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    plan: VarlenPlan,
-    *,
-    scaling: float,
-    dropout: float,
-    left: int,
-) -> torch.Tensor:
-    call = _kernel_of_the_hub().flash_attn_varlen_func
-    return _call_flash(call, (query, key, value), plan, scaling, left, dropout_p=dropout)
+    return kernel
 
 
 @cache
@@ -189,27 +170,12 @@ def _kernel_of_the_hub() -> Any:
     return get_kernel(HUB_KERNEL, version=4 if newer else 3)
 
 
-def _call_flash(
-    call: Callable[..., Any],
-    tensors: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    plan: VarlenPlan,
-    scaling: float,
-    left: int,
-    **more: float,
-) -> torch.Tensor:
-    ends = (plan.query_ends, plan.key_ends, plan.longest_query, plan.longest_key)
-    output = call(*tensors, *ends, softmax_scale=scaling, causal=True, window_size=(left, 0), **more)
-    # Some releases of FlashAttention 3 give the sums of scores as well.
-    found: torch.Tensor = output[0] if isinstance(output, tuple) else output
-    return found
-
-
 HUB_KERNEL = "kernels-community/flash-attn2"
 KERNELS: dict[str, Kernel] = {
-    "flash_attn_3": _flash_attn_3,
+    "flash_attn_3": _flash(lambda: importlib.import_module("flash_attn_interface"), has_dropout=False),
     "varlen": _torch_varlen,
-    "flash_attn": _flash_attn,
-    "kernels": _hub_kernel,
+    "flash_attn": _flash(lambda: importlib.import_module("flash_attn")),
+    "kernels": _flash(_kernel_of_the_hub),
 }
 """Kernels by the name of their backend, the fastest first."""
 AUTOMATIC = ("flash_attn_3", "varlen", "flash_attn")
