@@ -93,7 +93,7 @@ def make_rows(settings: argparse.Namespace, tokenizer: Any, vocabulary: int) -> 
     """Random token ids in the shape of real rows, in the order in which they are trained on."""
     from datasets import Dataset
 
-    from plaudit.data.tokenize import prepare_dataset
+    from plaudit.data.prepare import prepare_dataset
 
     everything = list(read_rows(settings.data))
     random.Random(settings.seed).shuffle(everything)
@@ -187,7 +187,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     from plaudit.demo import embedded_model_path
     from plaudit.errors import ConfigError
-    from plaudit.model.loading import load_tokenizer
+    from plaudit.model.load import load_tokenizer
 
     settings = parse_arguments()
     device = "cpu" if settings.smoke else torch.cuda.get_device_name()

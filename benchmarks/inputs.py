@@ -60,7 +60,7 @@ def usable_rows(rows: Sequence[dict[str, Any]], tokenizer: Any, max_length: int,
     from datasets import Dataset
     from trainers import responses_of
 
-    from plaudit.data.tokenize import prepare_dataset
+    from plaudit.data.prepare import prepare_dataset
 
     rows = common_columns([row for row in rows if "chosen" not in row or row["chosen"] != row["rejected"]])
     if rows and "responses" in rows[0]:
@@ -78,7 +78,7 @@ def tokenized_pairs(rows: Sequence[dict[str, Any]], tokenizer: Any) -> list[dict
     """Pairs as token ids, for a library whose tokenizers are too old to read a chat template of today."""
     from datasets import Dataset
 
-    from plaudit.data.tokenize import prepare_dataset
+    from plaudit.data.prepare import prepare_dataset
 
     prepared, _ = prepare_dataset(Dataset.from_list(list(rows)), tokenizer, max_length=None)
     return [{name: row[name] for name in ("chosen_ids", "rejected_ids")} for row in prepared]
@@ -114,7 +114,7 @@ def write_rows(rows: Sequence[dict[str, Any]], path: Path) -> None:
 def write_model(model: str | None, seed: int, folder: Path) -> Any:
     """Save a reward model with a fresh head, and its tokenizer, in float32; return the tokenizer."""
     from plaudit.demo import embedded_model_path
-    from plaudit.model.loading import load_model, load_tokenizer
+    from plaudit.model.load import load_model, load_tokenizer
 
     name = model if model is not None else str(embedded_model_path())
     load_model(name, seed=seed).save_pretrained(folder)

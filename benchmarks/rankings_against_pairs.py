@@ -21,10 +21,9 @@ from datasets import Dataset
 from machine import describe_commit, describe_machine, load_average
 
 from plaudit import RewardConfig, RewardTrainer
-from plaudit.data.sources import load_preference_dataset
-from plaudit.data.splits import split_by_prompt
+from plaudit.data.load import load_preference_dataset, split_by_prompt
 from plaudit.demo import embedded_model_path
-from plaudit.types import comparisons_of
+from plaudit.schema import comparisons_of
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ def measure(trainer: Any, rows: list[dict[str, Any]], repeats: int) -> dict[str,
 def measure_sweeps(settings: argparse.Namespace, folder: str) -> dict[str, Any]:
     """Every point of every sweep, both layouts in turn."""
     from plaudit.demo import embedded_model_path
-    from plaudit.model.loading import load_tokenizer
+    from plaudit.model.load import load_tokenizer
 
     tokenizer = load_tokenizer(str(embedded_model_path()))
     tokenizer.pad_token_id = tokenizer.pad_token_id or 0

@@ -27,10 +27,10 @@ from machine import describe_commit, describe_machine, load_average
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from plaudit import RewardModel
-from plaudit.data.sources import load_preference_dataset
+from plaudit.data.load import load_preference_dataset
+from plaudit.data.prepare import read_row
 from plaudit.demo import embedded_model_path, load_preferences
-from plaudit.model.loading import load_model, load_tokenizer, set_pad_token, set_serving_config
-from plaudit.scoring.rows import read_row
+from plaudit.model.load import load_model, load_tokenizer, set_pad_token, set_serving_config
 
 RESULTS = Path(__file__).resolve().parent / "results"
 Side = Callable[[list[dict[str, Any]]], list[float]]

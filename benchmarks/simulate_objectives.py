@@ -34,7 +34,7 @@ from torch.nn.functional import softplus
 
 from plaudit.data.collate import SharedPrefixCollator
 from plaudit.objectives import Objective
-from plaudit.types import Batch
+from plaudit.schema import Batch
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "objectives_simulation.json"

@@ -16,8 +16,7 @@ import simulated_rows as rows
 from preference_models import Link, Numbers
 from simulated_rows import Row
 
-from plaudit.objective_choice import make_objective
-from plaudit.objectives import Objective
+from plaudit.objectives import Objective, make_objective
 
 Draw = Callable[[np.random.Generator, Numbers, int], Any]
 Likelihood = Callable[[Any, Numbers, Link], float]

@@ -194,7 +194,7 @@ def _version(name: str) -> str | None:
 
 
 def _plaudit_prepare(dataset: Any, tokenizer: Any, max_length: int, processes: int) -> Any:
-    from plaudit.data.tokenize import prepare_dataset
+    from plaudit.data.prepare import prepare_dataset
 
     count = processes if processes > 1 else None
     return prepare_dataset(dataset, tokenizer, max_length=max_length, num_proc=count)[0]

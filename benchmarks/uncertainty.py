@@ -22,7 +22,7 @@ from scipy.stats import rankdata
 from uncertain_words import Words, words_model, words_tokenizer
 
 from plaudit import RewardConfig, RewardModel, RewardTrainer
-from plaudit.scoring.uncertainty import UncertainReward
+from plaudit.inference.engine import UncertainReward
 
 DRAWS = 500  # bootstrap draws of an interval
 STRATA = 5

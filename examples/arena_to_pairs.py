@@ -15,7 +15,7 @@ import argparse
 import json
 from typing import Any
 
-from plaudit.data.sources import load_preference_dataset
+from plaudit.data.load import load_preference_dataset
 
 
 def read_turns(text: str) -> list[str | None]:

@@ -17,8 +17,7 @@ from dataclasses import dataclass, field
 from transformers import HfArgumentParser
 
 from plaudit import RewardConfig, RewardTrainer
-from plaudit.data.sources import load_preference_dataset
-from plaudit.data.splits import split_by_prompt
+from plaudit.data.load import load_preference_dataset, split_by_prompt
 from plaudit.demo import embedded_model_path, load_preferences
 
 

@@ -12,7 +12,7 @@ counted when it is read. Prints (one batch is read ahead):
 import argparse
 
 from plaudit import RewardConfig, RewardTrainer
-from plaudit.data.sources import load_preference_dataset
+from plaudit.data.load import load_preference_dataset
 from plaudit.demo import embedded_model_path, load_preferences
 
 

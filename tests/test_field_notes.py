@@ -22,7 +22,7 @@ from model_builders import conversation_rows, tiny_model
 from plaudit import DataError, RewardConfig, RewardTrainer
 from plaudit.data import encode
 from plaudit.data.collate import PaddedCollator, SharedPrefixCollator
-from plaudit.data.pieces import PieceTokenizer
+from plaudit.data.encode import PieceTokenizer
 
 DATED = "{%- if not today is defined %}{% set today = strftime_now('%d %b %Y') %}{% endif %}{{ today }}\n" + CHATML
 

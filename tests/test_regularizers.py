@@ -13,7 +13,7 @@ from scipy.optimize import approx_fprime
 from scipy.special import softmax
 from scipy.stats import pearsonr
 
-from plaudit.regularizers import center_rewards_penalty, length_correlation, load_balancing_loss
+from plaudit.losses import center_rewards_penalty, length_correlation, load_balancing_loss
 
 rewards = st.floats(-50, 50)
 

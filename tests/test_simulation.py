@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from plaudit.objective_choice import make_objective
+from plaudit.objectives import make_objective
 
 ROOT = Path(__file__).parents[1]
 SEED, ITEMS, HELD_OUT, SCALE = 4, 12, 4000, 0.3

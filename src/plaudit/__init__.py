@@ -13,30 +13,30 @@ from plaudit.version import __version__
 if TYPE_CHECKING:
     from plaudit.data.collate import DataCollatorForPreference
     from plaudit.doctor.check import check_dataset
-    from plaudit.doctor.result import DataCheck
+    from plaudit.doctor.findings import DataCheck
     from plaudit.errors import ConfigError, DataError, PlauditError
-    from plaudit.evaluation.runner import evaluate
-    from plaudit.export.exporting import export_model
-    from plaudit.scoring.reward_model import RewardModel
+    from plaudit.evaluation.run import evaluate
+    from plaudit.export.export import export_model
+    from plaudit.inference.reward_model import RewardModel
     from plaudit.training.config import RewardConfig
     from plaudit.training.trainer import RewardTrainer
-    from plaudit.verification.verify import verify
+    from plaudit.verify.verify import verify
+
 
 _HOME = {
     "ConfigError": "plaudit.errors",
-    "DataCheck": "plaudit.doctor.result",
+    "DataCheck": "plaudit.doctor.findings",
     "DataCollatorForPreference": "plaudit.data.collate",
     "DataError": "plaudit.errors",
     "PlauditError": "plaudit.errors",
     "RewardConfig": "plaudit.training.config",
-    "RewardModel": "plaudit.scoring.reward_model",
+    "RewardModel": "plaudit.inference.reward_model",
     "RewardTrainer": "plaudit.training.trainer",
     "check_dataset": "plaudit.doctor.check",
-    "evaluate": "plaudit.evaluation.runner",
-    "verify": "plaudit.verification.verify",
-    "export_model": "plaudit.export.exporting",
+    "evaluate": "plaudit.evaluation.run",
+    "verify": "plaudit.verify.verify",
+    "export_model": "plaudit.export.export",
 }
-
 __all__ = [
     "ConfigError",
     "DataCheck",

@@ -14,7 +14,6 @@ from typing import Literal, TypeAlias
 import torch
 
 Gather: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
-
 _SUMS = (
     "loss",
     "count",

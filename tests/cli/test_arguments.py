@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from plaudit.cli.arguments import OWN, parse_arguments
+from plaudit.cli.arguments import OWN, parse_arguments, print_help
 from plaudit.cli.build import build_trainer, make_peft_config, make_quantization_config, model_init_kwargs
-from plaudit.cli.help import print_help
 from plaudit.errors import ConfigError
 from plaudit.training.config import RewardConfig
 from plaudit.training.setup import load_model_and_tokenizer

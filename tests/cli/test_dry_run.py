@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 from builders import tiny_tokenizer
 from model_builders import conversation_rows, tiny_model
 from plaudit import RewardConfig, RewardTrainer
-from plaudit.cli import build, estimate
+from plaudit.cli import build
+from plaudit.cli import dry_run as estimate
 from plaudit.cli.dry_run import render_tokens, token_pieces
 from plaudit.training import memory
 
@@ -90,7 +91,9 @@ def test_an_adapter_trains_few_parameters(train):
 def test_says_which_layout_a_failed_self_check_leaves(train, monkeypatch):
     from plaudit.model.shared_prefix import Comparison
 
-    monkeypatch.setattr("plaudit.model.rewards.compare_with_padded", lambda *a, **k: Comparison("it is odd", 1.0, 0.1))
+    monkeypatch.setattr(
+        "plaudit.model.shared_prefix.compare_with_padded", lambda *a, **k: Comparison("it is odd", 1.0, 0.1)
+    )
     code, out, err = train("--dry-run")
     assert code == 0
     assert re.search(r"batch layout +padded \(it is odd\)", out)

@@ -13,8 +13,7 @@ import pytest
 from rich.console import Console
 
 from plaudit.cli import best_of_n, check, demo, eval, filter, report, score, serve
-from plaudit.cli.flags import Command, Word, about
-from plaudit.cli.model_settings import ComputeArguments, LoadArguments
+from plaudit.cli.arguments import Command, ComputeArguments, LoadArguments, Word, about
 from plaudit.errors import ConfigError
 
 
@@ -207,5 +206,5 @@ def test_settings_of_models_mean_the_same_everywhere(line):
 
 
 def test_the_parser_imports_no_torch():
-    code = "import sys, plaudit.cli.flags, plaudit.cli.model_settings; sys.exit('torch' in sys.modules)"
+    code = "import sys, plaudit.cli.arguments, plaudit.cli.arguments; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

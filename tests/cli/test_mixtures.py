@@ -8,8 +8,7 @@ import os
 import pytest
 
 from model_builders import conversation_rows
-from plaudit.cli.arguments import parse_arguments
-from plaudit.cli.parts import read_part
+from plaudit.cli.arguments import parse_arguments, read_part
 from plaudit.data.mixture import DatasetPart
 from plaudit.errors import ConfigError
 

@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 
 from plaudit.cli import build
-from plaudit.cli.help import print_help
-from plaudit.cli.out_of_memory import longest_row
+from plaudit.cli.arguments import print_help
+from plaudit.cli.train import longest_row
 
 WORDS = ("good", "bad", "fine", "poor", "quite good and long indeed")
 

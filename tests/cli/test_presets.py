@@ -7,9 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from plaudit.cli.arguments import _hints, parse_arguments
-from plaudit.cli.help import print_help
-from plaudit.cli.presets import PRESETS, value_text
+from plaudit.cli.arguments import PRESETS, _hints, parse_arguments, print_help, value_text
 from plaudit.errors import ConfigError
 
 BASE = ["--use_cpu", "--output_dir", "out"]

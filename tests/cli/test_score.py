@@ -124,7 +124,7 @@ def test_an_interruption_says_where_it_goes_on(plaudit, pairs, model_folder, mon
         write(work, index, part)
 
     with monkeypatch.context() as patch:
-        patch.setattr("plaudit.scoring.parts.WorkFolder.write", interrupted)
+        patch.setattr("plaudit.inference.files.WorkFolder.write", interrupted)
         code, _, err = plaudit("score", model_folder, pairs, "--output", "out.jsonl", "--window", "4")
     assert code == 130
     assert "Finished windows are kept in out.jsonl.parts" in err

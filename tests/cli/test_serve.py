@@ -10,7 +10,7 @@ from builders import tiny_tokenizer
 from model_builders import tiny_model
 from plaudit.cli import serve as command
 from plaudit.cli.main import main
-from plaudit.serving import server
+from plaudit.serve import app as server
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_wrong_command_lines(capsys, started, arguments, words):
 
 
 def test_a_taken_port_is_said_before_the_model_is_loaded(capsys):
-    from plaudit.serving.settings import ServerSettings
+    from plaudit.serve.schemas import ServerSettings
 
     with server.bind(ServerSettings(port=0)) as taken:
         taken.listen()
@@ -98,7 +98,7 @@ def test_the_missing_extra_is_named(monkeypatch, capsys, started):
     [("127.0.0.1", None, False), ("0.0.0.0", None, True), ("0.0.0.0", "k", False), ("::1", None, False)],
 )
 def test_an_open_address_without_a_key_is_warned_of(monkeypatch, caplog, host, key, warns):
-    from plaudit.serving.settings import ServerSettings
+    from plaudit.serve.schemas import ServerSettings
 
     class Idle:
         def __init__(self, *arguments):

@@ -12,7 +12,7 @@ from transformers import AutoModelForSequenceClassification
 from model_builders import conversation_rows
 from plaudit.cli import build
 from plaudit.cli import train as command
-from plaudit.cli.out_of_memory import source_row
+from plaudit.cli.train import source_row
 from plaudit.data.report import DataReport, Flag
 from plaudit.errors import ConfigError
 

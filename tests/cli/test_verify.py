@@ -11,8 +11,8 @@ import pytest
 from plaudit import RewardModel
 from plaudit.cli.main import main
 from plaudit.cli.verify import COMMAND
-from plaudit.model.golden_rows import FILE_NAME, load_golden_rows
-from serving.conftest import LiveServer
+from plaudit.model.golden import FILE_NAME, load_golden_rows
+from serve.conftest import LiveServer
 
 
 @pytest.fixture

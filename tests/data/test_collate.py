@@ -6,15 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plaudit import DataCollatorForPreference
-from plaudit.data.collate import (
-    ForeignCollator,
-    PaddedCollator,
-    SharedPrefixCollator,
-    pad_right,
-    shortest_examples,
-)
-from plaudit.data.sharing import common_prefix_length
+from plaudit.data.collate import ForeignCollator, PaddedCollator, SharedPrefixCollator, pad_right, shortest_examples
 from plaudit.model.head import expand_to_padded
+from plaudit.prefix_tree import common_prefix_length
 
 ids = st.lists(st.integers(1, 4), min_size=1, max_size=6)
 rows = st.lists(st.fixed_dictionaries({"chosen_ids": ids, "rejected_ids": ids}), min_size=1, max_size=4)

@@ -14,9 +14,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 from transformers import PreTrainedTokenizerFast
 
 from builders import CHATML, tiny_tokenizer
-from plaudit.data.encode import ConversationEncoder, TextEncoder
-from plaudit.data.pieces import PieceTokenizer, piece_tokenizer_for
-from plaudit.types import PreferenceExample
+from plaudit.data.encode import ConversationEncoder, PieceTokenizer, TextEncoder, piece_tokenizer_for
+from plaudit.schema import PreferenceExample
 
 SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>", "<unk>")
 TEXTS = [

@@ -9,7 +9,7 @@ import datasets.config
 import pytest
 from datasets import Dataset, IterableDataset
 
-from plaudit.data.files import kind_of_file, load_files
+from plaudit.data.load import kind_of_file, load_files
 from plaudit.errors import DataError
 
 

@@ -9,12 +9,10 @@ import datasets
 import pytest
 from datasets import Dataset
 
-from plaudit.data.columns import check_columns, is_tokenized, legacy_columns
-from plaudit.data.formats import read_example, read_flagged_example, read_tokenized_example
-from plaudit.data.messages import without_nulls
+from plaudit.data.parse import read_example, read_flagged_example, read_tokenized_example, without_nulls
 from plaudit.data.report import Flag
 from plaudit.errors import DataError
-from plaudit.types import Judgement
+from plaudit.schema import Judgement, check_columns, is_tokenized, legacy_columns
 
 USER = {"role": "user", "content": "Sky?"}
 BLUE = {"role": "assistant", "content": "Blue."}

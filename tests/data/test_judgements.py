@@ -3,11 +3,11 @@
 import pytest
 from datasets import Dataset, IterableDataset
 
-from plaudit.data.formats import read_example, read_tokenized_example
-from plaudit.data.tokenize import prepare_dataset
+from plaudit.data.parse import read_example, read_tokenized_example
+from plaudit.data.prepare import prepare_dataset
 from plaudit.errors import DataError
-from plaudit.objective_choice import make_objective
-from plaudit.types import Judgement, goodness_of
+from plaudit.objectives import make_objective
+from plaudit.schema import Judgement, goodness_of
 
 TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
 ANSWERS = ["Blue.", "Green.", "Red."]

@@ -10,7 +10,7 @@ import pytest
 from datasets import Dataset, IterableDataset
 
 from plaudit.data.mixture import DatasetPart, load_mixture, located
-from plaudit.data.tokenize import prepare_dataset
+from plaudit.data.prepare import prepare_dataset
 from plaudit.errors import ConfigError, DataError
 
 

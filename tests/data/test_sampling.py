@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plaudit.data.sampling import ExampleBatchSampler, WeightedRows, grouped_by_length, shuffled
+from plaudit.data.samplers import ExampleBatchSampler, WeightedRows, grouped_by_length, shuffled
 
 sizes = {"num_rows": st.integers(1, 40), "batch_size": st.integers(1, 5), "processes": st.integers(1, 4)}
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plaudit.data.collate import PaddedCollator, SharedPrefixCollator
-from plaudit.data.sharing import SHORTEST_PIECE, share_prefixes
-from plaudit.types import Judgement, TokenizedExample
+from plaudit.prefix_tree import SHORTEST_PIECE, share_prefixes
+from plaudit.schema import Judgement, TokenizedExample
 
 beginnings = st.sampled_from([(), (1,) * 5, (1,) * 9, (1,) * 9 + (2,) * 9, (3,) * 30])
 token_lists = st.builds(

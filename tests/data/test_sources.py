@@ -9,8 +9,8 @@ import pytest
 from datasets import Dataset, DatasetDict, IterableDataset
 from datasets.exceptions import DatasetNotFoundError
 
-from plaudit.data import sources
-from plaudit.data.sources import load_preference_dataset
+from plaudit.data import load as sources
+from plaudit.data.load import load_preference_dataset
 from plaudit.errors import DataError
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from datasets import Dataset
 
-from plaudit.data.splits import split_by_prompt
+from plaudit.data.load import split_by_prompt
 from plaudit.errors import ConfigError, DataError
 
 

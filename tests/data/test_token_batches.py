@@ -5,7 +5,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plaudit.data.token_batches import RowCost, TokenBatchSampler
+from plaudit.data.samplers import RowCost, TokenBatchSampler
 
 
 def cost_of(seed, rows, padded):

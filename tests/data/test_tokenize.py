@@ -11,8 +11,8 @@ from datasets import Dataset, DatasetDict, IterableDataset, load_from_disk
 from tokenizers.processors import TemplateProcessing
 
 from builders import CHATML, tiny_tokenizer
+from plaudit.data.prepare import prepare_dataset
 from plaudit.data.report import DataReport
-from plaudit.data.tokenize import prepare_dataset
 from plaudit.errors import ConfigError, DataError
 
 EOS = 2
@@ -569,7 +569,7 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(stored, tokenizer, monkey
     ("asked", "rows", "used"), [(4, 39, 3), (2, 39, 2), (2, 19, None), (1, 39, None), (None, 39, None)]
 )
 def test_no_process_is_started_for_a_few_rows(asked, rows, used, tokenizer, monkeypatch):
-    monkeypatch.setattr("plaudit.data.tokenize.ROWS_PER_PROCESS", 10)
+    monkeypatch.setattr("plaudit.data.prepare.ROWS_PER_PROCESS", 10)
     counts = []
     mapped = Dataset.map
 
@@ -583,7 +583,7 @@ def test_no_process_is_started_for_a_few_rows(asked, rows, used, tokenizer, monk
 
 
 def test_worker_processes_give_the_same_rows_and_the_same_errors(tokenizer, monkeypatch):
-    monkeypatch.setattr("plaudit.data.tokenize.ROWS_PER_PROCESS", 10)
+    monkeypatch.setattr("plaudit.data.prepare.ROWS_PER_PROCESS", 10)
     rows = [text(f"good {i}", "bad" if i % 5 else f"good {i}") for i in range(40)]
     expected, report = prepare(rows, tokenizer)
     prepared, parallel = prepare(rows, tokenizer, num_proc=2)

@@ -39,7 +39,7 @@ def newcomer(tmp_path, monkeypatch):
 
 def test_the_commands_run_one_after_the_other(newcomer, monkeypatch, capsys):
     served = []
-    monkeypatch.setattr("plaudit.serving.server.serve", lambda model, settings, listener: served.append(settings))
+    monkeypatch.setattr("plaudit.serve.app.serve", lambda model, settings, listener: served.append(settings))
     run = set()
     for line in LINES:
         words = shlex.split(line, comments=True)

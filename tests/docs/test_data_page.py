@@ -4,8 +4,8 @@ import json
 import re
 from pathlib import Path
 
-from plaudit.data.columns import RAW_COLUMNS, TOKENIZED_COLUMNS, TOKENIZED_LIST_COLUMNS
-from plaudit.data.formats import read_example
+from plaudit.data.parse import read_example
+from plaudit.schema import RAW_COLUMNS, TOKENIZED_COLUMNS, TOKENIZED_LIST_COLUMNS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
 

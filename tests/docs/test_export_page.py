@@ -15,8 +15,8 @@ from model_builders import conversation_rows, tiny_model
 from plaudit import RewardModel
 from plaudit.cli.export import COMMAND
 from plaudit.cli.main import main
-from plaudit.export.checking import TOLERANCE
-from plaudit.model.golden_rows import GoldenRow, GoldenRows
+from plaudit.export.export import TOLERANCE
+from plaudit.model.golden import GoldenRow, GoldenRows
 
 peft = pytest.importorskip("peft")
 

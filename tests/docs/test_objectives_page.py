@@ -10,10 +10,9 @@ import pytest
 from builders import tiny_tokenizer
 from model_builders import tiny_model
 from plaudit.cli.main import main
-from plaudit.data.formats import read_example
+from plaudit.data.parse import read_example
 from plaudit.errors import ConfigError
-from plaudit.objective_choice import check_objective, choose_objective
-from plaudit.objectives import OBJECTIVES
+from plaudit.objectives import OBJECTIVES, check_objective, choose_objective
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8")

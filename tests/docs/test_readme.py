@@ -65,7 +65,7 @@ def test_the_other_commands_run_one_after_the_other(newcomer, tmp_path, monkeypa
     for name, content in write.items():
         (tmp_path / name).write_text("\n".join(map(json.dumps, content)))
     served = []
-    monkeypatch.setattr("plaudit.serving.server.serve", lambda model, settings, listener: served.append(settings))
+    monkeypatch.setattr("plaudit.serve.app.serve", lambda model, settings, listener: served.append(settings))
     others = [shlex.split(one, comments=True)[1:] for one in COMMANDS if not one.startswith("plaudit train ")]
     known = {"check", "eval", "report", "score", "best-of-n", "serve", "verify", "export"}
     assert {arguments[0] for arguments in others} == known

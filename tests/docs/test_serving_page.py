@@ -9,7 +9,7 @@ from builders import tiny_tokenizer
 from model_builders import tiny_model
 from plaudit import RewardModel
 from plaudit.cli.serve import COMMAND
-from serving.conftest import LiveServer
+from serve.conftest import LiveServer
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
 

@@ -10,7 +10,7 @@ import pytest
 from builders import tiny_tokenizer
 from model_builders import conversation_rows, tiny_model
 from plaudit.cli.main import main
-from plaudit.training.objective import OWN_LEARNING_RATES
+from plaudit.training.setup import OWN_LEARNING_RATES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "uncertainty.md").read_text(encoding="utf-8")
 

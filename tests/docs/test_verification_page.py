@@ -13,11 +13,11 @@ from model_builders import conversation_rows
 from plaudit import RewardConfig, RewardModel
 from plaudit.cli.main import main
 from plaudit.cli.verify import COMMAND
-from plaudit.model.golden_rows import FILE_NAME
-from plaudit.training.golden_rows import MOST_TOKENS
-from plaudit.verification.observations import TOLERANCES
-from serving.conftest import LiveServer
-from verification.conftest import train
+from plaudit.model.golden import FILE_NAME
+from plaudit.training.artifacts import MOST_TOKENS
+from plaudit.verify.observations import TOLERANCES
+from serve.conftest import LiveServer
+from verify.conftest import train
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "verification.md").read_text(encoding="utf-8")

@@ -6,7 +6,7 @@ import pytest
 
 from doctor.clean_sets import clean_rows, said
 from plaudit import check_dataset
-from plaudit.doctor.endings import breaks_off
+from plaudit.doctor.leaks import breaks_off
 
 
 @pytest.mark.parametrize(

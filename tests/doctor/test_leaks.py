@@ -10,8 +10,7 @@ from scipy.stats import chi2_contingency
 
 from doctor.clean_sets import clean_rows, said
 from plaudit import check_dataset
-from plaudit.doctor.leaks import Leak, find_leaks, holm, percent, two_proportions
-from plaudit.doctor.marks import Marker
+from plaudit.doctor.leaks import Leak, Marker, find_leaks, holm, percent, two_proportions
 from plaudit.doctor.shortcuts import distinct
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plaudit import check_dataset
-from plaudit.types import comparisons_of
+from plaudit.schema import comparisons_of
 
 ANSWERS = ["red", "green", "blue", "grey"]
 PAIR = st.tuples(st.sampled_from(["p", "q"]), st.sampled_from(ANSWERS), st.sampled_from(ANSWERS))

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from builders import tiny_tokenizer
 from doctor.clean_sets import clean_rows, said
 from plaudit import ConfigError, DataError, check_dataset
-from plaudit.data.tokenize import prepare_dataset
+from plaudit.data.prepare import prepare_dataset
 
 GOOD = {"prompt": "p", "chosen": "a", "rejected": "b"}
 VALUE = st.sampled_from(["a", "b", "", None, 3, ["x"], [], [{"role": "user", "content": "q"}]])

@@ -12,9 +12,9 @@ from sklearn.linear_model import LogisticRegression
 
 from doctor.clean_sets import WORDS, clean_rows, said
 from plaudit import check_dataset
-from plaudit.doctor import bag_of_words
-from plaudit.doctor.bag_of_words import BagOfWords, WordCounts, fit_bradley_terry, out_of_fold
-from plaudit.doctor.sample import Sample
+from plaudit.doctor import shortcuts as bag_of_words
+from plaudit.doctor.rows import Sample
+from plaudit.doctor.shortcuts import BagOfWords, WordCounts, fit_bradley_terry, out_of_fold
 from plaudit.metrics import wilson_interval
 
 
@@ -142,8 +142,7 @@ def test_too_little_to_say_anything():
 
 
 def test_the_sample_is_fair():
-    from plaudit.doctor.reading import CheckedRow
-    from plaudit.doctor.texts import Parts
+    from plaudit.doctor.rows import CheckedRow, Parts
 
     parts = Parts(("p",), 0, ("a", "b"), (False, False))
     drawn = np.zeros(50)

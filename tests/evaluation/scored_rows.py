@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from plaudit.evaluation.scored import ScoredRow, ScoredSet
-from plaudit.types import Judgement
+from plaudit.evaluation.table import ScoredRow, ScoredSet
+from plaudit.schema import Judgement
 
 
 def pairs(rewards, *, prompts=None, tokens=None, texts=None, columns=None) -> ScoredSet:

@@ -9,7 +9,7 @@ import plaudit
 from evaluation.tiny_runs import plain_reward, said, save_model, write
 from plaudit import ConfigError, DataError
 from plaudit.cli.main import main
-from plaudit.doctor.bag_of_words import BagOfWords
+from plaudit.doctor.shortcuts import BagOfWords
 from plaudit.evaluation.results import Evaluation
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from evaluation.scored_rows import listed, pairs
 from plaudit.errors import DataError
-from plaudit.evaluation.best_of_n import best_of_n_curve, expected_pick
+from plaudit.evaluation.stats import best_of_n_curve, expected_pick
 
 numbers = st.sampled_from([-1.0, 0.0, 1.0, 2.5])
 

@@ -9,10 +9,9 @@ from sklearn.linear_model import LogisticRegression
 
 from evaluation.scored_rows import pairs
 from plaudit.errors import DataError
-from plaudit.evaluation.bias import correlate, format_bias, length_bias
-from plaudit.evaluation.length_control import length_controlled_accuracy
-from plaudit.evaluation.markdown import markdown_counts
-from plaudit.evaluation.scored import ScoredRow, ScoredSet
+from plaudit.evaluation.bias import correlate, format_bias, length_bias, length_controlled_accuracy
+from plaudit.evaluation.stats import markdown_counts
+from plaudit.evaluation.table import ScoredRow, ScoredSet
 
 
 @pytest.fixture

@@ -11,16 +11,9 @@ from sklearn.metrics import brier_score_loss
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 from evaluation.scored_rows import pairs
-from plaudit.evaluation.calibration import (
-    calibrate,
-    calibration_scores,
-    fit_temperature,
-    halves,
-    log_loss,
-    reliability,
-)
-from plaudit.evaluation.scored import ScoredRow, ScoredSet
-from plaudit.types import Judgement
+from plaudit.evaluation.stats import calibrate, calibration_scores, fit_temperature, halves, log_loss, reliability
+from plaudit.evaluation.table import ScoredRow, ScoredSet
+from plaudit.schema import Judgement
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from evaluation.tiny_runs import said, write
 from model_builders import conversation_rows, tiny_model
 from plaudit import ConfigError, RewardConfig, RewardModel, RewardTrainer
 from plaudit.evaluation.callback import SuiteCallback
-from plaudit.evaluation.suite_datasets import suite_dataset
+from plaudit.evaluation.suites.registry import suite_dataset
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 
 from plaudit.errors import DataError
-from plaudit.evaluation.rows import prompt_key, scored_row
+from plaudit.evaluation.table import prompt_key, scored_row
 
 QUESTION = {"role": "user", "content": "why?"}
 

@@ -9,7 +9,7 @@ import torch
 import plaudit
 from evaluation.tiny_runs import pairs, plain_reward, save_model, write
 from plaudit import ConfigError, DataError, RewardModel
-from plaudit.evaluation import runner
+from plaudit.evaluation import run as runner
 from plaudit.evaluation.results import Evaluation
 
 

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 from evaluation.scored_rows import listed, pairs
-from plaudit.data.formats import read_example
+from plaudit.data.parse import read_example
 from plaudit.errors import ConfigError, DataError
-from plaudit.evaluation.rows import scored_row
-from plaudit.evaluation.sanity import (
+from plaudit.evaluation.checks import (
     TOLERANCE,
     check_constant,
     check_finite,
@@ -15,7 +14,7 @@ from plaudit.evaluation.sanity import (
     check_swapped_labels,
     swap_labels,
 )
-from plaudit.evaluation.scored import ScoredRow, ScoredSet
+from plaudit.evaluation.table import ScoredRow, ScoredSet, scored_row
 
 ROWS = [
     {"prompt": "p", "chosen": "longer", "rejected": "b"},

@@ -11,21 +11,23 @@ from sklearn.metrics import roc_auc_score
 
 from evaluation.scored_rows import listed, pairs
 from plaudit.errors import ConfigError, DataError
-from plaudit.evaluation.resampling import cluster_bootstrap, mean_interval, ratio
-from plaudit.evaluation.scored import ScoredRow, ScoredSet
-from plaudit.evaluation.statistics import (
+from plaudit.evaluation.stats import (
     by_slice,
+    cluster_bootstrap,
     correlation,
     kendall_tau,
+    mean_interval,
     pair_statistics,
     proportion,
     ranking_statistics,
     ranks_of,
+    ratio,
     spearman,
     statistics_of,
 )
+from plaudit.evaluation.table import ScoredRow, ScoredSet
 from plaudit.metrics import wilson_interval
-from plaudit.types import Judgement
+from plaudit.schema import Judgement
 
 values = st.sampled_from([-1.0, 0.0, 0.5, 2.0])
 reward_pairs = st.lists(st.tuples(values, values), min_size=1, max_size=12)

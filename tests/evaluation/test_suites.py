@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from plaudit.errors import ConfigError, DataError
-from plaudit.evaluation.scored import ScoredSet
 from plaudit.evaluation.suites.base import compare_results
 from plaudit.evaluation.suites.registry import SUITES, find_suite
 from plaudit.evaluation.suites.reward_bench import SECTIONS, WEIGHTS
+from plaudit.evaluation.table import ScoredSet
 
 
 def write(path, rows):

@@ -10,7 +10,7 @@ from peft import AutoPeftModelForSequenceClassification
 from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from plaudit.data.sources import load_preference_dataset
+from plaudit.data.load import load_preference_dataset
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 QUICK = ("--max_steps", 2)

@@ -19,9 +19,9 @@ from export.conftest import ROWS, plain, responses
 from model_builders import tiny_reward_model
 from plaudit import RewardModel
 from plaudit.export import ExportResult, export_model
-from plaudit.export.heads import PlainHead
-from plaudit.model.golden_rows import GoldenRow, GoldenRows, load_golden_rows
-from plaudit.model.training_heads import TrainingHeads, save_heads
+from plaudit.export.export import PlainHead
+from plaudit.model.aux_heads import TrainingHeads, save_heads
+from plaudit.model.golden import GoldenRow, GoldenRows, load_golden_rows
 
 peft = pytest.importorskip("peft")
 

@@ -9,8 +9,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from plaudit import ConfigError
-from plaudit.export import export_model, exporting
-from plaudit.export.folder import new_folder
+from plaudit.export import export as exporting
+from plaudit.export import export_model
+from plaudit.export.export import new_folder
 
 peft = pytest.importorskip("peft")
 

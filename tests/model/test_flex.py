@@ -12,16 +12,15 @@ from torch.nn.attention.flex_attention import create_mask
 from model_builders import tiny_reward_model
 from plaudit import ConfigError
 from plaudit.data.collate import PaddedCollator, SharedPrefixCollator
-from plaudit.data.sharing import share_prefixes
 from plaudit.losses import bradley_terry_loss
 from plaudit.model import attention, flex
 from plaudit.model.attention import SharedPrefixLayout, shared_prefix_attention
 from plaudit.model.flex import BLOCK, FlexPlan, attend_densely, attend_with_flex, visible_blocks, why_not_flex
 from plaudit.model.head import install_reward_forward
-from plaudit.model.loading import disable_dropout
+from plaudit.model.load import disable_dropout
 from plaudit.model.shared_prefix import MODEL_KEYS, enable_shared_prefix
-from plaudit.prefix_tree import PrefixTree
-from plaudit.types import TokenizedExample
+from plaudit.prefix_tree import PrefixTree, share_prefixes
+from plaudit.schema import TokenizedExample
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from builders import tiny_tokenizer
 from plaudit import ConfigError
-from plaudit.model.golden_rows import FILE_NAME, GoldenRow, GoldenRows, chat_template_hash, load_golden_rows
+from plaudit.model.golden import FILE_NAME, GoldenRow, GoldenRows, chat_template_hash, load_golden_rows
 
 MESSAGES = [{"role": "user", "content": "Größe?"}, {"role": "assistant", "content": "1 m 🐟"}]
 

@@ -10,13 +10,8 @@ from model_builders import PADDED_ARCHITECTURES, SHARED_PREFIX_ARCHITECTURES, ti
 from plaudit.data.collate import PaddedCollator, SharedPrefixCollator
 from plaudit.losses import bradley_terry_loss
 from plaudit.model.head import install_reward_forward
-from plaudit.model.loading import disable_dropout
-from plaudit.model.shared_prefix import (
-    MODEL_KEYS,
-    compare_with_padded,
-    enable_shared_prefix,
-    why_not_shared_prefix,
-)
+from plaudit.model.load import disable_dropout
+from plaudit.model.shared_prefix import MODEL_KEYS, compare_with_padded, enable_shared_prefix, why_not_shared_prefix
 
 REWARD_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 1e-4

@@ -17,7 +17,7 @@ from plaudit import ConfigError, RewardConfig, RewardTrainer
 from plaudit.data.collate import PaddedCollator, SharedPrefixCollator
 from plaudit.losses import bradley_terry_loss
 from plaudit.model.head import install_reward_forward
-from plaudit.model.liger import apply_liger
+from plaudit.model.load import apply_liger
 from plaudit.model.shared_prefix import MODEL_KEYS, enable_shared_prefix
 from plaudit.training import setup
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from builders import tiny_tokenizer
 from model_builders import tiny_model, tiny_reward_model
 from plaudit import ConfigError
-from plaudit.model.loading import disable_dropout, load_model, load_tokenizer, set_pad_token, set_serving_config
+from plaudit.model.load import disable_dropout, load_model, load_tokenizer, set_pad_token, set_serving_config
 
 
 def plain_tokenizer(*special, eos="<e>", **names):

@@ -10,8 +10,7 @@ from torch.nn.functional import cross_entropy
 from builders import tiny_tokenizer
 from model_builders import tiny_model
 from plaudit import ConfigError
-from plaudit.model.head import install_reward_forward
-from plaudit.model.training_heads import (
+from plaudit.model.aux_heads import (
     FILE_NAME,
     TrainingHeads,
     heads_of,
@@ -21,6 +20,7 @@ from plaudit.model.training_heads import (
     remove_training_heads,
     save_heads,
 )
+from plaudit.model.head import install_reward_forward
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_each_head_computes_its_own(model):
 def test_text_in_many_pieces_has_the_loss_and_the_gradient_of_one(model, monkeypatch):
     found = []
     for chunk in (512, 2):
-        monkeypatch.setattr("plaudit.model.training_heads._CHUNK", chunk)
+        monkeypatch.setattr("plaudit.model.aux_heads._CHUNK", chunk)
         one = copy.deepcopy(model)
         install_reward_forward(one)
         install_training_heads(one, TrainingHeads(32))
@@ -194,7 +194,7 @@ def test_a_tied_head_is_that_of_the_embeddings(model):
 def test_the_head_comes_from_the_revision_of_the_model(model, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "plaudit.model.training_heads.cached_file",
+        "plaudit.model.aux_heads.cached_file",
         lambda source, name, revision=None, **kwargs: asked.append((source, revision)),
     )
     model.config._name_or_path, model.config._commit_hash = "someone/model", "abc123"

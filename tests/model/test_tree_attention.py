@@ -5,12 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plaudit.data.sharing import share_prefixes
-from plaudit.model import tree_attention as module
+from plaudit.model import cpu_tree as module
 from plaudit.model.attention import SharedPrefixLayout, shared_prefix_attention
-from plaudit.model.tree_attention import tree_attention, why_not_tree_attention
-from plaudit.prefix_tree import PrefixTree
-from plaudit.types import TokenizedExample
+from plaudit.model.cpu_tree import tree_attention, why_not_tree_attention
+from plaudit.prefix_tree import PrefixTree, share_prefixes
+from plaudit.schema import TokenizedExample
 
 TREE = PrefixTree(
     # A beginning of two prompts; a response that leaves right after it; a response alone; two without a prompt.

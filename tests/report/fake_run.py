@@ -7,18 +7,22 @@ from pathlib import Path
 
 import numpy as np
 
-from plaudit.evaluation.best_of_n import best_of_n_curve
 from plaudit.evaluation.bias import format_bias, length_bias
-from plaudit.evaluation.calibration import calibrate
 from plaudit.evaluation.compare import compare
-from plaudit.evaluation.mistakes import Mistake, length_points, margin_histogram, reward_histogram
-from plaudit.evaluation.results import Evaluation, ModelComparison, ModelEvaluation, SuiteEvaluation
-from plaudit.evaluation.row_scoring import Dropped
-from plaudit.evaluation.sanity import Check
-from plaudit.evaluation.scored import ScoredRow, ScoredSet
-from plaudit.evaluation.statistics import by_slice, statistics_of
+from plaudit.evaluation.judge import length_points, margin_histogram, reward_histogram
+from plaudit.evaluation.results import (
+    Check,
+    Dropped,
+    Evaluation,
+    Mistake,
+    ModelComparison,
+    ModelEvaluation,
+    SuiteEvaluation,
+)
+from plaudit.evaluation.stats import best_of_n_curve, by_slice, calibrate, statistics_of
 from plaudit.evaluation.suites.preferences import Preferences
-from plaudit.types import Judgement
+from plaudit.evaluation.table import ScoredRow, ScoredSet
+from plaudit.schema import Judgement
 
 SOURCES = ("helpfulness", "honesty", "coding questions", "mathematics with several steps", "safety", "summaries")
 EVIL = '</p><script>alert("no")</script><img src=x onerror=alert(1)> & "quoted" `code` | a\n# heading'

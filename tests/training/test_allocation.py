@@ -8,8 +8,8 @@ import torch
 from datasets import Dataset
 
 from model_builders import conversation_rows, tiny_model
-from plaudit.training import allocation
-from plaudit.training.allocation import freed_memory_kept
+from plaudit.training import memory as allocation
+from plaudit.training.memory import freed_memory_kept
 
 CPU = torch.device("cpu")
 

@@ -392,7 +392,7 @@ def test_the_deprecated_padding_token_is_still_read(tokenizer, dataset, make_tra
 
 
 def test_data_is_prepared_by_several_processes(model, dataset, make_trainer, monkeypatch):
-    monkeypatch.setattr("plaudit.data.tokenize.ROWS_PER_PROCESS", 1)
+    monkeypatch.setattr("plaudit.data.prepare.ROWS_PER_PROCESS", 1)
     alone, together = (make_trainer(model, dataset, dataset_num_proc=count) for count in (None, 2))
     assert list(alone.train_dataset) == list(together.train_dataset)
 

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from plaudit.cli.out_of_memory import training_explained
+from plaudit.cli.train import training_explained
 from plaudit.errors import ConfigError
 from plaudit.training.setup import require_train_dataset
 

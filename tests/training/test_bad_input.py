@@ -149,7 +149,7 @@ def test_tokens_that_are_not_in_the_vocabulary(model, dataset, make_trainer):
 
 
 def test_no_pad_token_to_be_had_warns(dataset, caplog):
-    from plaudit.model.loading import set_pad_token
+    from plaudit.model.load import set_pad_token
 
     tokenizer = tiny_tokenizer(pad=False)
     model = tiny_reward_model("llama", vocab_size=len(tokenizer))

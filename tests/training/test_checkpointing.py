@@ -9,8 +9,8 @@ from datasets import Dataset
 
 from model_builders import conversation_rows, tiny_model
 from plaudit import ConfigError, RewardConfig
-from plaudit.training import checkpointing
-from plaudit.training.checkpointing import free_bytes
+from plaudit.training import memory as checkpointing
+from plaudit.training.memory import free_bytes
 
 
 def recomputes(trainer):

@@ -8,7 +8,7 @@ import torch
 
 from model_builders import tiny_model
 from plaudit import ConfigError
-from plaudit.training.checkpoints import is_complete, newest_complete_checkpoint
+from plaudit.training.trainer import is_complete, newest_complete_checkpoint
 
 SETTINGS = {"max_steps": 7, "logging_steps": 2, "save_strategy": "steps", "save_steps": 3, "seed": 11}
 

@@ -21,7 +21,7 @@ from two_processes import run_two_processes
 from builders import tiny_tokenizer
 from model_builders import COMMON, tiny_reward_model
 from plaudit.model.head import initialize_head
-from plaudit.model.loading import load_model, set_pad_token
+from plaudit.model.load import load_model, set_pad_token
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from transformers import AutoModelForSequenceClassification
 from builders import tiny_tokenizer
 from model_builders import conversation_rows, tiny_model
 from plaudit import ConfigError, RewardConfig
-from plaudit.model.golden_rows import FILE_NAME, chat_template_hash, load_golden_rows
-from plaudit.training.golden_rows import MOST_TOKENS, choose_golden_rows
+from plaudit.model.golden import FILE_NAME, chat_template_hash, load_golden_rows
+from plaudit.training.artifacts import MOST_TOKENS, choose_golden_rows
 
 
 def stock_rewards(folder, golden):
@@ -211,7 +211,7 @@ def test_where_they_cannot_be_computed_the_log_says_so(
             raise torch.OutOfMemoryError("out of memory")
 
         monkeypatch.setattr(trainer.model, "forward", refuse)
-    from plaudit.training.golden_rows import write_golden_rows
+    from plaudit.training.artifacts import write_golden_rows
 
     with caplog.at_level(logging.WARNING, logger="plaudit"):
         write_golden_rows(trainer, tmp_path / "out")

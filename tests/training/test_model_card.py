@@ -7,7 +7,7 @@ import yaml
 from datasets import Dataset
 
 from plaudit.objectives import OBJECTIVES
-from plaudit.training.model_card import ModelCard
+from plaudit.training.artifacts import ModelCard
 
 
 def test_the_card_of_a_run(model, dataset, make_trainer, tmp_path):

@@ -3,7 +3,7 @@
 import torch
 
 from model_builders import tiny_reward_model
-from plaudit.training.offloading import offload_activations
+from plaudit.training.memory import offload_activations
 
 
 def test_gradients_are_the_same_and_activations_leave():

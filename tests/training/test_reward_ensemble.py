@@ -14,9 +14,9 @@ from transformers import AutoModelForSequenceClassification
 from model_builders import tiny_model
 from plaudit import ConfigError, DataCollatorForPreference, RewardConfig
 from plaudit.data.collate import PaddedCollator, SharedPrefixCollator, content_of
-from plaudit.model.training_heads import FILE_NAME, heads_of
-from plaudit.training.ensemble import bootstrap_weights
-from plaudit.types import Judgement, TokenizedExample
+from plaudit.model.aux_heads import FILE_NAME, heads_of
+from plaudit.schema import Judgement, TokenizedExample
+from plaudit.training.loss import bootstrap_weights
 
 MASK = 2**64 - 1
 

@@ -421,7 +421,7 @@ def test_steps_read_nothing_back_from_the_device_and_a_log_once(model, dataset, 
     for name in ("item", "tolist", "__bool__", "__float__", "__int__", "__index__", "cpu", "numpy", "nonzero"):
         watch(name)
     trainer.train()
-    in_sampling = [reader for reader in readers if reader[0] == "plaudit.data.sampling"]
+    in_sampling = [reader for reader in readers if reader[0] == "plaudit.data.samplers"]
     logs = [reader for reader in readers if reader[0] == "plaudit.metrics"]
     assert len(logs) == 2, readers
     assert len(readers) == len(logs) + len(in_sampling), readers  # orders are drawn on the host

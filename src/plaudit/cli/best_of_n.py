@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+from plaudit.cli.arguments import Command, Word, about
 from plaudit.cli.console import log_lines, say
-from plaudit.cli.flags import Command, Word, about
 from plaudit.cli.score import (
     INPUT,
     ColumnArguments,
@@ -20,8 +20,8 @@ from plaudit.cli.score import (
     selection_lines,
 )
 from plaudit.errors import ConfigError
-from plaudit.scoring.outputs import kind_of_output, refuse_existing
-from plaudit.scoring.selection import Selection, best_of_n_file
+from plaudit.inference.io import kind_of_output, refuse_existing
+from plaudit.inference.select import Selection, best_of_n_file
 
 
 @dataclass

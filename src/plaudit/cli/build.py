@@ -18,12 +18,11 @@ from plaudit.cli.arguments import (
     ModelArguments,
     QuantizationArguments,
     TrainSettings,
+    read_part,
 )
 from plaudit.cli.console import say
-from plaudit.cli.parts import read_part
+from plaudit.data.load import load_preference_dataset, split_by_prompt
 from plaudit.data.mixture import load_mixture, located
-from plaudit.data.sources import load_preference_dataset
-from plaudit.data.splits import split_by_prompt
 from plaudit.demo import EMBEDDED_MODEL_NAME, embedded_model_path
 from plaudit.errors import ConfigError, DataError
 from plaudit.training.config import RewardConfig
@@ -31,7 +30,6 @@ from plaudit.training.setup import require_writable
 from plaudit.training.trainer import RewardTrainer
 
 DEFAULT_TEST_SPLIT = "test"
-
 Rows: TypeAlias = Dataset | IterableDataset
 
 

@@ -16,13 +16,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from plaudit.cli.bars import bars_where_seen
-from plaudit.cli.console import duration, log_lines, make_console, say
-from plaudit.cli.flags import Command, Word, about
+from plaudit.cli.arguments import Command, Word, about
+from plaudit.cli.console import bars_where_seen, duration, log_lines, make_console, say
 from plaudit.doctor.check import REMOVABLE, SAMPLE_ROWS, check_dataset
-from plaudit.doctor.findings import Finding, row_names
-from plaudit.doctor.result import DataCheck, finding_cells
-from plaudit.doctor.texts import excerpt
+from plaudit.doctor.findings import DataCheck, Finding, finding_cells, row_names
+from plaudit.doctor.rows import excerpt
 from plaudit.errors import ConfigError
 from plaudit.training.config import RewardConfig
 
@@ -162,7 +160,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, CheckArguments]:
 def _check(dataset: str, settings: CheckArguments, progress: Any) -> DataCheck:
     tokenizer = None
     if settings.model is not None:
-        from plaudit.model.loading import load_tokenizer
+        from plaudit.model.load import load_tokenizer
 
         tokenizer = load_tokenizer(settings.model, revision=settings.model_revision)
     limit = settings.max_length

@@ -11,8 +11,8 @@ from typing import ClassVar
 from rich.console import Console
 from rich.table import Table
 
+from plaudit.cli.arguments import Command, about
 from plaudit.cli.console import duration, log_lines, make_console, say
-from plaudit.cli.flags import Command, about
 from plaudit.demo.run import BETTER_ANSWER, QUESTION, WORSE_ANSWER, DemoResult, run_demo
 
 

@@ -14,16 +14,23 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from plaudit.cli.bars import bars_where_seen
-from plaudit.cli.console import duration, log_lines, make_console, say
-from plaudit.cli.flags import Command, Word, about
-from plaudit.cli.model_settings import ComputeArguments
-from plaudit.doctor.texts import excerpt
+from plaudit.cli.arguments import Command, ComputeArguments, Word, about
+from plaudit.cli.console import bars_where_seen, duration, log_lines, make_console, say
+from plaudit.doctor.rows import excerpt
 from plaudit.errors import ConfigError
-from plaudit.evaluation.results import Evaluation, ModelEvaluation, SuiteEvaluation
-from plaudit.evaluation.runner import evaluate
+from plaudit.evaluation.results import (
+    HEADINGS,
+    Evaluation,
+    ModelEvaluation,
+    SuiteEvaluation,
+    heading,
+    lines,
+    model_line,
+    table,
+    verdicts,
+)
+from plaudit.evaluation.run import evaluate
 from plaudit.evaluation.suites.registry import SUITES
-from plaudit.evaluation.summary import HEADINGS, heading, lines, model_line, table, verdicts
 from plaudit.model.calibration import RewardCalibration
 
 

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from rich.console import Console
 from rich.text import Text
 
+from plaudit.cli.arguments import DTYPES, Command, ComputeArguments, Word, about
 from plaudit.cli.console import log_lines, make_console
-from plaudit.cli.flags import Command, Word, about
-from plaudit.cli.model_settings import DTYPES, ComputeArguments
 from plaudit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from plaudit.export.result import ExportResult
+    from plaudit.export.export import ExportResult
 
 
 @dataclass
@@ -107,7 +106,7 @@ def run(arguments: Sequence[str]) -> int:
     if COMMAND.helped(arguments):
         return 0
     (model,), output, rewards, source = COMMAND.parse(arguments)
-    from plaudit.cli.bars import bars_where_seen  # it imports torch, which --help need not wait for
+    from plaudit.cli.console import bars_where_seen  # it imports torch, which --help need not wait for
 
     with log_lines(logging.WARNING), bars_where_seen():
         result = export(model, output, rewards, source)
@@ -127,7 +126,7 @@ def export(model: str, output: OutputArguments, rewards: RewardArguments, source
     Raises:
         PlauditError: As `plaudit.export.export_model`.
     """
-    from plaudit.export.exporting import export_model
+    from plaudit.export.export import export_model
 
     return export_model(
         model,

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
+from plaudit.cli.arguments import Command, Word, about
 from plaudit.cli.console import log_lines, say
-from plaudit.cli.flags import Command, Word, about
 from plaudit.cli.score import INPUT, OutputArguments, selection_lines
-from plaudit.scoring.selection import Bounds, filter_file
+from plaudit.inference.select import Bounds, filter_file
 
 
 @dataclass

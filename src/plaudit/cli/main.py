@@ -25,7 +25,6 @@ COMMANDS = {
     "demo": "Watch a small reward model learn, from the first step to its first verdict, in a few minutes.",
 }
 """Each command is a module beside this one (with ``_`` for ``-``) with a function ``run(arguments) -> exit code``."""
-
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 

@@ -10,10 +10,10 @@ from typing import ClassVar
 from rich.console import Console
 from rich.text import Text
 
+from plaudit.cli.arguments import Command, Word, about
 from plaudit.cli.console import make_console, size
-from plaudit.cli.flags import Command, Word, about
 from plaudit.report import Report, write_report
-from plaudit.report.document import Paragraph
+from plaudit.report.build import Paragraph
 
 
 @dataclass

@@ -12,12 +12,11 @@ from typing import Any, ClassVar
 
 import torch
 
+from plaudit.cli.arguments import Command, LoadArguments, Word, about
 from plaudit.cli.console import duration, log_lines, say
-from plaudit.cli.flags import Command, Word, about
-from plaudit.cli.model_settings import LoadArguments
 from plaudit.errors import ConfigError
-from plaudit.scoring.files import WINDOW, FileScores, score_file
-from plaudit.scoring.selection import Selection
+from plaudit.inference.files import WINDOW, FileScores, score_file
+from plaudit.inference.select import Selection
 
 INPUT = (
     "INPUT is a JSON, JSON lines, CSV or Parquet file, a folder of such files or one saved by `datasets`, or the name "

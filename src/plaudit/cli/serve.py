@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from plaudit.cli.arguments import Command, LoadArguments, Word, about
 from plaudit.cli.console import log_lines, say
-from plaudit.cli.flags import Command, Word, about
-from plaudit.cli.model_settings import LoadArguments
 from plaudit.errors import ConfigError
 
 if TYPE_CHECKING:
-    from plaudit.serving.settings import ServerSettings
+    from plaudit.serve.schemas import ServerSettings
+
 
 API_KEY_VARIABLE = "PLAUDIT_API_KEY"
 _NEEDED = {"fastapi": "fastapi", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client"}
@@ -102,7 +102,7 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     (model_name,), settings, loading = COMMAND.parse(arguments)
     require_extra()
-    from plaudit.serving.server import bind, serve
+    from plaudit.serve.app import bind, serve
 
     server_settings = server_settings_of(settings)
     with log_lines():
@@ -135,7 +135,7 @@ def server_settings_of(settings: ServeArguments) -> ServerSettings:
     Raises:
         ConfigError: One of them cannot work.
     """
-    from plaudit.serving.settings import ServerSettings
+    from plaudit.serve.schemas import ServerSettings
 
     return ServerSettings(
         host=settings.host,

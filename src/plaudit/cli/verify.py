@@ -14,13 +14,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from plaudit.cli.arguments import DTYPES, Command, DeviceArguments, Word, about
 from plaudit.cli.console import log_lines, make_console
-from plaudit.cli.flags import Command, Word, about
-from plaudit.cli.model_settings import DTYPES, DeviceArguments
 from plaudit.cli.serve import API_KEY_VARIABLE
 
 if TYPE_CHECKING:
-    from plaudit.verification.result import PathResult, Verification
+    from plaudit.verify.verify import PathResult, Verification
+
 
 _STYLES = {"same": "green", "differs": "bold red", "failed": "bold red", "skipped": "dim"}
 
@@ -113,8 +113,8 @@ def run(arguments: Sequence[str]) -> int:
     if COMMAND.helped(arguments):
         return 0
     (model,), rows, places, loading = COMMAND.parse(arguments)
-    from plaudit.cli.bars import bars_where_seen  # it imports torch, which --help need not wait for
-    from plaudit.verification.verify import verify
+    from plaudit.cli.console import bars_where_seen  # it imports torch, which --help need not wait for
+    from plaudit.verify.verify import verify
 
     # What the ways log about each other's traps is said below, once.
     with log_lines(logging.INFO if rows.save else logging.ERROR), bars_where_seen():
@@ -147,7 +147,7 @@ def print_verification(found: Verification, console: Console) -> None:
         found: What was found.
         console: Where to print.
     """
-    from plaudit.verification.result import number, sayings
+    from plaudit.verify.verify import number, sayings
 
     golden = found.golden
     console.print(

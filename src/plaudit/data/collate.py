@@ -51,9 +51,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from plaudit.data.sharing import common_prefix_length, share_prefixes
-from plaudit.prefix_tree import PrefixTree
-from plaudit.types import Batch, Judgement, TokenizedExample, comparisons_of, goodness_of, ties_of
+from plaudit.prefix_tree import PrefixTree, common_prefix_length, share_prefixes
+from plaudit.schema import Batch, Judgement, TokenizedExample, comparisons_of, goodness_of, ties_of
 
 
 @dataclass

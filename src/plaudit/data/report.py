@@ -10,18 +10,14 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from plaudit.data.columns import response_field
 from plaudit.errors import DataError
-from plaudit.types import Form
+from plaudit.schema import Form, response_field
 
 logger = logging.getLogger("plaudit")
-
 Purpose: TypeAlias = Literal["train", "eval", "predict"]
 """What a data set is prepared for: it decides which rows are dropped."""
-
 Overlong: TypeAlias = Literal["drop", "truncate_left", "truncate_right", "error"]
 """What happens to a row with a response of more than ``max_length`` tokens."""
-
 ROWS_NAMED = 5
 """How many row numbers of each kind are remembered."""
 

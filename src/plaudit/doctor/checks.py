@@ -7,16 +7,12 @@ from array import array
 from collections.abc import Sequence
 from typing import Protocol
 
-from plaudit.data.columns import response_field
 from plaudit.data.report import Flag
-from plaudit.doctor.endings import breaks_off, lacks_end
 from plaudit.doctor.findings import Example, Finding, row_names
-from plaudit.doctor.leaks import MarkCounts, percent, two_proportions
-from plaudit.doctor.ledger import Ledger, shorten
-from plaudit.doctor.marks import Marker
-from plaudit.doctor.overlap import Benchmark, Prompts
-from plaudit.doctor.reading import CheckedRow, is_flagged
-from plaudit.doctor.texts import excerpt
+from plaudit.doctor.leaks import MarkCounts, Marker, breaks_off, lacks_end, percent, two_proportions
+from plaudit.doctor.relations import Benchmark, Ledger, Prompts, shorten
+from plaudit.doctor.rows import CheckedRow, excerpt, is_flagged
+from plaudit.schema import response_field
 
 EXAMPLES = 3
 """How many examples each finding keeps."""

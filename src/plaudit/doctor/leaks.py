@@ -3,12 +3,205 @@
 from __future__ import annotations
 
 import math
+
+# ruff: noqa: RUF001  (punctuation, quotation marks and brackets of many languages)
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+_OPEN_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        "a an the of and or nor but for to with from by at into onto than which who whose whom where when while if "
+        "because although unless until your our their its my very however therefore including between among during "
+        "without within upon",
+    )
+)
+"""Words that English sentences do not end with."""
+_ENDS = ".!?…。！？؟।)]}»›\"'”’」』】*_`~>|:/%$°+=#"
+_SENTENCE_END = re.compile(r"[.!?…。！？][\"'”’)\]*_]*(?:\s|$)")
+_WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*$")
+_LIST_ITEM = re.compile(r"\s*(?:[-*+•–]|\d{1,3}[.)]|#{1,6})\s")
+_URL = re.compile(r"(?:https?://|www\.)\S+$")
+_FENCE = re.compile(r"^\s*(?:```|~~~)", re.MULTILINE)
+_PROSE_WORDS = 8
+"""Length from which a line without a full stop looks unfinished rather than short."""
+
+
+def breaks_off(text: str) -> str | None:
+    """Say why an answer seems to break off; None where it does not.
+
+    Short answers, lists, code and tables may end without a full stop; a sentence in prose that follows finished ones
+    may not.
+
+    Args:
+        text: The answer.
+
+    >>> breaks_off("It is blue. The reason is that the light of the"), breaks_off("42"), breaks_off("- milk\\n- eggs")
+    ('ends in the word "the"', None, None)
+    """
+    text = text.rstrip()
+    if not text:
+        return None
+    if len(_FENCE.findall(text)) % 2:
+        return "leaves a code block open"
+    last = text[-1]
+    if last in _ENDS or not (last.isalnum() or last in ",;-–—("):
+        return None
+    line = text.rsplit("\n", 1)[-1]
+    words = line.split()
+    # "See you soon," closes a letter.
+    if (last == "(" or (last == "," and len(words) >= 5)) and len(text.split()) >= 4:
+        return f"ends with {last!r}"
+    word = _WORD.search(text)
+    if word is None or _URL.search(line) or "`" in line or "|" in line or re.search(r"^:|[.@/\\]", words[-1]):
+        return None
+    if word[0].islower() and word[0] in _OPEN_WORDS and len(words) >= 4 and _follows_words(words):
+        return f'ends in the word "{word[0]}"'
+    if _LIST_ITEM.match(line):
+        return None
+    before = text[: len(text) - len(line)]
+    inside = _SENTENCE_END.search(line) is not None
+    if not inside and (len(words) < _PROSE_WORDS or _SENTENCE_END.search(before) is None):
+        return None
+    # After the last full stop of the line: "Answer. 12 apples" has ended.
+    tail = _SENTENCE_END.split(line)[-1].split() if inside else words
+    if len(tail) < 3 or not tail[-1][-1].isalpha() or not _is_careful(text):
+        return None
+    return "ends in the middle of a sentence"
+
+
+def lacks_end(text: str) -> bool | None:
+    """Whether an answer of one long sentence lacks its full stop; None where the answer is of another kind.
+
+    By itself that is a matter of style: it tells something only where the other answers have theirs.
+
+    Args:
+        text: The answer.
+    """
+    text = text.strip()
+    if "\n" in text or len(text.split()) < _PROSE_WORDS or text[-1] in "`|" or _URL.search(text):
+        return None
+    return text[-1].isalnum() or text[-1] in ",;-("
+
+
+def _is_careful(text: str) -> bool:
+    """Whether sentences begin with capitals: who writes without them also ends without a full stop."""
+    starts = [part.lstrip("\"'“‘([*_ \n\t-")[:1] for part in _SENTENCE_END.split(text)]
+    return not any(start.islower() for start in starts)
+
+
+def _follows_words(words: list[str]) -> bool:
+    """Whether the last word stands in prose: "option a" and "vitamin a" do not end in an article."""
+    return words[-1] != "a" or (words[-2][-1:].isalpha() and words[-2].lower() in _OPEN_WORDS)
+
+
+_PHRASES = {
+    "as an AI": r"\bas an? (?:ai|artificial intelligence|(?:large )?language model|chatbot|assistant)\b",
+    "I am an AI": r"\bi(?:'m| am) (?:just |only )?an? (?:ai|artificial|(?:large )?language model|chatbot)\b",
+    "I'm sorry": r"\bi(?:'m| am)(?: very| so| really| truly)? sorry\b|^sorry\b",
+    "I apologize": r"\bi apologi[sz]e\b|\bmy apologies\b",
+    "I cannot help": r"\bi (?:can't|cannot|can not|won't|will not)(?: be able to)? "
+    r"(?:help|assist|provide|answer|do that|fulfil|fulfill|comply|engage|create|generate|write|support|discuss)",
+    "I am unable to": r"\bi(?:'m| am) (?:unable|not able) to\b",
+    "I don't know": r"\bi (?:don't|do not) know\b",
+    "I have no comment": r"\bi have no comment\b",
+    "I don't have": r"\bi (?:don't|do not) have (?:any )?(?:personal|feelings|opinions|access|the ability)",
+    "knowledge cutoff": r"\bknowledge cut-?\s?off\b|\bmy training data\b|\blast (?:knowledge )?update\b",
+    "it is important to": r"\bit(?:'s| is) (?:also )?(?:important|crucial|essential|worth) (?:to|noting)\b",
+    "I hope this helps": r"\bi hope (?:this|that|it) helps\b",
+    "let me know": r"\b(?:please )?let me know (?:if|what|how)\b",
+    "feel free to": r"\bfeel free to\b",
+    "Is there anything else": r"\bis there anything (?:else|more)\b",
+    "Sure": r"^(?:sure|certainly|absolutely|of course)\b",
+    "Here is": r"^here(?:'s| is| are)\b",
+    "good question": r"^(?:what a |that's a |that is a )?(?:great|good|excellent|interesting) question\b",
+    "in conclusion": r"\b(?:in conclusion|to summarize|in summary|overall,)",
+    "consult a professional": r"\b(?:consult|seek|speak (?:to|with)) "
+    r"(?:\w+ ){0,4}(?:professional|doctor|lawyer|expert)",
+}
+_FORMATS = {
+    "a bullet list": r"^[ \t]*[-*+•] \S",
+    "a numbered list": r"^[ \t]*\d{1,3}[.)] \S",
+    "a markdown heading": r"^#{1,6} \S",
+    "bold text": r"\*\*[^*\n]+\*\*|__[^_\n]+__",
+    "a code block": r"^[ \t]*(?:```|~~~)",
+    "inline code": r"(?<!`)`[^`\n]+`(?!`)",
+    "a table": r"^\|.+\|[ \t]*$",
+    "a link": r"https?://|\]\([^)\s]+\)",
+    "LaTeX": r"\\\(|\\\[|\$\$|\\frac|\\boxed",
+    "an HTML tag": r"</?[a-z][a-z0-9]*(?: [^<>]*)?/?>",
+    "an emoji": "[\U0001f300-\U0001faff\u2600-\u27bf]",
+    "a blank line": r"\n[ \t]*\n",
+    "a question at the end": r"\?[\"'”’)]*\s*\Z",
+    "an exclamation mark": r"!",
+    "leading white space": r"\A\s",
+    "trailing white space": r"[ \t\n]\Z",
+    "a small first letter": r"\A\s*[a-z]",
+    "no full stop at the end": r"[^\W_]\s*\Z",
+    "a turn of the other speaker": r"^(?:human|user|assistant|question|q|### ?instruction)\s*:",
+}
+_CASED = {"a small first letter"}
+SPECIAL_TOKENS = (
+    r"<\|[\w .:-]{1,40}\|>|<｜[^｜<>]{1,40}｜>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|"
+    r"<(?:eos|bos|pad|unk|endoftext)>|\[(?:EOS|PAD|BOS|CLS|SEP|MASK)\]"
+)
+"""What special tokens of common tokenizers look like in text."""
+
+
+class Marker:
+    """Names the marks of a text.
+
+    Args:
+        special_tokens: Special tokens of the tokenizer, beside the usual ones.
+    """
+
+    def __init__(self, special_tokens: Iterable[str] = ()) -> None:
+        self._phrases = {
+            f'the {"opening" if one.startswith("^") else "phrase"} "{name}"': re.compile(one, re.I | re.M)
+            for name, one in _PHRASES.items()
+        }
+        # Most texts have no stock phrase: one look tells.
+        self._any_phrase = re.compile("|".join(f"(?:{one})" for one in _PHRASES.values()), re.I | re.M)
+        self._formats = {
+            name: re.compile(one, re.M if name in _CASED else re.I | re.M) for name, one in _FORMATS.items()
+        }
+        own = [re.escape(token) for token in special_tokens if len(token) > 2]
+        self._special = re.compile("|".join([*own, SPECIAL_TOKENS]))
+
+    @property
+    def names(self) -> list[str]:
+        """Every mark that is looked for."""
+        return [*self._phrases, *self._formats]
+
+    def marks(self, text: str) -> list[str]:
+        """Name the marks that a text carries.
+
+        Args:
+            text: An answer.
+
+        >>> Marker().marks("As an AI I cannot help with that.\\n")
+        ['the phrase "as an AI"', 'the phrase "I cannot help"', 'trailing white space']
+        """
+        plain = text.replace("’", "'")
+        found = []
+        if self._any_phrase.search(plain):
+            found = [name for name, one in self._phrases.items() if one.search(plain)]
+        return found + [name for name, one in self._formats.items() if one.search(text)]
+
+    def special_token(self, text: str) -> str | None:
+        """The first special token that is written out in a text; None where there is none.
+
+        Args:
+            text: An answer.
+        """
+        found = self._special.search(text)
+        return found[0] if found else None
+
 
 LEVEL = 0.01
 """Chance, over all marks together, of calling a difference real that is none (Holm's method)."""

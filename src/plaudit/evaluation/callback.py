@@ -17,12 +17,11 @@ from transformers import (
 )
 
 from plaudit.errors import ConfigError
-from plaudit.evaluation.borrowing import as_it_was
-from plaudit.evaluation.results import SuiteEvaluation
-from plaudit.evaluation.row_scoring import OnBroken, Overlong, ScoringSettings
-from plaudit.evaluation.suite_evaluation import EvaluationSettings, evaluate_suite, say_dropped
-from plaudit.evaluation.suite_sources import LoadedSuite, Suites, SuiteSource, resolve_suites
-from plaudit.scoring.reward_model import RewardModel
+from plaudit.evaluation.results import OnBroken, Overlong, ScoringSettings, SuiteEvaluation
+from plaudit.evaluation.row_scoring import as_it_was
+from plaudit.evaluation.run import EvaluationSettings, evaluate_suite, say_dropped
+from plaudit.evaluation.suites.registry import LoadedSuite, Suites, SuiteSource, resolve_suites
+from plaudit.inference.reward_model import RewardModel
 
 logger = logging.getLogger("plaudit")
 

@@ -9,15 +9,13 @@ from typing import Any, Literal
 import numpy as np
 
 from plaudit.errors import ConfigError
-from plaudit.evaluation.resampling import Interval, mean_interval, sums_by_cluster
-from plaudit.evaluation.scored import ScoredSet
+from plaudit.evaluation.stats import Interval, mean_interval, sums_by_cluster
+from plaudit.evaluation.table import ScoredSet
 
 LEVEL = 0.05
 """A difference with a larger p-value is not called real."""
-
 FLIPS = 20_000
 _EXACT_CELLS = 50_000_000
-
 PValueMethod = Literal["mcnemar-exact", "sign-flip-exact", "sign-flip"]
 
 

@@ -2,27 +2,56 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any
 
-from plaudit.data.columns import RAW_COLUMNS, form_of_row, response_field
+from torch import nn
+
+from plaudit.data.prepare import PreparedRow, RowPreparation, ScoringOverlong
 from plaudit.data.report import Flag
-from plaudit.errors import ConfigError, DataError
-from plaudit.evaluation.scored import ScoredRow
-from plaudit.evaluation.suite_sources import LoadedSuite
+from plaudit.errors import DataError
+from plaudit.evaluation.results import Dropped, ScoringSettings
 from plaudit.evaluation.suites.base import SuiteRow
-from plaudit.scoring.preparation import Overlong as ScoringOverlong
-from plaudit.scoring.preparation import PreparedRow, RowPreparation
-from plaudit.scoring.reward_model import RewardModel
+from plaudit.evaluation.suites.registry import LoadedSuite
+from plaudit.evaluation.table import ScoredRow
+from plaudit.inference.reward_model import RewardModel
+from plaudit.model.head import score_heads_of
+from plaudit.model.peft import base_model_of
+from plaudit.schema import RAW_COLUMNS, form_of_row, response_field
 
-Overlong: TypeAlias = Literal["drop", "truncate_left", "truncate_right", "error"]
-"""What happens to a row with a response of more than ``max_length`` tokens."""
 
-OnBroken: TypeAlias = Literal["raise", "drop"]
-"""What happens to a row that cannot be scored, such as one that the chat template refuses."""
+@contextlib.contextmanager
+def as_it_was(model: nn.Module) -> Iterator[None]:
+    """Let a model be taught to score, and undo it: its trainer may have put a forward of its own there (autocast).
+
+    Args:
+        model: A reward model, maybe wrapped in an adapter.
+    """
+    base = base_model_of(model)
+    taught = [base, *score_heads_of(base)]
+    forwards = [one.__dict__.get("forward") for one in taught]
+    modes = [(one, one.training) for one in model.modules()]
+    attention = base.config._attn_implementation
+    expands = getattr(base, "expand_shared_prefix", None)
+    try:
+        yield
+    finally:
+        for one, forward in zip(taught, forwards, strict=True):
+            if forward is None:
+                one.__dict__.pop("forward", None)
+            else:
+                one.forward = forward
+        if base.config._attn_implementation != attention:
+            base.set_attn_implementation(attention)
+        if expands is None and hasattr(base, "expand_shared_prefix"):
+            del base.expand_shared_prefix
+        for one, training in modes:
+            one.training = training
+
 
 _ROWS_NAMED = 10
 _BATCHES_AT_ONCE = 8
@@ -30,57 +59,6 @@ _FLAGS = {
     Flag.EMPTY_RESPONSE: "have an empty response",
     Flag.LAST_MESSAGE_NOT_ASSISTANT: "end with a message that is not the assistant's",
 }
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """Rows that were left out.
-
-    Attributes:
-        reason: Why.
-        count: How many.
-        rows: Numbers of the first.
-        example: What was said about the first.
-    """
-
-    reason: str
-    count: int
-    rows: tuple[int, ...] = ()
-    example: str | None = None
-
-
-@dataclass(frozen=True)
-class ScoringSettings:
-    """How rows are scored.
-
-    Attributes:
-        max_length: Most tokens of a response with its prompt (None: what the model was made to read).
-        overlong: What happens to a row that has more.
-        errors: What happens to a row that cannot be scored.
-    """
-
-    max_length: int | None = None
-    overlong: Overlong = "drop"
-    errors: OnBroken = "raise"
-
-    def __post_init__(self) -> None:
-        for name, value, choices in (
-            ("overlong", self.overlong, get_args(Overlong)),
-            ("errors", self.errors, get_args(OnBroken)),
-        ):
-            if value not in choices:
-                raise ConfigError(f"`{name}` is {value!r}", fix=f"Use one of: {', '.join(choices)}.")
-        if self.max_length is not None and self.max_length < 1:
-            raise ConfigError(f"`max_length` is {self.max_length}", fix="Use at least 1 token, or None.")
-
-    def limit(self, model: RewardModel) -> int | None:
-        """Most tokens of a response under a model.
-
-        Args:
-            model: It.
-        """
-        limits = [one for one in (self.max_length, model.max_length) if one is not None]
-        return min(limits, default=None)
 
 
 @dataclass

@@ -6,11 +6,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from plaudit.export.exporting import export_model
-    from plaudit.export.result import ExportResult
+    from plaudit.export.export import ExportResult, export_model
 
-_HOME = {"ExportResult": "plaudit.export.result", "export_model": "plaudit.export.exporting"}
 
+_HOME = {"ExportResult": "plaudit.export.export", "export_model": "plaudit.export.export"}
 __all__ = ["ExportResult", "export_model"]
 
 

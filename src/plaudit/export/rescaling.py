@@ -11,18 +11,16 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from plaudit.data.columns import TOKENIZED_COLUMNS
-from plaudit.data.formats import read_example, read_tokenized_example
+from plaudit.data.parse import read_example, read_tokenized_example
+from plaudit.data.prepare import Score
 from plaudit.errors import ConfigError, DataError
+from plaudit.inference.engine import Scorer
+from plaudit.inference.io import open_input
 from plaudit.model.calibration import RewardCalibration
-from plaudit.scoring.inputs import open_input
-from plaudit.scoring.rows import Score
-from plaudit.scoring.scorer import Scorer
-from plaudit.types import Judgement, comparisons_of
+from plaudit.schema import TOKENIZED_COLUMNS, Judgement, comparisons_of
 
 Rows: TypeAlias = str | os.PathLike[str] | Iterable[Any]
 """A file, a folder, a data set on the Hub, or rows in memory."""
-
 _ROWS_AT_ONCE = 1024
 _BOUND = math.log(1000.0)
 

@@ -26,13 +26,12 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from plaudit.errors import ConfigError
+from plaudit.model.cpu_tree import tree_attention, why_not_tree_attention
 from plaudit.model.flex import FlexPlan, attend_with_flex, why_not_flex
-from plaudit.model.tree_attention import tree_attention, why_not_tree_attention
 from plaudit.model.varlen import AUTOMATIC, KERNELS, VarlenPlan, varlen_attention, why_not
 from plaudit.prefix_tree import PrefixTree
 
 logger = logging.getLogger("plaudit")
-
 _PREFIX = "shared_prefix_over_"
 
 

@@ -24,18 +24,14 @@ from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_mask
 from plaudit.prefix_tree import PrefixTree
 
 logger = logging.getLogger("plaudit")
-
 MaskFunction: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 ScoreFunction: TypeAlias = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor
 ]
-
 BLOCK = 128
 """Tokens of a block; of which pairs of blocks anything is visible is decided once a batch."""
-
 # Rows of one block would be compiled for once more, and rows below a block take a kernel made for decoding.
 _FEWEST_TOKENS = 2 * BLOCK
-
 # Allowed deviation in the trial run, relative to the largest entry; float32 may run as TF32 if torch was told so.
 _TOLERANCE = {torch.float32: 5e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 

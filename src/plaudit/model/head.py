@@ -17,9 +17,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from plaudit.losses import load_balancing_loss
 from plaudit.model.attention import AttentionCall, SharedPrefixLayout
 from plaudit.prefix_tree import Piece, PrefixTree
-from plaudit.regularizers import load_balancing_loss
 
 BACKEND_ATTRIBUTE = "shared_prefix_backend"
 """Attribute of a reward model that says what computes its attention in the shared-prefix layout."""
@@ -33,7 +33,7 @@ class RewardOutput(ModelOutput):
         logits: Rewards, shape (N, 1), float32.
         pooled_states: The states under the head that they were read from, shape (N, H).
         aux_loss: Load-balancing loss of a mixture-of-experts model whose configuration asks for it, a scalar.
-        extras: What the training heads computed, by name; see `plaudit.model.training_heads`.
+        extras: What the training heads computed, by name; see `plaudit.model.aux_heads`.
     """
 
     logits: torch.Tensor | None = None

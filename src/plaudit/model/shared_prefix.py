@@ -7,21 +7,80 @@ with; it decides before the first step, on all processes alike.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from plaudit.data.collate import shortest_examples
 from plaudit.errors import ConfigError
 from plaudit.model.attention import AttentionCall, use_shared_prefix_attention
-from plaudit.model.head import BACKEND_ATTRIBUTE, expand_to_padded, score_heads_of, trunk_of
+from plaudit.model.head import BACKEND_ATTRIBUTE, expand_to_padded, install_reward_forward, score_heads_of, trunk_of
+from plaudit.model.peft import base_model_of, is_prompt_learning
 from plaudit.model.varlen import AttentionBackend
-from plaudit.types import Batch
+from plaudit.prefix_tree import PrefixTree
+from plaudit.schema import Batch
+
+BatchLayout: TypeAlias = Literal["auto", "padded", "shared_prefix"]
+
+
+def read_rewards_at_positions(base_model: PreTrainedModel) -> bool:
+    """Teach a decoder reward model to read rewards at given positions; others go on pooling themselves.
+
+    Args:
+        base_model: The reward model, without wrapping; changed in place if it is such a decoder.
+
+    Returns:
+        Whether it is.
+    """
+    if not score_heads_of(base_model) or trunk_of(base_model) is None:
+        return False
+    install_reward_forward(base_model)
+    return True
+
+
+def choose_layout(
+    model: nn.Module, asked: BatchLayout | str, *, own_collator: bool = False, neftune: bool = False
+) -> tuple[str, str]:
+    """The layout to start with, and why.
+
+    Args:
+        model: The reward model, maybe wrapped in an adapter.
+        asked: The layout that was asked for; ``"auto"`` shares prefixes where the model allows it.
+        own_collator: Whether the user's own collator makes the batches.
+        neftune: Whether NEFTune noise is on.
+
+    Raises:
+        ConfigError: The layout asked for cannot be used.
+    """
+    if own_collator:
+        if asked == "shared_prefix":
+            raise ConfigError(
+                "batch_layout='shared_prefix' and a `data_collator` of your own exclude each other",
+                fix="Leave out one of them.",
+            )
+        return "padded", "a data collator was given"
+    if asked == "padded":
+        return "padded", "as asked for"
+    problem: str | None = "prompt learning discards position ids"
+    if not is_prompt_learning(model):
+        problem = why_not_shared_prefix(base_model_of(model), neftune=neftune)
+    if problem is None:
+        return "shared_prefix", "as asked for" if asked == "shared_prefix" else "each prompt computed once"
+    if asked == "shared_prefix":
+        raise ConfigError(
+            f"batch_layout='shared_prefix' cannot be used: {problem}",
+            fix="Use batch_layout='auto' or 'padded'.",
+        )
+    return "padded", problem
+
 
 LAYER_TYPES = {"full_attention", "sliding_attention"}
 """Kinds of layers whose output at a token depends on earlier tokens through attention alone."""
-
 MODEL_KEYS = (
     "input_ids",
     "attention_mask",
@@ -32,7 +91,6 @@ MODEL_KEYS = (
     "text_targets",
 )
 """What a batch hands to the model's forward; the rest is bookkeeping for the loss."""
-
 # Allowed deviation of the states under the head, relative to the largest of them.
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
@@ -153,3 +211,107 @@ def _unexpected_calls(model: PreTrainedModel, calls: list[AttentionCall]) -> str
     if [call.sliding_window for call in calls] != expected:
         return "its layers do not say which of them have a sliding window"
     return None
+
+
+logger = logging.getLogger("plaudit")
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """What a reward model says about a batch.
+
+    Attributes:
+        rewards_N: Reward of each response, float32, shape (N,).
+        tokens_computed: Tokens that went through the model, padding included, shared prompts once.
+        aux_loss: Auxiliary loss of a mixture-of-experts model, a scalar; None without one.
+        aux_loss_weight: Its coefficient in the loss, from the model's configuration.
+        extras: What the training heads computed, by name.
+    """
+
+    rewards_N: torch.Tensor
+    tokens_computed: int
+    aux_loss: torch.Tensor | None = None
+    aux_loss_weight: float = 0.0
+    extras: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+
+class RewardForward:
+    """Calls a reward model in its layout, which is held against the padded one on the first batch.
+
+    Args:
+        base_model: The reward model itself, without wrapping.
+        layout: ``"padded"`` or ``"shared_prefix"``: how batches arrive.
+        reason: Why that one.
+        reads_positions: Whether the model reads rewards at given positions, rather than pooling itself.
+        required: Whether the layout was asked for: then a difference is an error, otherwise a fall back.
+
+    Attributes:
+        layout: The layout the model computes in; ``"padded"`` after a fall back.
+        reason: Why that one.
+    """
+
+    def __init__(
+        self, base_model: PreTrainedModel, layout: str, reason: str, *, reads_positions: bool, required: bool = False
+    ) -> None:
+        self.layout, self.reason = layout, reason
+        self._base_model, self._reads_positions, self._required = base_model, reads_positions, required
+        self._unchecked = layout == "shared_prefix"
+
+    def __call__(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        *,
+        compute_dtype: torch.dtype | None = None,
+        gather: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ) -> Rewards:
+        """Rewards of a batch on the model's device.
+
+        Args:
+            model: The model as it is called (wrapped by DDP, PEFT, ...).
+            batch: A batch in the layout.
+            compute_dtype: What the model computes in, where mixed precision makes that differ from its states.
+            gather: Collects a tensor from all processes, which decide alike; None for one process.
+
+        Raises:
+            ConfigError: If the layout was asked for and turns out wrong for this model.
+        """
+        if self._unchecked:
+            self._check(model, batch, compute_dtype, gather)
+        if not self._reads_positions:
+            outputs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+            return Rewards(outputs.logits[:, 0].float(), batch["input_ids"].numel())
+        outputs = model(**{key: batch[key] for key in MODEL_KEYS if key in batch})
+        weight = 0.0
+        if outputs.aux_loss is not None:
+            weight = self._base_model.config.get_text_config().router_aux_loss_coef
+        tokens = self._tokens_computed(batch)
+        return Rewards(outputs.logits[:, 0], tokens, outputs.aux_loss, weight, outputs.extras or {})
+
+    def _check(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        compute_dtype: torch.dtype | None,
+        gather: Callable[[torch.Tensor], torch.Tensor] | None,
+    ) -> None:
+        comparison = compare_with_padded(model, self._base_model, shortest_examples(batch), compute_dtype)
+        self._unchecked = False
+        problem = torch.tensor([comparison.problem is not None], device=batch["input_ids"].device)
+        if not (problem if gather is None else gather(problem)).any():
+            return
+        reason = comparison.problem or "another process found a difference"
+        if self._required:
+            raise ConfigError(
+                f"batch_layout='shared_prefix' would be wrong for this model: {reason}",
+                fix="Use batch_layout='auto'.",
+            )
+        self._base_model.expand_shared_prefix = True  # type: ignore[assignment]
+        self.layout, self.reason = "padded", reason
+        logger.warning("Falling back to the padded layout: %s.", reason)
+
+    def _tokens_computed(self, batch: Batch) -> int:
+        if "pieces" in batch and getattr(self._base_model, "expand_shared_prefix", False):
+            lengths = PrefixTree(batch["pieces"]).response_lengths
+            return len(lengths) * max(lengths)
+        return batch["input_ids"].numel()

@@ -11,12 +11,11 @@ from transformers import TrainingArguments
 
 from plaudit.data.report import Overlong
 from plaudit.errors import ConfigError
-from plaudit.model.liger import liger_settings
+from plaudit.model.load import liger_settings
 from plaudit.model.varlen import AttentionBackend
 from plaudit.objectives import ObjectiveName
 
 BatchLayout: TypeAlias = Literal["auto", "padded", "shared_prefix"]
-
 OBJECTIVE_SETTINGS = (
     "objective",
     "label_smoothing_factor",

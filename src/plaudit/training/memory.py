@@ -2,26 +2,127 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import ctypes
+import logging
 import math
-from collections.abc import Mapping, Sequence
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+import psutil
 import torch
 from datasets import Dataset
+from torch import nn
 
 from plaudit.data.collate import tokenized_example
-from plaudit.data.sharing import share_prefixes
-from plaudit.types import Batch
+from plaudit.model.peft import is_peft_model
+from plaudit.prefix_tree import share_prefixes
+from plaudit.schema import Batch
+from plaudit.training.config import RewardConfig
 
 if TYPE_CHECKING:
     from plaudit.training.trainer import RewardTrainer
 
+
+# From malloc.h of glibc, https://man7.org/linux/man-pages/man3/mallopt.3.html
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -2, -3, -4
+_NEVER = -1
+_AT_ONCE = 64 * 2**20
+# What a process starts with. The trim threshold would adapt itself from there; that cannot be turned on again.
+_DEFAULTS = {_TRIM_THRESHOLD: 128 * 2**10, _TOP_PAD: 128 * 2**10, _MMAP_THRESHOLD: 128 * 2**10, _MMAP_MAX: 65536}
+
+
+@contextlib.contextmanager
+def freed_memory_kept(device: torch.device) -> Iterator[None]:
+    """Keep freed memory within the process inside this context, and hand it back afterwards.
+
+    Does nothing on other devices, other systems, or with another allocator in glibc's place.
+
+    Args:
+        device: Where the model is trained.
+    """
+    library = _glibc() if device.type == "cpu" else None
+    if library is None:
+        yield
+        return
+    for option, value in ((_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER), (_TOP_PAD, _AT_ONCE)):
+        library.mallopt(option, value)
+    try:
+        yield
+    finally:
+        for option, value in _DEFAULTS.items():
+            library.mallopt(option, value)
+        library.malloc_trim(0)
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """The C library of this process, if it is glibc with its own allocator."""
+    if platform.libc_ver()[0] != "glibc":
+        return None
+    library = ctypes.CDLL(None)
+    # Allocators that are preloaded (jemalloc, tcmalloc) keep memory themselves, and may lack these.
+    return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None
+
+
+logger = logging.getLogger("plaudit")
+Packed: TypeAlias = torch.Tensor | tuple[torch.device, torch.Tensor]
+_SMALL = 1024
+"""Tensors of fewer elements stay where they are: moving them costs more than it saves."""
+
+
+def offloading_or_nothing(model: nn.Module, wanted: bool) -> AbstractContextManager[None]:
+    """A context for the forward pass that offloads activations, or does nothing.
+
+    Args:
+        model: Its parameters stay on the accelerator.
+        wanted: The setting; without an accelerator it does nothing.
+    """
+    on_accelerator = next(model.parameters()).device.type not in ("cpu", "meta")
+    return offload_activations(model, pin_memory=True) if wanted and on_accelerator else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def offload_activations(model: nn.Module, *, pin_memory: bool = False) -> Iterator[None]:
+    """Move what autograd saves in this context to the host's memory, and back when the backward pass asks for it.
+
+    Args:
+        model: Its parameters are saved by autograd too, but stay where they are.
+        pin_memory: Use pinned host memory, so that copies run beside the computation.
+    """
+    parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def pack(tensor: torch.Tensor) -> Packed:
+        if tensor.numel() < _SMALL or tensor.untyped_storage().data_ptr() in parameters:
+            return tensor
+        host = torch.empty(tensor.size(), dtype=tensor.dtype, layout=tensor.layout, pin_memory=pin_memory)
+        host.copy_(tensor, non_blocking=pin_memory)
+        return tensor.device, host
+
+    def unpack(packed: Packed) -> torch.Tensor:
+        if isinstance(packed, torch.Tensor):
+            return packed
+        device, host = packed
+        return host.to(device, non_blocking=pin_memory, copy=device.type == "cpu")
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield
+
+
+def warn_if_useless(wanted: bool) -> None:
+    """Say that offloading does nothing on this machine."""
+    if wanted and not torch.accelerator.is_available():
+        logger.warning("`activation_offloading` does nothing here: there is no accelerator to offload from.")
+
+
 SAMPLED_BATCHES = 64
 SAMPLED_BATCHES_OF_A_STREAM = 8
 MEASURED_TOKENS = 512
-
 Row = Mapping[str, Any]
 
 
@@ -248,3 +349,120 @@ def checkpointing_switch(model: Any, verb: str) -> Any:
     """The method that turns gradient checkpointing on ("enable") or off ("disable")."""
     # Newer transformers have another name for it, and warn about the old one.
     return getattr(model, f"activation_checkpointing_{verb}", None) or getattr(model, f"gradient_checkpointing_{verb}")
+
+
+SLACK = 1.25
+"""Temporary buffers, the allocator's slack and batches larger than the sampled ones, on top of the estimate."""
+
+
+def decides_itself(args: RewardConfig) -> bool:
+    """Whether the settings leave gradient checkpointing to the estimate."""
+    return args.gradient_checkpointing == "auto"
+
+
+def with_checkpointing(args: RewardConfig, on: bool) -> RewardConfig:
+    """A copy of settings in which gradient checkpointing is decided, under both of its names.
+
+    Args:
+        args: The settings.
+        on: What was decided.
+    """
+    args = copy.copy(args)
+    args.gradient_checkpointing = on
+    if hasattr(args, "activation_checkpointing"):
+        args.activation_checkpointing = on
+    return args
+
+
+def turn_checkpointing_on(model: Any, args: RewardConfig) -> None:
+    """Let a model recompute activations.
+
+    Args:
+        model: The model as it is trained, maybe with an adapter. Changed in place.
+        args: Their ``gradient_checkpointing_kwargs`` are used.
+    """
+    checkpointing_switch(model, "enable")(args.gradient_checkpointing_kwargs)
+    if is_peft_model(model):
+        model.enable_input_require_grads()
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was decided, and why.
+
+    Attributes:
+        on: Whether activations are recomputed.
+        reason: For the log.
+    """
+
+    on: bool
+    reason: str
+
+
+def decide(trainer: RewardTrainer) -> Decision:
+    """Hold what training needs without gradient checkpointing against the memory that is free.
+
+    All processes decide alike: if one is short of memory, all recompute.
+
+    Args:
+        trainer: Before training. Its model runs forward on a few rows and stays as it is.
+    """
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        return Decision(True, "the memory of sharded training is not estimated")
+    if not isinstance(trainer.train_dataset, Dataset):
+        return Decision(True, "a stream is not read beforehand")
+    free = free_bytes(trainer.args.device, trainer.args.world_size)
+    if free is None:
+        return Decision(True, "free memory is unknown on this device")
+    needed = SLACK * _needed_bytes(trainer)
+    verdicts = trainer.accelerator.gather(torch.tensor([needed > free], device=trainer.args.device))
+    words = f"about {needed / 2**30:.1f} GiB needed, {free / 2**30:.1f} GiB free"
+    return Decision(bool(verdicts.any()), words)
+
+
+def _needed_bytes(trainer: RewardTrainer) -> int:
+    """Bytes beyond the weights, which are there already."""
+    model: Any = trainer.model
+    batches = sample_batches(trainer)
+    sizes = [count_tokens(rows, trainer.args.pad_to_multiple_of).computed(trainer.batch_layout) for rows in batches]
+    if trainer.args.max_tokens_per_batch is not None:
+        # Batches are filled by another rule than the sampled ones; a single row may still be larger.
+        sizes = [
+            trainer.args.max_tokens_per_batch,
+            *(size // len(rows) for size, rows in zip(sizes, batches, strict=True)),
+        ]
+    modes = [(module, module.training) for module in model.modules()]
+    devices = [trainer.args.device] if trainer.args.device.type == "cuda" else []
+    model.eval()  # so that nothing is counted among the metrics of training
+    try:
+        with torch.random.fork_rng(devices=devices):
+            memory = estimate_memory(trainer, batches[0], max(sizes))
+    finally:
+        for module, training in modes:
+            module.training = training
+    return memory.total - memory.weights
+
+
+def free_bytes(device: torch.device, processes: int = 1) -> int | None:
+    """Memory that a process may still take on its device; None where that is unknown.
+
+    Args:
+        device: Where it trains.
+        processes: How many share the memory of a CPU.
+    """
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    if device.type == "cpu":
+        return min(psutil.virtual_memory().available, _left_in_container()) // processes
+    return None
+
+
+def _left_in_container(folder: Path = Path("/sys/fs/cgroup")) -> int:
+    """What a container's limit leaves, a huge number without one."""
+    try:
+        limit = (folder / "memory.max").read_text().strip()
+        used = int((folder / "memory.current").read_text())
+    except (OSError, ValueError):
+        return 2**62
+    return 2**62 if limit == "max" else max(int(limit) - used, 0)

@@ -6,36 +6,277 @@ import copy
 import dataclasses
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
+from torch import nn
 
+from plaudit.data.parse import most_responses, survey
+from plaudit.data.prepare import as_table, prepare_dataset
+from plaudit.data.report import DataReport, Purpose
 from plaudit.errors import ConfigError
-from plaudit.model.adapters import (
+from plaudit.model.aux_heads import (
+    ATTRIBUTE,
+    TrainingHeads,
+    install_training_heads,
+    language_model_weight,
+    remove_training_heads,
+)
+from plaudit.model.load import (
+    apply_liger,
+    disable_dropout,
+    load_model,
+    load_tokenizer,
+    require_reward_model,
+    set_chat_template,
+    set_pad_token,
+    set_serving_config,
+)
+from plaudit.model.peft import (
     base_model_of,
     is_peft_model,
+    is_prompt_learning,
     require_sequence_classification,
     store_trained_head_in_float32,
     warn_if_head_is_frozen,
     wrap_with_adapter,
 )
-from plaudit.model.chat_template import set_chat_template
-from plaudit.model.layout import choose_layout, read_rewards_at_positions
-from plaudit.model.liger import apply_liger
-from plaudit.model.loading import (
-    disable_dropout,
-    load_model,
-    load_tokenizer,
-    require_reward_model,
-    set_pad_token,
-    set_serving_config,
-)
-from plaudit.model.shared_prefix import enable_shared_prefix
+from plaudit.model.shared_prefix import choose_layout, enable_shared_prefix, read_rewards_at_positions
+from plaudit.objectives import Objective, check_objective, choose_objective, make_objective
 from plaudit.training.config import RewardConfig
+from plaudit.training.loss import RewardLoss
 
 logger = logging.getLogger("plaudit")
+OWN_LEARNING_RATES = {"tie_parameter": 0.01, "ensemble.weight": 1e-3}
+"""Steps of training heads which the model's learning rates would hardly move, unless those are larger."""
+
+
+def settle_loss(args: RewardConfig, dataset: Dataset | IterableDataset) -> RewardLoss:
+    """The loss that was asked for, or the one that fits the training data, which is said in one line.
+
+    Args:
+        args: The settings.
+        dataset: The training data, raw or tokenised.
+
+    Raises:
+        ConfigError: The objective cannot learn from the data, or none can.
+    """
+    forms, columns = survey(dataset)
+    name, reason = str(args.objective), "as asked for"
+    if name == "auto":
+        name, reason = choose_objective(forms, columns)
+        if name == "bradley_terry" and columns <= {"margin"} and forms == {"pairs"}:
+            reason = "the data has pairs"
+    objective = make_objective(name, label_smoothing=args.label_smoothing_factor, top_k=args.plackett_luce_top_k)
+    check_objective(name, forms, columns, "train")
+    logger.info("Objective: %s (%s).", name, reason)
+    return RewardLoss(
+        objective,
+        center_rewards=args.center_rewards_coefficient or 0.0,
+        length_penalty=args.length_penalty_coefficient or 0.0,
+        length_head=args.length_head_coefficient or 0.0,
+        text_generation=args.text_generation_coefficient or 0.0,
+        ensemble_size=args.ensemble_size,
+        seed=args.seed,
+    )
+
+
+def check_eval_data(objective: Objective, dataset: Any, name: str) -> None:
+    """Refuse data for evaluation whose loss the objective cannot compute.
+
+    Args:
+        objective: The objective.
+        dataset: The data, raw or tokenised.
+        name: Which data set it is.
+
+    Raises:
+        ConfigError: It cannot be evaluated with this objective.
+    """
+    if isinstance(dataset, Dataset | IterableDataset):
+        check_objective(objective.name, *survey(dataset), name)
+
+
+def check_collator(collator: Any, loss: RewardLoss, dataset: Dataset | IterableDataset) -> None:
+    """Refuse a collator of the caller's own where it could not know what the loss needs.
+
+    Args:
+        collator: The collator; None for ours.
+        loss: What is going to be computed.
+        dataset: The prepared training data.
+
+    Raises:
+        ConfigError: The data has more than pairs, or the loss looks at the text.
+    """
+    if collator is None:
+        return
+    if "response_ids" in (dataset.column_names or ()):
+        problem = "reads pairs, and the training data has rows of any number of responses"
+    elif loss.text_generation:
+        problem = "does not say where the text is that `text_generation_coefficient` asks to predict"
+    elif loss.length_head or loss.length_penalty:
+        problem = "does not say how long the responses are without their prompts"
+    else:
+        return
+    raise ConfigError(f"a `data_collator` of your own {problem}", fix="Leave it out.")
+
+
+def add_training_heads(ready: ReadyModel, loss: RewardLoss) -> None:
+    """Give a reward model the heads that the loss needs, if any, fresh ones.
+
+    Args:
+        ready: The model, with its adapter put on; changed in place.
+        loss: What is going to be computed.
+
+    Raises:
+        ConfigError: The model cannot have such heads.
+    """
+    base_model = ready.base_model
+    remove_training_heads(base_model)
+    needed = {
+        f"the objective {loss.objective.name}": loss.objective.learns_ties,
+        "`length_head_coefficient`": bool(loss.length_head),
+        "`text_generation_coefficient`": bool(loss.text_generation),
+        "`ensemble_size`": bool(loss.ensemble_size),
+    }
+    wanted = [what for what, asked in needed.items() if asked]
+    if not wanted:
+        return
+    if not ready.reads_positions:
+        raise ConfigError(
+            f"{' and '.join(wanted)} needs a decoder with a linear `score` head, and {type(base_model).__name__} "
+            "is none",
+            fix="Use another model, or leave it out.",
+        )
+    if loss.text_generation and is_prompt_learning(ready.model):
+        raise ConfigError(
+            "`text_generation_coefficient` cannot find the text behind an adapter's virtual tokens",
+            fix="Use another kind of adapter, or leave `text_generation_coefficient` out.",
+        )
+    heads = TrainingHeads(
+        base_model.config.get_text_config().hidden_size,
+        ties=loss.objective.learns_ties,
+        length=bool(loss.length_head),
+        ensemble_size=loss.ensemble_size,
+        seed=loss.seed,
+        language_model_weight=language_model_weight(base_model) if loss.text_generation else None,
+    )
+    install_training_heads(base_model, heads)
+
+
+def learn_heads_faster(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Move the parameters of `OWN_LEARNING_RATES`, where there are such, into groups of their own, without decay.
+
+    Args:
+        model: The model that is trained.
+        optimizer: Its optimizer, changed in place.
+    """
+    for ending, learning_rate in OWN_LEARNING_RATES.items():
+        ending = f"{ATTRIBUTE}.{ending}"
+        parameter = next((one for name, one in model.named_parameters() if name.endswith(ending)), None)
+        if parameter is None:
+            continue
+        for group in optimizer.param_groups:
+            group["params"] = [one for one in group["params"] if one is not parameter]
+        learning_rate = max(learning_rate, float(optimizer.defaults.get("lr", 0.0)))
+        optimizer.add_param_group({"params": [parameter], "lr": learning_rate, "weight_decay": 0.0})
+
+
+class DataPreparation:
+    """Reads, checks and tokenises the data sets of one trainer.
+
+    Args:
+        args: The settings.
+        tokenizer: Tokenises the responses; not changed.
+        objective: What the model is trained for.
+
+    Attributes:
+        reports: What was read, dropped and found suspicious, by the name of the data set.
+        most_responses: Most responses of a row in any table so far: the width that predictions have, in all batches
+            and on all processes.
+    """
+
+    def __init__(self, args: RewardConfig, tokenizer: Any, objective: Objective) -> None:
+        self._args, self._tokenizer, self._objective = args, tokenizer, objective
+        self.reports: dict[str, DataReport] = {}
+        self.most_responses = 2
+
+    def __call__(self, dataset: Any, name: str, purpose: Purpose) -> Any:
+        """Prepare one data set.
+
+        Args:
+            dataset: Raw or prepared rows.
+            name: What it is called in messages.
+            purpose: What it is for.
+
+        Raises:
+            ConfigError: It does not suit the objective.
+            DataError: It cannot be read.
+        """
+        args = self._args
+        if purpose != "train":
+            check_eval_data(self._objective, dataset, name)
+        with args.main_process_first(desc="preparing data", local=True):
+            prepared, self.reports[name] = prepare_dataset(
+                dataset,
+                self._tokenizer,
+                max_length=args.max_length,
+                overlong=args.overlong,
+                dataset_name=name,
+                purpose=purpose,
+                num_proc=args.dataset_num_proc,
+                keep_columns=not args.remove_unused_columns,
+                objective=self._objective,
+            )
+        # A row that was not scored can be told only from a table; and accelerate would fill up the last batch of a
+        # stream with rows that count.
+        if isinstance(prepared, IterableDataset) and (
+            purpose == "predict" or (purpose == "eval" and args.world_size > 1)
+        ):
+            prepared = as_table(prepared)
+        if isinstance(prepared, Dataset):
+            self.most_responses = max(self.most_responses, most_responses(prepared))
+        return prepared
+
+    def of_evaluation(self, dataset: Any) -> Any:
+        """Prepare what is evaluated during training: one data set, several by name, or none."""
+        if dataset is None:
+            return None
+        if isinstance(dataset, Mapping):
+            return {name: self(part, str(name), "eval") for name, part in dataset.items()}
+        return self(dataset, "eval", "eval")
+
+
+def check_grouping(args: RewardConfig, report: DataReport) -> None:
+    """Refuse to group a stream by prompts, and say where prompts repeat so often that grouping would pay.
+
+    Args:
+        args: The settings.
+        report: That of the training data.
+
+    Raises:
+        ConfigError: The rows of a stream are to be grouped.
+    """
+    asked = {"group_by_prompt": args.group_by_prompt, "max_tokens_per_batch": args.max_tokens_per_batch is not None}
+    for name in [name for name, wanted in asked.items() if wanted and report.streaming]:
+        raise ConfigError(
+            f"`{name}` needs to know all rows, and a stream shows them one by one",
+            fix="Leave it out, or do not stream.",
+        )
+    if report.prompts is None or args.group_by_prompt or args.train_sampling_strategy != "random":
+        return
+    rows, prompts = len(report.prompts), len(np.unique(report.prompts))
+    if rows >= 1.5 * prompts:
+        logger.info(
+            "The %s rows to train on have %s prompts: with `group_by_prompt` the rows of one come into the same batch, "
+            "where it is computed once (this changes the order of the rows).",
+            f"{rows:,}",
+            f"{prompts:,}",
+        )
 
 
 def default_config(model: Any) -> RewardConfig:

@@ -2,54 +2,425 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import re
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
+import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainerCallback, set_seed
+from transformers import (
+    PreTrainedModel,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
-from transformers.trainer_utils import EvalPrediction, TrainOutput
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import ExportableState
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, PredictionOutput, TrainOutput
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from plaudit.data.collate import ForeignCollator, PaddedCollator, SharedPrefixCollator
-from plaudit.data.columns import TOKENIZED_COLUMNS, TOKENIZED_LIST_COLUMNS
 from plaudit.data.report import DataReport
 from plaudit.errors import ConfigError
-from plaudit.metrics import RewardMetrics, Scored
-from plaudit.model.adapters import is_peft_model
-from plaudit.model.rewards import RewardForward
-from plaudit.model.shared_prefix import MODEL_KEYS
-from plaudit.model.training_heads import heads_of, load_heads, save_heads
+from plaudit.metrics import Gather, RewardMetrics, Scored
+from plaudit.model.aux_heads import heads_of, load_heads, save_heads
+from plaudit.model.peft import is_peft_model
+from plaudit.model.shared_prefix import MODEL_KEYS, RewardForward
 from plaudit.objectives import Objective
-from plaudit.training.allocation import freed_memory_kept
-from plaudit.training.checkpointing import decides_itself, with_checkpointing
-from plaudit.training.checkpoints import mark_incomplete, newest_complete_checkpoint
+from plaudit.schema import TOKENIZED_COLUMNS, TOKENIZED_LIST_COLUMNS, Batch
+from plaudit.training.artifacts import ModelCard, as_list, choose_golden_rows, write_golden_rows, write_run_record
 from plaudit.training.config import RewardConfig
-from plaudit.training.example_loader import example_loader
-from plaudit.training.golden_rows import choose_golden_rows, write_golden_rows
-from plaudit.training.interval import LoggingInterval
-from plaudit.training.loss import at_least_a_little
-from plaudit.training.model_card import ModelCard, as_list
-from plaudit.training.objective import add_training_heads, check_collator, learn_heads_faster, settle_loss
-from plaudit.training.offloading import warn_if_useless
-from plaudit.training.preparation import DataPreparation, check_grouping
-from plaudit.training.run_record import write_run_record
+from plaudit.training.dataloader import by_similar_work, example_loader, sampler_of
+from plaudit.training.loss import RewardLoss, at_least_a_little
+from plaudit.training.memory import (
+    decide,
+    decides_itself,
+    freed_memory_kept,
+    offloading_or_nothing,
+    turn_checkpointing_on,
+    warn_if_useless,
+    with_checkpointing,
+)
 from plaudit.training.setup import (
+    DataPreparation,
+    add_training_heads,
+    check_collator,
+    check_grouping,
     default_config,
     keep_outputs_exact,
+    learn_heads_faster,
     load_model_and_tokenizer,
     make_ready,
     require_train_dataset,
     require_writable,
+    settle_loss,
 )
-from plaudit.training.stepping import SteppingTrainer
-from plaudit.types import Batch
+
+
+class LoggingInterval(TrainerCallback, ExportableState):
+    """Sums since the last log, and token counts since the first step.
+
+    The Trainer writes `state` into ``trainer_state.json``; `on_train_begin` reads it back from there, because the
+    Trainer restores callbacks by itself only on request.
+    """
+
+    def __init__(self) -> None:
+        self._metrics = RewardMetrics()
+        self._num_tokens = 0
+        self._num_tokens_computed = 0
+        self._saved: list[float] | None = None
+
+    def update(self, scored: Scored) -> None:
+        """Add a training batch."""
+        self._metrics.update(scored)
+
+    def flush(self, gather: Gather | None = None) -> dict[str, float]:
+        """Metrics of the interval, with the token counts since the first step; starts the next interval."""
+        values = self._metrics.compute(gather)
+        self._metrics.reset()
+        if values:
+            self._num_tokens += int(values["num_tokens"])
+            self._num_tokens_computed += int(values["num_tokens_computed"])
+            values.pop("comparisons")
+            values.update(num_tokens=self._num_tokens, num_tokens_computed=self._num_tokens_computed)
+        return values
+
+    def collect(self, gather: Gather | None = None) -> None:
+        """Take down the sums over all processes, for the checkpoint about to be written."""
+        self._saved = self._metrics.totals(gather)
+
+    def state(self) -> dict[str, Any]:
+        """What the Trainer writes into ``trainer_state.json``."""
+        return {
+            "args": {},
+            "attributes": {
+                "_num_tokens": self._num_tokens,
+                "_num_tokens_computed": self._num_tokens_computed,
+                "_saved": self._saved,
+            },
+        }
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start from nothing, or from where the checkpoint left off."""
+        # A fresh state lists callbacks, one read from a checkpoint holds what they saved under their names.
+        saved: Any = state.stateful_callbacks if state.global_step > 0 else None
+        attributes = saved.get(type(self).__name__, {}).get("attributes", {}) if isinstance(saved, dict) else {}
+        self._num_tokens = attributes.get("_num_tokens", 0)
+        self._num_tokens_computed = attributes.get("_num_tokens_computed", 0)
+        # The sums are those of all processes: one of them carries on with them.
+        totals = attributes.get("_saved") if state.is_world_process_zero else None
+        self._metrics.restore(totals, device=args.device)
+
 
 logger = logging.getLogger("plaudit")
+# Names differ between plain, adapter, FSDP and DeepSpeed checkpoints; DeepSpeed keeps everything in global_step*.
+_WEIGHTS = ("*model*.safetensors", "*model*.bin", "pytorch_model_fsdp_*", "global_step*")
+_TO_GO_ON = (("*optimizer*", "global_step*"), ("scheduler.pt", "global_step*"), ("rng_state*",))
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether a checkpoint was written to its end, and is not half deleted.
+
+    Args:
+        checkpoint: A ``checkpoint-<step>`` folder. The Trainer's state is the last file written into it. Files may
+            be missing nevertheless, where a process was killed while it deleted an old checkpoint.
+    """
+    try:
+        written = "global_step" in json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        shards = _shards(checkpoint)
+    except (OSError, ValueError):
+        return False
+    # A checkpoint of the model alone (`save_only_model`) has nothing of what is needed to go on, any other all of it.
+    to_go_on = {_holds(checkpoint, *patterns) for patterns in _TO_GO_ON}
+    return written and _holds(checkpoint, *_WEIGHTS) and all(shard.exists() for shard in shards) and len(to_go_on) == 1
+
+
+def _holds(folder: Path, *patterns: str) -> bool:
+    return any(any(folder.glob(pattern)) for pattern in patterns)
+
+
+def _shards(checkpoint: Path) -> list[Path]:
+    """The files that the weights are spread over; empty where they are in one."""
+    index = checkpoint / SAFE_WEIGHTS_INDEX_NAME
+    if not index.exists():
+        return []
+    return [checkpoint / name for name in set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())]
+
+
+def newest_complete_checkpoint(run_folder: str | os.PathLike[str]) -> Path:
+    """The checkpoint to resume a run from.
+
+    Args:
+        run_folder: Folder with ``checkpoint-<step>`` folders.
+
+    Raises:
+        ConfigError: If there is none that is complete.
+    """
+    folder = Path(run_folder)
+    found = sorted(
+        (int(match[1]), path)
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if path.is_dir() and (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
+    )
+    for _, checkpoint in reversed(found):
+        if is_complete(checkpoint):
+            return checkpoint
+        logger.warning("%s was not written to its end, or is half deleted: it is passed over.", checkpoint)
+    raise ConfigError(
+        f"there is no complete checkpoint in {str(folder)!r}",
+        fix="Name a checkpoint folder in `resume_from_checkpoint`, or start from the beginning.",
+    )
+
+
+def mark_incomplete(checkpoint: str | os.PathLike[str]) -> None:
+    """Take the mark of completeness from a checkpoint that is about to be written again."""
+    (Path(checkpoint) / TRAINER_STATE_NAME).unlink(missing_ok=True)
+
+
+class EvaluatingTrainer(Trainer):
+    """A Trainer that evaluates rewards; `RewardTrainer` adds the training."""
+
+    args: RewardConfig
+    _prepare_data: DataPreparation
+    _eval_metrics: RewardMetrics
+    _loss: RewardLoss
+    _forward: RewardForward
+    _base_model: PreTrainedModel
+
+    @abstractmethod
+    def _score(self, model: nn.Module, batch: Batch) -> Scored:
+        """Rewards of a batch on the model's device, and its loss."""
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Evaluate on raw or prepared preferences; see `transformers.Trainer.evaluate`."""
+        if isinstance(eval_dataset, Mapping):
+            metrics: dict[str, float] = {}
+            for name, part in eval_dataset.items():
+                metrics.update(self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}"))
+            return metrics
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            eval_dataset = self._prepare_data(eval_dataset, metric_key_prefix, "eval")
+        return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
+
+    def predict(
+        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """Rewards (rows, 2), chosen first, of raw or prepared preferences; NaN for rows too long to score."""
+        prepared = self._prepare_data(test_dataset, metric_key_prefix, "predict")
+        output = super().predict(prepared, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
+        rows = self._prepare_data.reports[metric_key_prefix].rows_read
+        if len(prepared) == rows:
+            return output
+        logger.warning(
+            "%d of %d rows are too long to score (more than %d tokens): their rewards are NaN.",
+            rows - len(prepared),
+            rows,
+            self.args.max_length,
+        )
+        places = prepared["row"]
+        labels = output.label_ids
+        return output._replace(
+            predictions=_at_rows(output.predictions, places, rows),
+            label_ids=_at_rows(labels, places, rows) if isinstance(labels, np.ndarray) else labels,
+        )
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """The Trainer's loader, with rows of similar length together; `evaluation_loop` restores their order."""
+        return self._with_order(super().get_eval_dataloader(eval_dataset))
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
+        """The Trainer's loader, with rows of similar length together; `evaluation_loop` restores their order."""
+        return self._with_order(super().get_test_dataloader(test_dataset))
+
+    def _with_order(self, loader: DataLoader[Any]) -> DataLoader[Any]:
+        sampler = sampler_of(loader)
+        if sampler is not None and self._order_is_free():
+            rows: Any = loader.dataset
+            order = by_similar_work(rows.rows, padded=self._forward.layout == "padded")
+            sampler.order = lambda epoch: order
+        return loader
+
+    def _order_is_free(self) -> bool:
+        """Whether nothing that is reported depends on which rows share a batch, or on the order of batches."""
+        args = self.args
+        if args.include_for_metrics or args.batch_eval_metrics or not args.eval_do_concat_batches:
+            return False
+        loads_balanced = getattr(self._base_model.config.get_text_config(), "output_router_logits", False)
+        return not (loads_balanced or self._loss.length_penalty or self._loss.length_head)
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """The Trainer's loop, with metrics that are exact over examples, and results in the order of the rows."""
+        self._eval_metrics.reset()
+        sampler = sampler_of(dataloader)
+        order = None if sampler is None else sampler.order(0)
+        own_metrics = self.compute_metrics
+        if own_metrics is not None and not self.args.batch_eval_metrics:
+            self.compute_metrics = lambda prediction: own_metrics(_in_order(prediction, order))
+        try:
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+        finally:
+            self.compute_metrics = own_metrics
+        output = output._replace(
+            predictions=_restored(output.predictions, order), label_ids=_restored(output.label_ids, order)
+        )
+        metrics = self._eval_metrics.compute(self.accelerator.gather)
+        metrics.pop("comparisons", None)
+        prefixed = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return output._replace(metrics={**(output.metrics or {}), **prefixed})
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, Any]:
+        """Loss and rewards (examples, 2) of one batch."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            scored = self._score(model, inputs)
+        self._eval_metrics.update(scored)
+        loss = scored.loss / at_least_a_little(scored.count)
+        if prediction_loss_only:
+            return loss, None, None
+        if not scored.listed:
+            rewards = torch.stack((scored.rewards_N[scored.better_P], scored.rewards_N[scored.worse_P]), dim=1)
+            # Empty labels, rather than none: without labels the Trainer would not call compute_metrics.
+            return loss, rewards, ()
+        width = self._prepare_data.most_responses
+        return loss, _by_example(scored, scored.rewards_N, width), _by_example(scored, scored.scores_N, width)
+
+
+def _in_order(prediction: EvalPrediction, order: Sequence[int] | None) -> EvalPrediction:
+    return EvalPrediction(
+        _restored(prediction.predictions, order),
+        _restored(prediction.label_ids, order),
+        prediction.inputs,
+        prediction.losses,
+    )
+
+
+def _restored(values: Any, order: Sequence[int] | None) -> Any:
+    """Values of rows that were taken in some order, in the order of the rows.
+
+    Args:
+        values: An array of shape (rows, ...), or any nesting of such.
+        order: The rows in the order in which they were taken; None where that is their own.
+    """
+    if isinstance(values, Mapping):
+        return {name: _restored(value, order) for name, value in values.items()}
+    if isinstance(values, list | tuple):
+        return type(values)(_restored(value, order) for value in values)
+    if order is None or not isinstance(values, np.ndarray) or values.shape[:1] != (len(order),):
+        return values
+    restored = np.empty_like(values)
+    restored[np.asarray(order, dtype=np.int64)] = values
+    return restored
+
+
+def _at_rows(values: Any, places: Sequence[int], rows: int) -> np.ndarray:
+    """Values of some rows in a table of all rows, NaN in the others."""
+    table = np.full((rows, *np.shape(values)[1:]), np.nan, dtype=np.float32)
+    table[places] = values
+    return table
+
+
+def _by_example(scored: Scored, values_N: torch.Tensor, width: int) -> torch.Tensor:
+    """Values of shape (examples, width), NaN where an example has fewer responses."""
+    responses_G = torch.bincount(scored.example_N)
+    if int(responses_G.max()) > width:
+        raise ConfigError(
+            "predictions of a stream whose rows hold any number of responses cannot be collected",
+            fix="Evaluate on a `Dataset`, or without `compute_metrics`.",
+        )
+    table = values_N.new_full((len(responses_G), width), torch.nan)
+    order_N = scored.example_N.argsort(stable=True)
+    starts_G = responses_G.cumsum(0) - responses_G
+    example_N = scored.example_N[order_N]
+    place_N = torch.arange(len(order_N), device=order_N.device) - starts_G[example_N]
+    table[example_N, place_N] = values_N[order_N]
+    return table
+
+
+class SteppingTrainer(EvaluatingTrainer):
+    """The part of `RewardTrainer` that runs training steps."""
+
+    model: Any
+    _scored: Scored | None = None
+    _decides_checkpointing: bool
+    _may_turn_checkpointing_on = False
+
+    @property
+    def _interval(self) -> LoggingInterval:
+        # Looked up each time: the Trainer replaces callbacks when it restores them from a checkpoint.
+        return next(cb for cb in self.callback_handler.callbacks if isinstance(cb, LoggingInterval))
+
+    def _settle_checkpointing(self) -> None:
+        """Decide on gradient checkpointing where that was left to the trainer, once."""
+        if not self._decides_checkpointing:
+            return
+        self._decides_checkpointing = False
+        decision = decide(cast(Any, self))
+        self.args = with_checkpointing(self.args, decision.on)
+        if decision.on:
+            turn_checkpointing_on(self.model, self.args)
+        # A step that begins anew must not have added to gradients, nor talked to other processes.
+        alone = self.accelerator.num_processes == 1 and self.args.gradient_accumulation_steps == 1
+        self._may_turn_checkpointing_on = alone and not decision.on
+        logger.info("Gradient checkpointing is %s: %s.", "on" if decision.on else "off", decision.reason)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """A micro-batch forward and backward, with activations offloaded in between where that was asked for."""
+        try:
+            with offloading_or_nothing(self.model, self.args.activation_offloading):
+                loss = super().training_step(*args, **kwargs)
+        except torch.OutOfMemoryError:
+            if not self._may_turn_checkpointing_on:
+                raise
+            loss = None
+        if loss is None:  # only here the failed attempt has let go of its memory
+            self._turn_checkpointing_on()
+            return self.training_step(*args, **kwargs)
+        if self._scored is not None:
+            self._interval.update(self._scored)
+            self._scored = None
+        return loss
+
+    def _turn_checkpointing_on(self) -> None:
+        """After an estimate that was too low: once, and the step begins anew."""
+        self._may_turn_checkpointing_on, self._scored = False, None
+        logger.warning("Out of memory: gradient checkpointing is on from step %d.", self.state.global_step + 1)
+        self.args = with_checkpointing(self.args, True)
+        turn_checkpointing_on(self.model, self.args)
+        self.model.zero_grad(set_to_none=True)
+        if self.args.device.type == "cuda":
+            torch.cuda.empty_cache()
+
 
 EvalData: TypeAlias = Dataset | IterableDataset | Mapping[str, Dataset | IterableDataset]
 

@@ -6,17 +6,20 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from plaudit.evaluation.scored import ScoredSet
 from plaudit.evaluation.suites.base import (
+    SourceRow,
     Suite,
     SuiteResult,
     SuiteRow,
     by_row,
+    conversation_pair,
     pair_outcomes,
+    read_source,
     require_rows,
     slice_result,
+    suite_rows,
 )
-from plaudit.evaluation.suites.reading import SourceRow, conversation_pair, read_source, suite_rows
+from plaudit.evaluation.table import ScoredSet
 
 DOMAINS = {
     "mmlu-pro": "Knowledge",

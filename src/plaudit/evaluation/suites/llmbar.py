@@ -7,25 +7,23 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from plaudit.data.columns import quoted
 from plaudit.errors import DataError
-from plaudit.evaluation.scored import ScoredSet
 from plaudit.evaluation.suites.base import (
+    SourceRow,
     Suite,
     SuiteResult,
     SuiteRow,
     by_row,
-    pair_outcomes,
-    require_rows,
-    slice_result,
-)
-from plaudit.evaluation.suites.reading import (
-    SourceRow,
     check_source_columns,
     conversation_pair,
     load_source,
+    pair_outcomes,
+    require_rows,
+    slice_result,
     suite_rows,
 )
+from plaudit.evaluation.table import ScoredSet
+from plaudit.schema import quoted
 
 SUBSETS = ("Natural", "Neighbor", "GPTInst", "GPTOut", "Manual")
 """The natural set, and the four adversarial ones."""

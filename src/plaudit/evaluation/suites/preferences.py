@@ -7,14 +7,20 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from plaudit.data.columns import RAW_COLUMNS, check_columns
-from plaudit.data.formats import read_example
+from plaudit.data.parse import read_example
 from plaudit.errors import DataError
-from plaudit.evaluation.rows import as_given
-from plaudit.evaluation.scored import ScoredRow, ScoredSet
-from plaudit.evaluation.statistics import best_found
-from plaudit.evaluation.suites.base import Suite, SuiteResult, SuiteRow, require_rows, slice_result
-from plaudit.evaluation.suites.reading import check_source_columns, load_source
+from plaudit.evaluation.stats import best_found
+from plaudit.evaluation.suites.base import (
+    Suite,
+    SuiteResult,
+    SuiteRow,
+    check_source_columns,
+    load_source,
+    require_rows,
+    slice_result,
+)
+from plaudit.evaluation.table import ScoredRow, ScoredSet, as_given
+from plaudit.schema import RAW_COLUMNS, check_columns
 
 
 class Preferences(Suite):

@@ -6,20 +6,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from plaudit.data.columns import quoted
 from plaudit.errors import DataError
-from plaudit.evaluation.scored import ScoredSet
 from plaudit.evaluation.suites.base import (
     SliceResult,
+    SourceRow,
     Suite,
     SuiteResult,
     SuiteRow,
     by_row,
+    conversation_pair,
     pair_outcomes,
+    read_source,
     require_rows,
     slice_result,
+    suite_rows,
 )
-from plaudit.evaluation.suites.reading import SourceRow, conversation_pair, read_source, suite_rows
+from plaudit.evaluation.table import ScoredSet
+from plaudit.schema import quoted
 
 SECTIONS = {
     "Chat": ("alpacaeval-easy", "alpacaeval-length", "alpacaeval-hard", "mt-bench-easy", "mt-bench-med"),
@@ -41,7 +44,6 @@ SECTIONS = {
     "Reasoning": ("math-prm", "hep-cpp", "hep-go", "hep-java", "hep-js", "hep-python", "hep-rust"),
 }
 """Section -> its subsets."""
-
 WEIGHTS = {
     "alpacaeval-easy": 100,
     "alpacaeval-length": 95,
@@ -63,13 +65,10 @@ WEIGHTS = {
     **dict.fromkeys(("hep-cpp", "hep-go", "hep-java", "hep-js", "hep-python", "hep-rust"), 164),
 }
 """Weight of each subset in its section: its number of prompts, but 984 instead of 447 for math-prm."""
-
 CODE_WEIGHTS = {**WEIGHTS, "xstest-should-refuse": 250, "xstest-should-respond": 154}
 """The same as the published code has them, with the two of XSTest exchanged."""
-
 PRIOR_SETS = ("anthropic_helpful", "anthropic_hhh", "shp", "summarize")
 """The prior sets that count; others are left out."""
-
 _PRIOR_WEIGHT = 0.5
 
 

@@ -8,22 +8,24 @@ from typing import Any, ClassVar
 import numpy as np
 
 from plaudit.errors import DataError
-from plaudit.evaluation.resampling import cluster_bootstrap
-from plaudit.evaluation.scored import ScoredRow, ScoredSet
+from plaudit.evaluation.stats import cluster_bootstrap
 from plaudit.evaluation.suites.base import (
     SliceResult,
+    SourceRow,
     Suite,
     SuiteResult,
     SuiteRow,
     by_row,
+    conversation_list,
     mean_margin,
+    read_source,
     require_rows,
     slice_result,
+    suite_rows,
 )
-from plaudit.evaluation.suites.reading import SourceRow, conversation_list, read_source, suite_rows
+from plaudit.evaluation.table import ScoredRow, ScoredSet
 
 SUBSETS = ("Factuality", "Precise IF", "Math", "Safety", "Focus", "Ties")
-
 _WEIGHTS = {"tied": 0.3, "ref": 0.3, "preferred": 0.2, "preferred_hard": 0.2, "margin": 0.01}
 
 
@@ -107,7 +109,7 @@ def best_of_four(row: ScoredRow) -> float:
     Args:
         row: One row, its right answer first.
 
-    >>> from plaudit.types import Judgement
+    >>> from plaudit.schema import Judgement
     >>> best_of_four(ScoredRow(0, (2.0, 2.0, 1.0, 0.0), Judgement((1.0, 0.0, 0.0, 0.0)), "scores"))
     0.5
     """

@@ -8,9 +8,19 @@ from typing import Any, ClassVar
 import numpy as np
 
 from plaudit.errors import DataError
-from plaudit.evaluation.scored import ScoredRow, ScoredSet
-from plaudit.evaluation.suites.base import Suite, SuiteResult, SuiteRow, by_row, require_rows, slice_result
-from plaudit.evaluation.suites.reading import SourceRow, conversation_list, read_source, suite_rows
+from plaudit.evaluation.suites.base import (
+    SourceRow,
+    Suite,
+    SuiteResult,
+    SuiteRow,
+    by_row,
+    conversation_list,
+    read_source,
+    require_rows,
+    slice_result,
+    suite_rows,
+)
+from plaudit.evaluation.table import ScoredRow, ScoredSet
 
 DOMAINS = ("chat", "math", "code", "safety")
 STYLES = ("concise", "detailed", "detailed markdown")
@@ -88,7 +98,7 @@ def style_matrix(row: ScoredRow) -> np.ndarray:
     Raises:
         DataError: The row has not six responses.
 
-    >>> from plaudit.types import Judgement
+    >>> from plaudit.schema import Judgement
     >>> row = ScoredRow(0, (1.0, 2.0, 3.0, 0.5, 1.5, 9.0), Judgement((1.0,) * 3 + (0.0,) * 3), "scores")
     >>> style_matrix(row).astype(int).tolist()
     [[1, 0, 0], [1, 1, 0], [1, 1, 0]]

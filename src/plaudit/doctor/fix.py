@@ -1,0 +1,149 @@
+"""Writes a cleaned copy of a data set, and a list of what was left out and why."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import gzip
+import json
+import os
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from plaudit.data.parse import without_nulls
+from plaudit.doctor.findings import KINDS, Finding, Fixed
+from plaudit.doctor.rows import Source
+from plaudit.errors import ConfigError, DataError
+from plaudit.schema import RAW_COLUMNS
+
+_SUFFIXES = (".jsonl", ".jsonl.gz")
+
+
+def removed_path(path: Path) -> Path:
+    """Where the list of removed rows goes.
+
+    Args:
+        path: The cleaned copy.
+
+    >>> str(removed_path(Path("clean.jsonl.gz")))
+    'clean.removed.jsonl.gz'
+    """
+    suffix = next(one for one in reversed(_SUFFIXES) if path.name.endswith(one))
+    return path.with_name(f"{path.name.removesuffix(suffix)}.removed{suffix}")
+
+
+def check_target(path: Path, source: Any, *, overwrite: bool) -> None:
+    """Refuse a target that cannot be written, before any work is done.
+
+    Args:
+        path: The cleaned copy.
+        source: Name of the data set, where it has one.
+        overwrite: Whether existing files may be replaced.
+
+    Raises:
+        ConfigError: It is the source, it exists, its folder does not, or its name says another format.
+    """
+    if not path.name.endswith(_SUFFIXES):
+        raise ConfigError(f"the cleaned copy {str(path)!r} would be JSON lines", fix="Let its name end in .jsonl.")
+    if not path.parent.is_dir():
+        raise ConfigError(f"there is no folder {str(path.parent)!r}", fix="Make it first.")
+    for target in (path, removed_path(path)):
+        if isinstance(source, str | os.PathLike) and target.resolve() == Path(source).expanduser().resolve():
+            raise ConfigError(f"{str(target)!r} is the data set itself", fix="Give the cleaned copy another name.")
+        if target.exists() and not overwrite:
+            raise ConfigError(f"{str(target)!r} exists", fix="Give another name, or allow it with --overwrite.")
+
+
+def write_fixed(
+    source: Source, findings: Sequence[Finding], path: Path, *, kinds: Collection[str], total: int
+) -> Fixed:
+    """Write the rows without a fault to one file, the others with their faults to another.
+
+    Both files appear when they are complete; until then neither changes.
+
+    Args:
+        source: The rows; they are read again.
+        findings: What was found in them.
+        path: The cleaned copy.
+        kinds: Kinds of faults to remove.
+        total: Number of rows that were checked.
+
+    Raises:
+        DataError: No row is without a fault, the rows are others than those checked, or one is no JSON.
+    """
+    rows, reasons = _removals(findings, kinds)
+    if len(rows) == total:
+        fix = "Look at the findings: this looks like one fault in how the data was made."
+        raise DataError("has no row without a fault: nothing was written", dataset=source.label, fix=fix)
+    counts: dict[str, int] = {}
+    seen, place = 0, 0
+    with _appearing(path) as kept, _appearing(removed_path(path)) as removed:
+        for seen, row in enumerate(source.whole_rows(), start=1):
+            line = _as_json(row, source, seen - 1)
+            if place < len(rows) and rows[place] == seen - 1:
+                kind = reasons[place]
+                counts[kind] = counts.get(kind, 0) + 1
+                about = {"row": seen - 1, "reason": kind, "title": KINDS[kind].title}
+                removed.write(f'{json.dumps(about)[:-1]}, "data": {line}}}\n')
+                place += 1
+            else:
+                kept.write(f"{line}\n")
+        if seen != total:
+            raise DataError(
+                f"had {total:,} rows when it was checked, and has {seen:,} now: nothing was written",
+                dataset=source.label,
+                fix="Check a data set that does not change meanwhile.",
+            )
+    return Fixed(str(path), str(removed_path(path)), total - len(rows), counts)
+
+
+def _removals(findings: Sequence[Finding], kinds: Collection[str]) -> tuple[list[int], list[str]]:
+    """Rows to remove, ascending, and for each the first fault it has, in the order of the kinds."""
+    order = [name for name, kind in KINDS.items() if kind.removable and name in kinds]
+    found = sorted((one for one in findings if one.kind in order), key=lambda one: order.index(one.kind))
+    if not found:
+        return [], []
+    rows = np.concatenate([np.asarray(one.rows, dtype=np.int64) for one in found])
+    names = np.repeat([order.index(one.kind) for one in found], [one.count for one in found])
+    unique, first = np.unique(rows, return_index=True)
+    return unique.tolist(), [order[number] for number in names[first].tolist()]
+
+
+@contextlib.contextmanager
+def _appearing(path: Path) -> Iterator[IO[str]]:
+    """A file that takes its name when it is complete."""
+    hidden = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        opener: Any = gzip.open if path.suffix == ".gz" else open
+        with opener(hidden, "wt", encoding="utf-8") as file:
+            yield file
+        hidden.replace(path)
+    finally:
+        hidden.unlink(missing_ok=True)
+
+
+def _as_json(row: dict[str, Any], source: Source, number: int) -> str:
+    features = source.features or {}
+    # Arrow fills the messages of a table with nulls for keys that other rows have.
+    values = {
+        name: without_nulls(value, features.get(name))
+        if features and name in RAW_COLUMNS and value is not None
+        else value
+        for name, value in row.items()
+    }
+    try:
+        return json.dumps(values, ensure_ascii=False, default=_plain)
+    except TypeError as error:
+        fix = "Leave out the columns that JSON cannot hold."
+        raise DataError(f"cannot be written as JSON: {error}", row=number, dataset=source.label, fix=fix) from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat()
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"a {type(value).__name__} in one of its columns")

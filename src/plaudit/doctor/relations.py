@@ -1,0 +1,382 @@
+"""Remembers every row in a few numbers, and finds duplicates, contradictions and cycles among all of them."""
+
+from __future__ import annotations
+
+import os
+import re
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from plaudit.data.load import load_preference_dataset
+from plaudit.data.report import Flag
+from plaudit.doctor.rows import (
+    Checkable,
+    CheckedRow,
+    RowReader,
+    is_flagged,
+    key_of,
+    message_text,
+    normalized,
+    open_source,
+    prompt_key_of,
+    ways_of,
+)
+from plaudit.errors import DataError
+from plaudit.schema import forms_of, is_tokenized
+
+GRAM = 13
+"""Words in a row that a prompt shares with a benchmark's: the length usual since GPT-3 (Brown et al. 2020)."""
+SHARED_GRAMS = 0.5
+"""Share of a benchmark prompt's runs of words that must be in a row's prompt to count as the same."""
+COMMON_GRAM = 3
+"""A run of words in more benchmark prompts than this is an instruction, not the question."""
+_PROMPT_COLUMNS = ("prompt", "question", "instruction", "problem", "query", "input", "messages", "text")
+_WORD = re.compile(r"\w+")
+
+
+class Prompts:
+    """The prompts of another data set, and which of them were met.
+
+    Args:
+        name: What the data set is called.
+
+    Attributes:
+        hits: For each row that shares a prompt, its number and the first row over there.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._row_of: dict[int, int] = {}
+        self._met: set[int] = set()
+        self.hits: list[tuple[int, int]] = []
+
+    @classmethod
+    def of(cls, dataset: Checkable, *, config: str | None = None, split: str = "train") -> Prompts:
+        """Read the prompts of preferences.
+
+        Args:
+            dataset: Rows, or the name of rows.
+            config: Configuration of a data set on the Hub.
+            split: Which split.
+
+        Raises:
+            DataError: It cannot be read.
+        """
+        source = open_source(dataset, config=config, split=split, name="eval")
+        prompts = cls(source.label)
+        for row in RowReader(source, ways_of(source), None, None):
+            if row.error is None:
+                prompts._row_of.setdefault(row.prompt_key, row.number)
+        return prompts
+
+    def add(self, row: CheckedRow) -> None:
+        """Look for the prompt of a row.
+
+        Args:
+            row: A row that was read.
+        """
+        other = self._row_of.get(row.prompt_key)
+        if other is not None:
+            self.hits.append((row.number, other))
+            self._met.add(row.prompt_key)
+
+    @property
+    def met(self) -> str:
+        """How many of the prompts were met, such as ``"3 of 100 prompts"``."""
+        return f"{len(self._met):,} of {len(self._row_of):,} prompts"
+
+
+class Benchmark:
+    """The prompts of a benchmark: whole, and as runs of :data:`GRAM` words.
+
+    Args:
+        path: A file, a folder or the name of a data set, or its rows; preferences, or any rows with a column such as
+            ``question``.
+
+    Attributes:
+        name: The path.
+        exact: Rows with the same prompt up to case and white space, and the row over there.
+        near: Rows that share at least half of a prompt's runs of words, and the row over there.
+
+    Raises:
+        DataError: It cannot be read, or has no prompts.
+    """
+
+    def __init__(self, path: Checkable) -> None:
+        self.name = str(path) if isinstance(path, str | os.PathLike) else "the benchmark"
+        self.exact: list[tuple[int, int]] = []
+        self.near: list[tuple[int, int]] = []
+        self._row_of: dict[int, int] = {}
+        self._rows_of_gram: dict[int, array[int]] = {}
+        self._grams: dict[int, int] = {}
+        for number, texts in _prompts_in(path):
+            self._remember(number, texts)
+        if not self._row_of:
+            raise DataError("has no prompts", dataset=self.name, fix="Name a file with a column `prompt`.")
+        for rows in self._rows_of_gram.values():
+            if len(rows) <= COMMON_GRAM:
+                for number in rows:
+                    self._grams[number] = self._grams.get(number, 0) + 1
+
+    def _remember(self, number: int, texts: Sequence[str]) -> None:
+        key = key_of("prompt", [normalized(text) for text in texts])
+        if key in self._row_of:
+            return
+        self._row_of[key] = number
+        for gram in grams_of(texts):
+            rows = self._rows_of_gram.setdefault(gram, array("q"))
+            if len(rows) <= COMMON_GRAM:
+                rows.append(number)
+
+    def add(self, row: CheckedRow) -> None:
+        """Look for the prompt of a row.
+
+        Args:
+            row: A row that was read.
+        """
+        if row.parts is None or row.parts.prompt is None:
+            return
+        other = self._row_of.get(row.prompt_key)
+        if other is None and row.parts.system:
+            other = self._row_of.get(prompt_key_of(row.parts, row.keys, system=False))
+        if other is not None:
+            self.exact.append((row.number, other))
+            return
+        shared: dict[int, int] = {}
+        for gram in grams_of(row.parts.prompt) if self._grams else ():
+            rows = self._rows_of_gram.get(gram, ())
+            for number in rows if len(rows) <= COMMON_GRAM else ():
+                shared[number] = shared.get(number, 0) + 1
+        near = [number for number, count in shared.items() if count >= SHARED_GRAMS * self._grams[number]]
+        if near:
+            self.near.append((row.number, min(near)))
+
+
+def grams_of(texts: Sequence[str]) -> set[int]:
+    """Numbers for the runs of :data:`GRAM` words in a prompt; they hold within this process.
+
+    Args:
+        texts: The messages of the prompt.
+    """
+    words = _WORD.findall(normalized(" ".join(texts)))
+    return {hash(tuple(words[start : start + GRAM])) for start in range(len(words) - GRAM + 1)}
+
+
+def _prompts_in(path: Checkable) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Row numbers and prompts of a benchmark, without system messages."""
+    rows: Any = load_preference_dataset(path) if isinstance(path, str | os.PathLike) else path
+    columns = list(getattr(rows, "column_names", None) or dict.fromkeys(name for row in rows for name in row))
+    if forms_of(columns) and not is_tokenized(columns):
+        source = open_source(path, name="benchmark")
+        for row in RowReader(source, ways_of(source), None, None):
+            if row.parts is not None and row.parts.prompt is not None:
+                yield row.number, row.parts.prompt[row.parts.system :]
+        return
+    column = next((name for name in _PROMPT_COLUMNS if name in columns), None)
+    if column is None:
+        found = ", ".join(f"`{name}`" for name in columns)
+        fix = f"Rename the column of the prompts to `prompt`; its columns are {found}."
+        raise DataError("has no column of prompts", dataset=str(path), fix=fix)
+    for number, row in enumerate(rows):
+        value = row[column]
+        if isinstance(value, str):
+            yield number, (value,)
+        elif isinstance(value, list) and all(isinstance(one, Mapping) for one in value):
+            asked = [one for one in value if one.get("role") not in ("system", "assistant")]
+            yield number, tuple(message_text(one) for one in asked)
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """What rows say about each other.
+
+    Attributes:
+        duplicates: Rows that say exactly what an earlier row says.
+        first_of: For each of these, the earlier row.
+        contradictory: Rows of which another row (or the row itself) says the opposite.
+        contradictions: Groups of rows that contradict each other.
+        cyclic: Rows of preference cycles of three and more responses.
+        cycles: The rows of each cycle.
+    """
+
+    duplicates: np.ndarray
+    first_of: np.ndarray
+    contradictory: np.ndarray
+    contradictions: list[tuple[int, ...]]
+    cyclic: np.ndarray
+    cycles: list[tuple[int, ...]]
+
+
+_SILENT, _COMPARES, _LABEL = 0, 1, 2
+"""Whether a row takes part in contradictions: not at all, with its comparisons, with its label."""
+
+
+class Ledger:
+    """Four numbers for each row and two for each response: about 60 bytes for a pair, five times that in `repeats`."""
+
+    def __init__(self) -> None:
+        self._rows, self._row_keys, self._ends = array("q"), array("Q"), array("q")
+        self._keys, self._goodness, self._kinds = array("Q"), array("d"), array("b")
+
+    def add(self, row: CheckedRow) -> None:
+        """Remember a row.
+
+        Args:
+            row: A row that was read.
+        """
+        self._rows.append(row.number)
+        self._row_keys.append(row.row_key)
+        self._keys.extend(row.keys)
+        self._goodness.extend(row.goodness)
+        self._ends.append(len(self._keys))
+        # One response with several grades is nothing unusual; thumbs up and down for it are a contradiction.
+        silent = row.form == "grades" or is_flagged(row, Flag.IDENTICAL)
+        self._kinds.append(_SILENT if silent else _LABEL if row.form == "labels" else _COMPARES)
+
+    def repeats(self) -> Repeats:
+        """Find duplicates, contradictions and cycles."""
+        rows, row_keys = np.asarray(self._rows), np.asarray(self._row_keys)
+        _, first, inverse = np.unique(row_keys, return_index=True, return_inverse=True)
+        earliest = first[inverse]
+        repeated = np.flatnonzero(earliest != np.arange(len(rows)))
+        edges = self._edges(np.unique(first))
+        opposed = edges.opposed()
+        contradictory = {int(inverse[place]) for place in edges.place[opposed]} | self._torn_in_themselves(inverse)
+        in_contradiction = np.isin(inverse, np.fromiter(contradictory, dtype=np.int64, count=len(contradictory)))
+        components = edges.without(opposed).cycles()
+        return Repeats(
+            duplicates=rows[repeated],
+            first_of=rows[earliest[repeated]],
+            contradictory=rows[in_contradiction],
+            contradictions=[tuple(int(rows[place]) for place in group) for group in edges.groups(opposed)],
+            cyclic=np.unique(rows[np.concatenate([*components, np.zeros(0, dtype=np.int64)]).astype(np.int64)]),
+            cycles=[tuple(sorted(int(rows[place]) for place in one)) for one in components],
+        )
+
+    def _responses(self, place: int) -> slice:
+        return slice(self._ends[place - 1] if place else 0, self._ends[place])
+
+    def _edges(self, places: np.ndarray) -> _Edges:
+        """The comparisons between responses that several rows have; others can take part in no contradiction.
+
+        Args:
+            places: Places of the rows to look at, each different from the others.
+        """
+        keys, ends = np.asarray(self._keys), np.asarray(self._ends)
+        counts = np.diff(ends, prepend=0)
+        owner = np.repeat(np.arange(len(ends)), counts)
+        kept = np.isin(owner, places) & (np.asarray(self._kinds)[owner] != _SILENT)
+        nodes, node_of = np.unique(keys, return_inverse=True)
+        pairs = np.unique(np.stack([node_of[kept], owner[kept]], axis=1), axis=0)
+        shared = np.bincount(pairs[:, 0], minlength=len(nodes)) > 1
+        candidates = np.unique(owner[kept & shared[node_of]])
+        better, worse, place_of = array("q"), array("q"), array("q")
+        for place in candidates.tolist():
+            span = self._responses(place)
+            said = [
+                (int(node), good)
+                for node, good in zip(node_of[span], self._goodness[span], strict=True)
+                if shared[node]
+            ]
+            if self._kinds[place] == _LABEL:
+                # A label says that a response is better, or worse, than a doubtful one.
+                said.append((-1, 0.5))
+            for one, good in said:
+                for other, less in said:
+                    if good > less and one != other:
+                        better.append(one)
+                        worse.append(other)
+                        place_of.append(place)
+        return _Edges(np.asarray(better), np.asarray(worse), np.asarray(place_of))
+
+    def _torn_in_themselves(self, inverse: np.ndarray) -> set[int]:
+        """Rows that give one and the same response two scores."""
+        found = set()
+        several = (np.diff(np.asarray(self._ends), prepend=0) > 2) & (np.asarray(self._kinds) == _COMPARES)
+        for place in np.flatnonzero(several):
+            span = self._responses(int(place))
+            scores: dict[int, float] = {}
+            for key, good in zip(self._keys[span], self._goodness[span], strict=True):
+                if scores.setdefault(key, good) != good:
+                    found.add(int(inverse[place]))
+        return found
+
+
+@dataclass(frozen=True)
+class _Edges:
+    """Comparisons: responses as numbers from 0 on (-1: a doubtful one), and the places of their rows."""
+
+    better: np.ndarray
+    worse: np.ndarray
+    place: np.ndarray
+
+    def _pairs(self) -> tuple[np.ndarray, np.ndarray]:
+        """A number for the two responses of each comparison, and which of them is the better."""
+        low, high = np.minimum(self.better, self.worse), np.maximum(self.better, self.worse)
+        _, pair = np.unique(np.stack([low, high], axis=1), axis=0, return_inverse=True)
+        return pair.reshape(-1), self.better < self.worse
+
+    def opposed(self) -> np.ndarray:
+        """Which comparisons have an opposite one (a truth value for each)."""
+        if not len(self.better):
+            return np.zeros(0, dtype=bool)
+        pair, direction = self._pairs()
+        count = pair.max() + 1
+        forth, back = (np.bincount(pair[which], minlength=count) for which in (direction, ~direction))
+        return ((forth > 0) & (back > 0))[pair]
+
+    def groups(self, opposed: np.ndarray) -> list[tuple[int, ...]]:
+        """Places of the rows of each contradiction.
+
+        Args:
+            opposed: Which comparisons have an opposite one.
+        """
+        if not opposed.any():
+            return []
+        pair, _ = self._pairs()
+        found: dict[int, set[int]] = {}
+        for number, place in zip(pair[opposed].tolist(), self.place[opposed].tolist(), strict=True):
+            found.setdefault(number, set()).add(place)
+        return sorted({tuple(sorted(places)) for places in found.values()})
+
+    def without(self, left_out: np.ndarray) -> _Edges:
+        """The other comparisons.
+
+        Args:
+            left_out: Which to leave out, and labels go too.
+        """
+        kept = ~left_out & (self.better >= 0) & (self.worse >= 0) if len(self.better) else left_out
+        return _Edges(self.better[kept], self.worse[kept], self.place[kept])
+
+    def cycles(self) -> list[np.ndarray]:
+        """Places of the rows of each strongly connected component of at least three responses."""
+        if len(self.better) < 3:
+            return []
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
+        names, ends = np.unique(np.concatenate([self.better, self.worse]), return_inverse=True)
+        start, end = np.split(ends, 2)
+        graph = coo_array((np.ones(len(start), dtype=np.int8), (start, end)), shape=(len(names), len(names)))
+        _, component = connected_components(graph.tocsr(), directed=True, connection="strong")
+        inside = component[start] == component[end]
+        found = np.unique(component[start[inside]])
+        order = np.argsort(component[start[inside]], kind="stable")
+        grouped = np.split(
+            self.place[inside][order], np.searchsorted(component[start[inside]][order], found, side="left")[1:]
+        )
+        return [np.unique(places) for places in grouped if len(places)]
+
+
+def shorten(groups: Sequence[tuple[int, ...]], limit: int) -> list[tuple[int, ...]]:
+    """The first groups of rows, those with the lowest numbers.
+
+    Args:
+        groups: Groups of row numbers.
+        limit: How many.
+    """
+    return sorted(groups)[:limit]

@@ -1,0 +1,688 @@
+"""Reads rows exactly as training does, and keeps at hand what the checks look at."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+import os
+import random
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedTokenizerBase
+
+from plaudit.data.encode import ConversationEncoder, Encoder, TextEncoder
+from plaudit.data.load import load_preference_dataset
+from plaudit.data.parse import content_text, survey
+from plaudit.data.prepare import RowPreparer
+from plaudit.data.report import Flag
+from plaudit.errors import ConfigError, DataError
+from plaudit.objectives import Objective, choose_objective, make_objective, objectives_for
+from plaudit.schema import (
+    PAIR_COLUMNS,
+    RAW_COLUMNS,
+    TOKENIZED_COLUMNS,
+    TOKENIZED_LIST_COLUMNS,
+    Form,
+    PreferenceExample,
+    Text,
+    check_columns,
+    comparisons_of,
+    form_of_row,
+    goodness_of,
+    is_tokenized,
+    legacy_columns,
+)
+
+logger = logging.getLogger("plaudit")
+Checkable: TypeAlias = "Dataset | IterableDataset | Sequence[Mapping[str, Any]] | str | os.PathLike[str]"
+"""What can be checked: a data set, a list of rows, or the name of either as for `load_preference_dataset`."""
+BATCH = 500
+PEEK = 1000
+"""Rows at the start of a stream that decide which columns and which form its rows have."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Rows, and how to go through them again.
+
+    Attributes:
+        dataset: The rows.
+        name: What it is called in messages.
+        label: What it is called on the screen: the path, where there is one.
+        columns: Its columns; those of the first rows where it declares none.
+        declared: Whether all rows have all of these columns.
+        renames: Columns that older libraries wrote, under the names they are read by.
+        length: Number of rows (None: a stream).
+        torn: What is wrong with a file that can be read from its beginning only, as a stream.
+    """
+
+    dataset: Dataset | IterableDataset | Sequence[Mapping[str, Any]]
+    name: str
+    label: str
+    columns: tuple[str, ...]
+    declared: bool
+    renames: Mapping[str, str]
+    length: int | None
+    torn: DataError | None = None
+
+    @property
+    def features(self) -> Mapping[str, Any] | None:
+        """Types of the columns, where they are known."""
+        return getattr(self.dataset, "features", None)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Go through the rows, with the columns that preferences are read from, as training sees them."""
+        wanted = {*RAW_COLUMNS, *TOKENIZED_COLUMNS, *TOKENIZED_LIST_COLUMNS}
+        old = {new: name for name, new in self.renames.items()}
+        names = [old.get(name, name) for name in self.columns if name in wanted]
+        for row in self._go_through(names):
+            yield {self.renames.get(name, name): value for name, value in row.items()}
+
+    def whole_rows(self) -> Iterator[dict[str, Any]]:
+        """Go through the rows with all their columns, under their own names."""
+        return self._go_through(None)
+
+    def _go_through(self, names: Sequence[str] | None) -> Iterator[dict[str, Any]]:
+        if not isinstance(self.dataset, Dataset | IterableDataset):
+            for row in self.dataset:
+                yield dict(row) if names is None else {name: row.get(name) for name in names}
+            return
+        dataset = self.dataset.with_format(None)
+        if names is not None and self.declared:
+            dataset = dataset.select_columns(list(names))
+        if isinstance(dataset, IterableDataset):
+            # One by one: a file that breaks off should give every row before the break.
+            yield from dataset
+            return
+        for batch in dataset.iter(batch_size=BATCH):
+            keys = list(batch)
+            for values in zip(*(batch[key] for key in keys), strict=True):
+                yield dict(zip(keys, values, strict=True))
+
+
+def open_source(
+    dataset: Checkable, *, config: str | None = None, split: str = "train", streaming: bool = False, name: str = "train"
+) -> Source:
+    """Open what is to be checked.
+
+    Args:
+        dataset: Rows, or the name of rows.
+        config: Configuration of a data set on the Hub.
+        split: Which split.
+        streaming: Read row by row instead of all at once.
+        name: What it is called in messages.
+
+    Raises:
+        DataError: There is nothing of that name, or no column of preferences in it.
+        ConfigError: It is no data set.
+    """
+    label, torn = name, None
+    if isinstance(dataset, str | os.PathLike):
+        label = os.fspath(dataset)
+        try:
+            rows: Any = load_preference_dataset(dataset, config=config, split=split, streaming=streaming)
+        except DataError as error:
+            if streaming or not Path(dataset).expanduser().exists():
+                raise
+            rows, torn = _readable_part(dataset, split, error), error
+    else:
+        rows = dataset
+    declared = _declared_columns(rows)
+    first = list(itertools.islice(_until_torn(iter(rows)), PEEK)) if declared is None else []
+    found = declared if declared is not None else tuple(dict.fromkeys(name for row in first for name in row))
+    if not found:
+        raise DataError("has no rows", dataset=label, fix="Pass a data set with at least one row.")
+    renames = legacy_columns(found)
+    names = [renames.get(column, column) for column in found]
+    check_columns(names, label)
+    length = None if isinstance(rows, IterableDataset) else len(rows)
+    if length == 0:
+        raise DataError("has no rows", dataset=label, fix="Pass a data set with at least one row.")
+    return Source(rows, name, label, tuple(names), declared is not None, renames, length, torn)
+
+
+def _declared_columns(rows: Any) -> tuple[str, ...] | None:
+    if isinstance(rows, Dataset | IterableDataset):
+        return tuple(rows.column_names) if rows.column_names else None
+    fix = "Pass a `Dataset`, an `IterableDataset`, a list of mappings, or the name of a data set."
+    if isinstance(rows, Mapping):
+        raise ConfigError(f"The data is a {type(rows).__name__}, not one data set", fix="Pass one split.")
+    if not isinstance(rows, Sequence) or not all(isinstance(row, Mapping) for row in rows):
+        raise ConfigError(f"The data is a {type(rows).__name__}, which cannot be checked", fix=fix)
+    return tuple(dict.fromkeys(name for row in rows for name in row))
+
+
+def _readable_part(dataset: str | os.PathLike[str], split: str, error: DataError) -> IterableDataset:
+    """The rows in front of a line that cannot be read, as a stream; the error itself where there are none."""
+    try:
+        rows = load_preference_dataset(dataset, split=split, streaming=True)
+        if isinstance(rows, IterableDataset) and next(iter(rows), None) is not None:
+            return rows
+    except DataError:
+        pass
+    raise error
+
+
+def _until_torn(rows: Iterator[Any]) -> Iterator[Any]:
+    try:
+        yield from rows
+    except DataError:
+        return
+
+
+# --- what training would make of the rows -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Ways:
+    """How the rows of a source are read.
+
+    Attributes:
+        objective: What they are for, as training would choose it.
+        refusal: Why training would refuse to choose; then the objective is the one that reads most rows.
+        pairs: Whether all rows are pairs.
+        tokenized: Whether they come as token ids.
+        optional: Those of the columns ``margin``, ``strength``, ``tie`` and ``weight`` that rows have.
+        has_prompt: Whether rows have a prompt of their own.
+    """
+
+    objective: Objective
+    refusal: str | None
+    pairs: bool
+    tokenized: bool
+    optional: frozenset[str]
+    has_prompt: bool
+
+
+def ways_of(source: Source) -> Ways:
+    """Decide how rows are read, by the columns of a table or list and by the first rows of a stream.
+
+    Args:
+        source: The rows.
+    """
+    first = list(itertools.islice(_until_torn(source.rows()), PEEK))
+    filled = Counter(name for row in first for name, value in row.items() if value is not None)
+    # Most rows, not the first: one broken row should not be the measure of the others.
+    usual = {name for name in source.columns if source.declared or 2 * filled[name] > len(first)}
+    tokenized = is_tokenized(source.columns)
+    if isinstance(source.dataset, Dataset) and not source.renames:
+        forms, columns = survey(source.dataset)
+    elif tokenized:
+        forms, columns = frozenset[Form](["pairs"]), frozenset({*PAIR_COLUMNS} & filled.keys())
+    else:
+        forms = frozenset(form_of_row(row) for row in first)
+        columns = frozenset({*PAIR_COLUMNS} & filled.keys())
+    refusal = None
+    try:
+        name = choose_objective(forms, columns)[0]
+    except ConfigError as error:
+        refusal = str(error).partition("\n")[0]
+        usual_form = Counter(form_of_row(row) for row in first).most_common(1)[0][0]
+        name = next(iter([*objectives_for([usual_form], columns), *objectives_for([usual_form], [])]))
+    pairs = "response_ids" not in source.columns if tokenized else forms == {"pairs"}
+    optional = frozenset({*PAIR_COLUMNS, "weight"} & usual)
+    has_prompt = "prompt" in usual and not tokenized
+    return Ways(make_objective(name), refusal, pairs, tokenized, optional, has_prompt)
+
+
+# The last of these in the text that responses share is where the answers begin.
+_TURN = re.compile(
+    r"(?:^|\n)[ \t#*]*(?:assistant|response|answer|output)[ \t*]*:[ \t*]*"
+    r"|<\|im_start\|>assistant\n|<\|assistant\|>\n?|\[/INST\] ?|<start_of_turn>model\n"
+    r"|<\|start_header_id\|>assistant<\|end_header_id\|>\n\n",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A row's texts.
+
+    Attributes:
+        prompt: Text of each message of the prompt, the system message first if there is one; None where prompt and
+            answer cannot be told apart.
+        system: How many of these are system messages.
+        answers: Text of each response, without the prompt.
+        calls: Whether each response ends in a call of a tool.
+    """
+
+    prompt: tuple[str, ...] | None
+    system: int
+    answers: tuple[str, ...]
+    calls: tuple[bool, ...]
+
+
+def take_apart(example: PreferenceExample, prompt: Text | None) -> Parts:
+    """Take the answers of a row apart from its prompt.
+
+    Args:
+        example: The row, read.
+        prompt: Its column ``prompt`` (None: it has none).
+
+    >>> row = PreferenceExample(("Human: Hi\\n\\nAssistant: Hello!", "Human: Hi\\n\\nAssistant: Help!"))
+    >>> take_apart(row, None).prompt, take_apart(row, None).answers
+    (('Human: Hi\\n\\nAssistant: ',), ('Hello!', 'Help!'))
+    """
+    if isinstance(example.responses[0], str):
+        return _of_texts([str(one) for one in example.responses], prompt)
+    responses: list[Sequence[Mapping[str, Any]]] = [one for one in example.responses if not isinstance(one, str)]
+    count = len(prompt) if prompt is not None else _shared_messages(responses)
+    head = responses[0][:count]
+    return Parts(
+        prompt=tuple(message_text(one) for one in head) if count else None,
+        system=sum(one["role"] == "system" for one in head),
+        answers=tuple("\n".join(message_text(message) for message in one[count:]) for one in responses),
+        calls=tuple(bool(one[-1].get("tool_calls")) for one in responses),
+    )
+
+
+def _of_texts(responses: Sequence[str], prompt: Text | None) -> Parts:
+    if prompt is not None:
+        start, known = len(prompt), str(prompt)
+    else:
+        start = _start_of_answers(responses)
+        known = responses[0][:start] if start and _TURN.search(responses[0], 0, start) else ""
+    calls = (False,) * len(responses)
+    return Parts((known,) if known else None, 0, tuple(one[start:] for one in responses), calls)
+
+
+def _start_of_answers(responses: Sequence[str]) -> int:
+    """Where the answers begin: after the last sign of a turn that all share, or with the word in which they differ."""
+    shortest, longest = min(responses), max(responses)
+    shared = next((n for n, (a, b) in enumerate(zip(shortest, longest, strict=False)) if a != b), len(shortest))
+    if len(responses) == 1:
+        shared = len(shortest)
+    turns = [match.end() for match in _TURN.finditer(responses[0], 0, shared)]
+    if turns:
+        return turns[-1]
+    if len(responses) == 1:
+        return 0
+    while shared and not responses[0][shared - 1].isspace():
+        shared -= 1
+    return shared
+
+
+def _shared_messages(responses: Sequence[Sequence[Mapping[str, Any]]]) -> int:
+    """Number of messages that all responses begin with, up to the last question."""
+    shared = 0
+    for messages in zip(*responses, strict=False):
+        if any(message != messages[0] for message in messages):
+            break
+        shared += 1
+    questions = [place for place in range(shared) if responses[0][place]["role"] == "user"]
+    return questions[-1] + 1 if questions else 0
+
+
+def message_text(message: Mapping[str, Any]) -> str:
+    """Text of one message, its calls of tools included.
+
+    Args:
+        message: A message that was read.
+    """
+    text = content_text(message.get("content") or "")
+    calls = message.get("tool_calls")
+    return text if not calls else "\n".join([*([text] if text else []), json.dumps(calls, default=str)])
+
+
+def normalized(text: str) -> str:
+    """Bring a text into the form in which prompts are compared: letters' width, case and white space do not count.
+
+    Args:
+        text: Any text.
+
+    >>> normalized("  What is\\n2+2? ") == normalized("what is 2+2?")
+    True
+    """
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def excerpt(text: str, width: int = 100, *, end: bool = False) -> str:
+    """Shorten a text to one line.
+
+    Args:
+        text: Any text.
+        width: Number of characters.
+        end: Show the end instead of the beginning.
+
+    >>> excerpt("one two\\nthree", 8), excerpt("one two three", 8, end=True)
+    ('one two…', '…o three')
+    """
+    line = " ".join(text[: 4 * width].split() if not end else text[-4 * width :].split())
+    if len(line) <= width and len(text) <= 4 * width:
+        return line
+    return f"…{line[-width + 1 :]}" if end else f"{line[: width - 1]}…"
+
+
+MOST_RESPONSES = 16
+"""Responses kept of one row."""
+MOST_CHARACTERS = 20_000
+"""Characters kept of one response."""
+MOST_COMPARISONS = 8
+"""Comparisons drawn from one row."""
+
+
+@dataclass(frozen=True)
+class SampledRow:
+    """A row of the sample.
+
+    Attributes:
+        number: Its index in the data set.
+        prompt_key: A number for its prompt.
+        answers: Its responses without their prompt, cut at :data:`MOST_CHARACTERS`.
+        goodness: How good each is.
+    """
+
+    number: int
+    prompt_key: int
+    answers: tuple[str, ...]
+    goodness: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A better and a worse response.
+
+    Attributes:
+        row: The row that says so.
+        prompt_key: A number for its prompt.
+        better: Text of the better response.
+        worse: Text of the worse one.
+    """
+
+    row: int
+    prompt_key: int
+    better: str
+    worse: str
+
+
+class Sample:
+    """Draws rows with equal chances from a stream of unknown length (reservoir sampling, Vitter 1985).
+
+    Args:
+        size: Number of rows to keep.
+        seed: Decides which.
+
+    Attributes:
+        seen: Number of rows that could have been drawn.
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        self._size, self._random = size, random.Random(seed)
+        self._rows: list[SampledRow] = []
+        self.seen = 0
+
+    def add(self, row: CheckedRow) -> None:
+        """Offer a row.
+
+        Args:
+            row: A row that was read; one that compares nothing, or holds token ids, is passed over.
+        """
+        if row.sides is None or row.parts is None:
+            return
+        self.seen += 1
+        if len(self._rows) < self._size:
+            self._rows.append(self._taken(row))
+            return
+        place = self._random.randrange(self.seen)
+        if place < self._size:
+            self._rows[place] = self._taken(row)
+
+    def _taken(self, row: CheckedRow) -> SampledRow:
+        assert row.parts is not None
+        places = list(range(len(row.goodness)))
+        if len(places) > MOST_RESPONSES and row.sides is not None:
+            others = [place for place in places if place not in row.sides]
+            places = [*row.sides, *self._random.sample(others, MOST_RESPONSES - 2)]
+        return SampledRow(
+            row.number,
+            row.prompt_key,
+            tuple(row.parts.answers[place][:MOST_CHARACTERS] for place in places),
+            tuple(row.goodness[place] for place in places),
+        )
+
+    @property
+    def rows(self) -> list[SampledRow]:
+        """The rows drawn, in the order of the data set."""
+        return sorted(self._rows, key=lambda row: row.number)
+
+    def comparisons(self) -> list[Comparison]:
+        """Comparisons of the rows drawn: one of each row where there are many, several where there are few."""
+        rows = self.rows
+        each = max(1, min(MOST_COMPARISONS, self._size // max(1, len(rows))))
+        draw = random.Random(0)
+        found = []
+        for row in rows:
+            pairs = comparisons_of(row.goodness)
+            for better, worse in pairs if len(pairs) <= each else draw.sample(pairs, each):
+                found.append(Comparison(row.number, row.prompt_key, row.answers[better], row.answers[worse]))
+        return found
+
+
+def key_of(*parts: Any) -> int:
+    """A number of 64 bits that stands for values: of ten million different ones two agree once in 400,000 data sets.
+
+    Args:
+        parts: Values that JSON can write.
+    """
+    text = json.dumps(parts, sort_keys=True, default=str)
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
+@dataclass(frozen=True)
+class CheckedRow:
+    """A row as the checks see it.
+
+    Attributes:
+        number: Its index in the data set, counted from 0.
+        error: Why it cannot be read (None: it can).
+        flags: Sum of the values of its :class:`~plaudit.data.report.Flag`.
+        form: In which form it says what is better.
+        goodness: How good each of its N responses is, higher is better.
+        keys: A number for each whole response, equal for equal ones.
+        row_key: A number for all that the row says.
+        prompt_key: A number for its prompt, up to case and white space; for the row where it has none.
+        lengths: Tokens of each response; empty without a tokenizer.
+        parts: Its texts (None: it holds token ids).
+    """
+
+    number: int
+    error: DataError | None = None
+    flags: int = 0
+    form: Form = "pairs"
+    goodness: tuple[float, ...] = ()
+    keys: tuple[int, ...] = ()
+    row_key: int = 0
+    prompt_key: int = 0
+    lengths: tuple[int, ...] = ()
+    parts: Parts | None = None
+
+    @property
+    def sides(self) -> tuple[int, int] | None:
+        """Places of a best and a worst response; None where no two differ."""
+        if len(self.goodness) < 2 or max(self.goodness) == min(self.goodness):
+            return None
+        return self.goodness.index(max(self.goodness)), self.goodness.index(min(self.goodness))
+
+
+class _Unencoded(Encoder):
+    """Stands where a tokenizer would: rows are read as text, and their tokens are not counted."""
+
+    add_special_tokens = False
+
+    def __init__(self) -> None:
+        """Nothing to copy."""
+
+    def check(self, example: PreferenceExample) -> None:
+        """Accept any row."""
+
+    def render(self, examples: Sequence[PreferenceExample]) -> list[list[str]]:
+        """Render nothing."""
+        return [[] for _ in examples]
+
+
+class _Preparer(RowPreparer):
+    """Reads rows as training does, and hands out the examples instead of columns."""
+
+    def check(self, raw_rows: Sequence[Mapping[str, Any]], start: int, most: bool | None) -> Iterator[CheckedRow]:
+        """Read some rows.
+
+        Args:
+            raw_rows: Their columns.
+            start: Index of the first.
+            most: What most rows are (True: messages, False: text).
+        """
+        rows = [self._read(dict(raw), start + place) for place, raw in enumerate(raw_rows)]
+        for row in rows:
+            if row.error is None and row.example is not None and row.example.conversational != most:
+                names = ("plain text", "a list of messages")
+                message = f"is {names[row.example.conversational]}, but most rows have {names[bool(most)]}"
+                fix = "Give all rows of a data set in one form, or split it into two data sets."
+                row.error = DataError(message, row=row.index, field="chosen", dataset=self.dataset_name, fix=fix)
+        measured = not isinstance(self.encoder, _Unencoded)
+        if measured and self.encoder is not None:
+            self._encode([row for row in rows if row.error is None], self.encoder)
+        for raw, row in zip(raw_rows, rows, strict=True):
+            if row.error is not None:
+                yield CheckedRow(row.index, row.error)
+                continue
+            if measured:
+                self._measure(row)
+            prompt = raw.get("prompt") if self.has_prompt else None
+            yield _checked(row, row.example, prompt)
+
+
+def _checked(row: Any, example: PreferenceExample | None, prompt: Text | None) -> CheckedRow:
+    judgement = row.judgement
+    said = (judgement.margin, judgement.strength, judgement.weight)
+    if example is None:
+        parts, keys = None, tuple(key_of(ids) for ids in row.ids)
+    else:
+        parts = take_apart(example, prompt)
+        beside = (example.tools, example.chat_template_kwargs)
+        keys = tuple(key_of(response, beside) for response in example.responses)
+    goodness = goodness_of(judgement)
+    # The order in which a row lists its responses says nothing.
+    row_key = key_of(sorted(zip(keys, goodness, strict=True)), said)
+    prompt_key = prompt_key_of(parts, keys) if parts is not None else row.prompt % 2**64
+    return CheckedRow(
+        row.index,
+        None,
+        int(row.flags),
+        row.form,
+        goodness,
+        keys,
+        row_key,
+        prompt_key,
+        tuple(row.lengths),
+        parts,
+    )
+
+
+def prompt_key_of(parts: Parts, keys: Sequence[int], *, system: bool = True) -> int:
+    """A number for a prompt, up to case and white space; for the whole row where there is no prompt to be told.
+
+    Args:
+        parts: The texts of the row.
+        keys: Numbers of its responses.
+        system: Whether system messages count.
+    """
+    if parts.prompt is None:
+        return key_of("row", sorted(keys))
+    texts = parts.prompt if system else parts.prompt[parts.system :]
+    return key_of("prompt", [normalized(text) for text in texts])
+
+
+class RowReader:
+    """Reads the rows of a source, one batch after the other.
+
+    Args:
+        source: The rows.
+        ways: How they are read.
+        tokenizer: Counts tokens (None: they are not counted).
+        max_length: Limit for one response with its prompt, in tokens (None: no limit).
+
+    Attributes:
+        torn: Why the source could not be read to its end (None: it could).
+
+    Raises:
+        ConfigError: The tokenizer does not suit the rows.
+    """
+
+    def __init__(
+        self, source: Source, ways: Ways, tokenizer: PreTrainedTokenizerBase | None, max_length: int | None
+    ) -> None:
+        self._source, self._ways, self.torn = source, ways, source.torn
+        self._encoder: Encoder | None = None if ways.tokenized else _Unencoded()
+        self._max_length = max_length
+        self._tokenizer = None if ways.tokenized else tokenizer
+        self._most: bool | None = None
+
+    def __iter__(self) -> Iterator[CheckedRow]:
+        start = 0
+        for batch in self._batches():
+            if start == 0:
+                self._settle(batch)
+            yield from self._preparer().check(batch, start, self._most)
+            start += len(batch)
+
+    def _preparer(self) -> _Preparer:
+        ways = self._ways
+        return _Preparer(
+            encoder=self._encoder,
+            conversational=cast(bool, None),  # most rows decide, not the first
+            objective=ways.objective,
+            pairs=ways.pairs,
+            optional=ways.optional,
+            has_prompt=ways.has_prompt,
+            max_length=self._max_length,
+            overlong="drop",
+            dataset_name=self._source.name,
+            source_features=self._source.features,
+            collect_errors=True,
+        )
+
+    def _settle(self, batch: Sequence[Mapping[str, Any]]) -> None:
+        """Look at the first rows: which form most have, and whether the tokenizer suits them."""
+        if self._ways.tokenized:
+            return
+        preparer = self._preparer()
+        read = [row.example for row in (preparer._read(dict(raw), n) for n, raw in enumerate(batch)) if not row.error]
+        examples = [example for example in read if example is not None]
+        forms = Counter(example.conversational for example in examples)
+        self._most = forms.most_common(1)[0][0] if forms else False
+        if self._tokenizer is not None and examples:
+            encoder = ConversationEncoder(self._tokenizer) if self._most else TextEncoder(self._tokenizer)
+            encoder.check(next(one for one in examples if one.conversational == self._most))
+            self._encoder = encoder
+
+    def _batches(self) -> Iterator[list[dict[str, Any]]]:
+        batch: list[dict[str, Any]] = []
+        try:
+            for row in self._source.rows():
+                batch.append(row)
+                if len(batch) == BATCH:
+                    yield batch
+                    batch = []
+        except DataError as error:
+            self.torn = self.torn or error
+        if batch:
+            yield batch
+
+
+def is_flagged(row: CheckedRow, flag: Flag) -> bool:
+    """Whether a row has a flag.
+
+    Args:
+        row: A row that was read.
+        flag: The flag.
+    """
+    return bool(row.flags & flag)

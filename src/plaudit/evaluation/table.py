@@ -1,0 +1,371 @@
+"""What evaluation works on: rows that a reward model has scored, and what the data says about them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from plaudit.data.load import prompt_of
+from plaudit.data.parse import content_text, read_example
+from plaudit.errors import ConfigError, DataError
+from plaudit.schema import (
+    PAIR_COLUMNS,
+    RAW_COLUMNS,
+    Form,
+    Judgement,
+    Message,
+    PreferenceExample,
+    Text,
+    comparisons_of,
+    goodness_of,
+    response_field,
+)
+
+
+def as_given(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A raw row without the optional columns that are null in it: evaluation can do without a margin or a weight.
+
+    Args:
+        row: The raw row.
+
+    >>> as_given({"chosen": "a", "rejected": "b", "margin": None})
+    {'chosen': 'a', 'rejected': 'b'}
+    """
+    return {name: value for name, value in row.items() if value is not None or name not in (*PAIR_COLUMNS, "weight")}
+
+
+def prompt_key(row: Mapping[str, Any]) -> str:
+    """A name for what a raw row's responses answer: rows with the same prompt have the same.
+
+    Args:
+        row: The raw row.
+
+    >>> prompt_key({"prompt": "2+2="}) == prompt_key({"prompt": "2+2=", "chosen": "4", "rejected": "5"})
+    True
+    """
+    text = json.dumps(prompt_of(row), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def response_texts(row: Mapping[str, Any], example: PreferenceExample) -> tuple[str, ...]:
+    """The responses of a row as plain text, without their prompt.
+
+    Of conversations that hold their prompt it is what follows the messages that all share, up to the last of the
+    user; of plain text without a prompt of its own it is the whole text.
+
+    Args:
+        row: The raw row.
+        example: The same row, read.
+
+    >>> raw = {"prompt": "2+2=", "chosen": "4", "rejected": "5"}
+    >>> response_texts(raw, read_example(raw, row_number=0))
+    ('4', '5')
+    """
+    prompt = prompt_of(row)
+    own = row.get("prompt") is not None
+    if not example.conversational:
+        start = len(prompt) if own and isinstance(prompt, str) else 0
+        return tuple(str(response)[start:] for response in example.responses)
+    held = isinstance(prompt, list | tuple)
+    return tuple(_spoken(response[len(prompt) if held else 0 :]) for response in example.responses)
+
+
+def _spoken(messages: Text) -> str:
+    """The contents of messages, one after the other; calls of tools count as they are written."""
+    parts = []
+    for message in messages:
+        if isinstance(message, Mapping):
+            parts.append(content_text(message.get("content") or ""))
+            parts.extend(_calls(message))
+    return "\n".join(part for part in parts if part)
+
+
+def _calls(message: Message) -> list[str]:
+    calls = message.get("tool_calls")
+    return [json.dumps(calls, ensure_ascii=False, default=str)] if calls else []
+
+
+def scored_row(
+    row: Mapping[str, Any],
+    rewards: Sequence[float],
+    *,
+    row_number: int,
+    row_id: str = "",
+    tokens: Sequence[int] | None = None,
+    columns: Mapping[str, Any] | None = None,
+    gold: Sequence[float] | None = None,
+    dataset_name: str | None = None,
+    features: Mapping[str, Any] | None = None,
+) -> ScoredRow:
+    """Join a raw row with its rewards.
+
+    Args:
+        row: The raw row, in any form that Plaudit reads.
+        rewards: Reward of each response, in the order of the row.
+        row_number: Its index in the data set, counted from 0.
+        row_id: Its name in the source.
+        tokens: Tokens of each response, without the prompt.
+        columns: Values to slice by (None: all columns that are not part of the preference).
+        gold: Gold score of each response (None: those of the form ``"scores"``).
+        dataset_name: Which data set it is, for messages.
+        features: Types of the columns as `datasets` declares them.
+
+    Raises:
+        DataError: The row cannot be read, or a reward is missing or not finite.
+
+    >>> raw = {"prompt": "2+2=", "chosen": "4", "rejected": "five", "source": "sums"}
+    >>> row = scored_row(raw, [1.0, 0.5], row_number=0)
+    >>> row.texts, row.characters, row.columns
+    (('4', 'five'), (1, 4), {'source': 'sums'})
+    """
+    example = read_example(as_given(row), row_number=row_number, dataset_name=dataset_name, features=features)
+    texts = response_texts(row, example)
+    if columns is None:
+        columns = {name: value for name, value in row.items() if name not in RAW_COLUMNS}
+    return ScoredRow(
+        row=row_number,
+        rewards=tuple(float(reward) for reward in rewards),
+        judgement=example.judgement,
+        form=example.form,
+        prompt=prompt_key(row),
+        id=row_id,
+        tokens=None if tokens is None else tuple(tokens),
+        characters=tuple(len(text) for text in texts),
+        texts=texts,
+        columns=dict(columns),
+        gold=None if gold is None else tuple(float(score) for score in gold),
+    )
+
+
+LengthUnit: TypeAlias = Literal["tokens", "characters"]
+
+
+@dataclass(frozen=True)
+class ScoredRow:
+    """One row, its N responses scored.
+
+    Attributes:
+        row: Index of the row in its data set, counted from 0.
+        rewards: Reward of each response.
+        judgement: What the data says about the responses.
+        form: In which form it says so.
+        prompt: Stands for the prompt: rows that share it are not independent and are resampled together. Empty: the
+            row stands alone.
+        id: Name of the row in its source; empty where it has none.
+        tokens: Tokens of each response, without the prompt.
+        characters: Characters of each response, without the prompt.
+        texts: Each response, without the prompt.
+        columns: Values by which rows can be sliced.
+        gold: A second opinion on each response, such as the score of a stronger judge, higher is better.
+
+    Raises:
+        DataError: A reward is NaN or infinite, or a value is missing for a response; the message names the row.
+
+    >>> ScoredRow(3, (1.5, 0.5)).goodness
+    (1.0, 0.0)
+    >>> ScoredRow(3, (1.5, float("nan")))
+    Traceback (most recent call last):
+        ...
+    plaudit.errors.DataError: row 3, field `rejected`: the reward is nan
+      How to mend it: Look at the model: it gives no finite reward for this response.
+    """
+
+    row: int
+    rewards: tuple[float, ...]
+    judgement: Judgement = field(default_factory=Judgement)
+    form: Form = "pairs"
+    prompt: str = ""
+    id: str = ""
+    tokens: tuple[int, ...] | None = None
+    characters: tuple[int, ...] | None = None
+    texts: tuple[str, ...] | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)
+    gold: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        expected = len(self.judgement.scores)
+        for name in ("rewards", "tokens", "characters", "texts", "gold"):
+            values = getattr(self, name)
+            if values is not None and len(values) != expected:
+                fix = "Give one for each response."
+                raise DataError(f"{len(values)} {name} for {expected} responses", row=self.row, dataset=None, fix=fix)
+        for index, reward in enumerate(self.rewards):
+            if not math.isfinite(reward):
+                fix = "Look at the model: it gives no finite reward for this response."
+                place = response_field(self.form, index)
+                raise DataError(f"the reward is {float(reward)}", row=self.row, field=place, fix=fix)
+
+    @property
+    def goodness(self) -> tuple[float, ...]:
+        """How good each response is by the data, higher is better."""
+        return goodness_of(self.judgement)
+
+    @property
+    def listed(self) -> bool:
+        """Whether the row ranks several responses, rather than being a pair or a single response."""
+        return self.form in ("scores", "ranks")
+
+    @property
+    def gold_scores(self) -> tuple[float, ...] | None:
+        """The gold score of each response: `gold`, or else the scores of a row of the form ``"scores"``."""
+        if self.gold is not None:
+            return self.gold
+        return self.judgement.scores if self.form == "scores" else None
+
+    @property
+    def cluster(self) -> str:
+        """The prompt, or a name of the row's own where it has none."""
+        return self.prompt or f"row {self.row}"
+
+
+class ScoredSet(Sequence[ScoredRow]):
+    """Scored rows, with their responses and comparisons as arrays.
+
+    A comparison is a pair of responses of one row of which the data calls one better. Pairs that the data calls a
+    tie are none. A row of N responses gives up to N(N-1)/2.
+
+    Args:
+        rows: The rows.
+
+    >>> scored = ScoredSet([ScoredRow(0, (2.0, 0.5)), ScoredRow(1, (0.0, 1.0), Judgement(strength=0.25))])
+    >>> scored.margin_P.tolist()
+    [1.5, 1.0]
+    """
+
+    def __init__(self, rows: Iterable[ScoredRow]) -> None:
+        self.rows: tuple[ScoredRow, ...] = tuple(rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return ScoredSet(self.rows[index]) if isinstance(index, slice) else self.rows[index]
+
+    def __iter__(self) -> Iterator[ScoredRow]:
+        return iter(self.rows)
+
+    @cached_property
+    def rewards_N(self) -> np.ndarray:
+        """Reward of each response, shape (N,)."""
+        return np.array([reward for row in self.rows for reward in row.rewards], dtype=np.float64)
+
+    @cached_property
+    def row_N(self) -> np.ndarray:
+        """Position in this set of the row that each response belongs to, shape (N,)."""
+        return np.repeat(np.arange(len(self.rows)), [len(row.rewards) for row in self.rows])
+
+    @cached_property
+    def cluster_G(self) -> np.ndarray:
+        """Number of the prompt of each row, shape (G,); it does not depend on the order of the rows."""
+        return np.unique([row.cluster for row in self.rows], return_inverse=True)[1].reshape(-1)
+
+    @cached_property
+    def cluster_N(self) -> np.ndarray:
+        """Number of the prompt of each response, shape (N,)."""
+        return self.cluster_G[self.row_N]
+
+    @cached_property
+    def _comparisons(self) -> tuple[np.ndarray, np.ndarray]:
+        better, worse, start = [], [], 0
+        for row in self.rows:
+            for one, other in comparisons_of(row.goodness):
+                better.append(start + one)
+                worse.append(start + other)
+            start += len(row.rewards)
+        return np.array(better, dtype=np.int64), np.array(worse, dtype=np.int64)
+
+    @property
+    def better_P(self) -> np.ndarray:
+        """Index of the better response of each comparison, shape (P,)."""
+        return self._comparisons[0]
+
+    @property
+    def worse_P(self) -> np.ndarray:
+        """Index of the worse response of each comparison, shape (P,)."""
+        return self._comparisons[1]
+
+    @cached_property
+    def margin_P(self) -> np.ndarray:
+        """Reward of the better response less that of the worse one, shape (P,)."""
+        return self.rewards_N[self.better_P] - self.rewards_N[self.worse_P]
+
+    @property
+    def row_P(self) -> np.ndarray:
+        """Position of the row of each comparison, shape (P,)."""
+        return self.row_N[self.better_P]
+
+    @property
+    def cluster_P(self) -> np.ndarray:
+        """Number of the prompt of each comparison, shape (P,)."""
+        return self.cluster_N[self.better_P]
+
+    @cached_property
+    def strength_P(self) -> np.ndarray:
+        """Probability that the better response is better, 1 where the data gives none, shape (P,)."""
+        strengths = [row.judgement.strength for row in self.rows]
+        known_G = np.array([1.0 if one is None else max(one, 1 - one) for one in strengths])
+        return known_G[self.row_P] if len(self.rows) else np.empty(0)
+
+    def lengths_N(self, unit: LengthUnit) -> np.ndarray:
+        """Length of each response, without its prompt, shape (N,).
+
+        Args:
+            unit: What to count.
+
+        Raises:
+            DataError: A row has no such lengths.
+        """
+        return np.array(self._each(unit), dtype=np.float64)
+
+    def texts_N(self) -> list[str]:
+        """Each response, without its prompt.
+
+        Raises:
+            DataError: A row has no texts.
+        """
+        return self._each("texts")
+
+    def _each(self, name: str) -> list[Any]:
+        values: list[Any] = []
+        for row in self.rows:
+            value = getattr(row, name)
+            if value is None:
+                raise DataError(f"has no {name}", row=row.row, fix="Score the rows with their responses' texts.")
+            values.extend(value)
+        return values
+
+    def where(self, keep: Callable[[ScoredRow], bool]) -> ScoredSet:
+        """The rows for which a condition holds.
+
+        Args:
+            keep: The condition.
+        """
+        return ScoredSet(row for row in self.rows if keep(row))
+
+    def sliced(self, column: str) -> dict[str, ScoredSet]:
+        """Split by the values of a column, in the order of their names; rows without a value are the slice ``(none)``.
+
+        Args:
+            column: Name of the column.
+
+        Raises:
+            ConfigError: No row has such a column.
+        """
+        if self.rows and not any(column in row.columns for row in self.rows):
+            known = sorted({name for row in self.rows for name in row.columns})
+            raise ConfigError(
+                f"no row has a column `{column}` to slice by",
+                fix=f"Slice by one of: {', '.join(known)}." if known else "Keep the column when the rows are scored.",
+            )
+        parts: dict[str, list[ScoredRow]] = {}
+        for row in self.rows:
+            value = row.columns.get(column)
+            parts.setdefault("(none)" if value is None else str(value), []).append(row)
+        return {name: ScoredSet(parts[name]) for name in sorted(parts)}

@@ -1,0 +1,321 @@
+"""Names the columns of preference data, and says what is wrong with a data set that lacks one."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+from plaudit.errors import DataError
+
+Message: TypeAlias = Mapping[str, Any]
+"""One chat message: a mapping with ``role`` and ``content`` (and, for tools, ``tool_calls`` and the like)."""
+Text: TypeAlias = str | Sequence[Message]
+"""Plain text, or a list of chat messages."""
+Form: TypeAlias = Literal["pairs", "scores", "ranks", "grades", "labels"]
+"""How a row says which responses are good.
+
+``pairs``: ``chosen`` and ``rejected``. ``scores``: several ``responses`` with a score each. ``ranks``: several
+``responses`` with a rank each. ``grades``: one ``response`` with a score. ``labels``: one ``response`` with a thumb up
+or down.
+"""
+
+
+def comparisons_of(scores: Sequence[float]) -> list[tuple[int, int]]:
+    """Pairs ``(better, worse)`` of indices of responses with different scores.
+
+    >>> comparisons_of([0.0, 2.0, 0.0])
+    [(1, 0), (1, 2)]
+    """
+    places = range(len(scores))
+    return [(i, j) for i in places for j in places if scores[i] > scores[j]]
+
+
+def ties_of(scores: Sequence[float]) -> list[tuple[int, int]]:
+    """Pairs of indices of responses with equal scores.
+
+    >>> ties_of([0.0, 2.0, 0.0])
+    [(0, 2)]
+    """
+    return [(i, j) for i in range(len(scores)) for j in range(i + 1, len(scores)) if scores[i] == scores[j]]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What is said about the responses of one row.
+
+    Attributes:
+        scores: One number a response, higher is better; equal numbers are a tie. A pair has ``(1, 0)``, a rank r
+            has ``-r``, a thumb up 1 and a thumb down 0.
+        margin: How much better the chosen response of a pair should be, in reward units (None: not given).
+        strength: Probability that the chosen response of a pair is the better one, 0.5 for a tied pair (None: not
+            given).
+        weight: How much the row counts (None: not given).
+    """
+
+    scores: tuple[float, ...] = (1.0, 0.0)
+    margin: float | None = None
+    strength: float | None = None
+    weight: float | None = None
+
+
+def goodness_of(judgement: Judgement) -> tuple[float, ...]:
+    """How good each response is, higher is better: its score, or the strength of the preference for it.
+
+    >>> goodness_of(Judgement((2.0, 0.0, 1.0))), goodness_of(Judgement(strength=0.25))
+    ((2.0, 0.0, 1.0), (0.25, 0.75))
+    """
+    scores, strength = judgement.scores, judgement.strength
+    if strength is None or len(scores) != 2 or scores[0] == scores[1]:
+        return scores
+    return (strength, 1 - strength) if scores[0] > scores[1] else (1 - strength, strength)
+
+
+@dataclass(frozen=True)
+class PreferenceExample:
+    """One row, read: N whole conversations (or texts) and what is said about them.
+
+    Attributes:
+        responses: The N candidates, each *with* its prompt: whole texts, or whole lists of messages.
+        form: In which form the row says what is better.
+        judgement: What it says.
+        tools: JSON schemas of the tools that the conversation may call.
+        chat_template_kwargs: Extra variables for the chat template.
+    """
+
+    responses: tuple[Text, ...]
+    form: Form = "pairs"
+    judgement: Judgement = Judgement()
+    tools: Sequence[Any] | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def conversational(self) -> bool:
+        """Whether the responses are chat messages rather than plain text."""
+        return not isinstance(self.responses[0], str)
+
+
+@dataclass(frozen=True)
+class TokenizedExample:
+    """One row as token ids: what the collators read.
+
+    Attributes:
+        response_ids: Token ids of each of the N responses, prompt included.
+        judgement: What is said about them.
+    """
+
+    response_ids: tuple[Sequence[int], ...]
+    judgement: Judgement = Judgement()
+
+
+Batch: TypeAlias = dict[str, Any]
+"""What a collator returns. The keys are listed in :mod:`plaudit.data.collate`."""
+RESPONSE_COLUMNS = ("chosen", "rejected")
+TOKENIZED_COLUMNS = ("chosen_ids", "rejected_ids")
+TOKENIZED_LIST_COLUMNS = ("response_ids", "scores")
+FORM_COLUMNS: dict[Form, tuple[str, ...]] = {
+    "pairs": RESPONSE_COLUMNS,
+    "scores": ("responses", "scores"),
+    "ranks": ("responses", "ranks"),
+    "grades": ("response", "scores"),
+    "labels": ("response", "label"),
+}
+"""The columns that make a row of each form; the first form whose columns are filled in counts."""
+LEGACY_COLUMNS = {"chosen_input_ids": "chosen_ids", "rejected_input_ids": "rejected_ids"}
+PAIR_COLUMNS = ("margin", "strength", "tie")
+"""What a pair may say beyond which response is better."""
+RAW_COLUMNS = (
+    "prompt",
+    *RESPONSE_COLUMNS,
+    "responses",
+    "response",
+    "scores",
+    "score",
+    "ranks",
+    "label",
+    "tools",
+    "chat_template_kwargs",
+    *PAIR_COLUMNS,
+    "weight",
+)
+"""Every column that a raw row is read from; others are ignored."""
+_SINGLE = "rename `completion` to `response`, for single answers that are good or bad"
+_ALONE = "there is no second answer to compare with"
+_NEAR_MISSES = (
+    (
+        "response_a response_b",
+        "put the better one into `chosen`, the other into `rejected`, and leave ties out",
+    ),
+    ("prompt completion label", _SINGLE),
+    ("responses", "say which are better in a column `scores` (higher is better) or `ranks` (1 is best)"),
+    ("response", "say how good it is in a column `scores` (a grade) or `label` (true or false)"),
+    ("prompt completion", _ALONE),
+    ("messages", _ALONE),
+)
+_SYNONYMS = {
+    "chosen": ("preferred", "accepted", "winner", "win", "y_w", "response_j", "chosen_response", "better"),
+    "rejected": ("dispreferred", "loser", "lose", "y_l", "response_k", "rejected_response", "worse"),
+}
+
+
+def is_tokenized(column_names: Iterable[str]) -> bool:
+    """Tell whether rows come as token ids.
+
+    Args:
+        column_names: Names of the columns.
+
+    >>> is_tokenized(["chosen_ids", "rejected_ids", "margin"]), is_tokenized(["chosen", "rejected"])
+    (True, False)
+    """
+    names = set(column_names)
+    found = names & set(TOKENIZED_COLUMNS)
+    # A stray column of ids beside complete raw rows is not meant to be read.
+    if names >= set(TOKENIZED_LIST_COLUMNS) and not names >= set(RESPONSE_COLUMNS):
+        return True
+    return len(found) == len(TOKENIZED_COLUMNS) or (bool(found) and not names >= set(RESPONSE_COLUMNS))
+
+
+def forms_of(filled: Iterable[str]) -> list[Form]:
+    """Name the forms in which rows can say what is better.
+
+    Args:
+        filled: Names of the columns that rows have, or that one row has filled in.
+
+    >>> forms_of(["prompt", "response", "label"]), forms_of(["chosen", "rejected", "responses", "ranks"])
+    (['labels'], ['pairs', 'ranks'])
+    """
+    names = set(filled)
+    forms = [form for form, columns in FORM_COLUMNS.items() if names >= set(columns)]
+    if names >= {"response", "score"} and "grades" not in forms:
+        forms.append("grades")
+    return forms
+
+
+def form_of_row(row: Mapping[str, Any]) -> Form:
+    """Tell in which form a raw row says what is better: the first that is filled in, or begun.
+
+    Args:
+        row: The columns of the row.
+
+    >>> form_of_row({"chosen": None, "responses": ["a", "b"], "ranks": [1, 2]}), form_of_row({"chosen": None})
+    ('ranks', 'pairs')
+    """
+    filled = [name for name, value in row.items() if value is not None]
+    if "chosen" in filled or "rejected" in filled:
+        return "pairs"
+    begun = [form for form, columns in FORM_COLUMNS.items() if columns[0] in filled]
+    possible = forms_of(row)
+    both = [form for form in possible if form in begun]
+    return next(iter([*forms_of(filled), *both, *begun, *possible, "pairs"]))
+
+
+def columns_read(form: Form) -> list[str]:
+    """Name the columns that raw rows of one form are read from; what other columns hold does not matter to them.
+
+    Args:
+        form: Form of the rows.
+
+    >>> [name for name in columns_read("labels") if name not in ("prompt", "tools", "chat_template_kwargs")]
+    ['response', 'label', 'weight']
+    """
+    of_others = {name for columns in FORM_COLUMNS.values() for name in columns} - set(FORM_COLUMNS[form])
+    of_others |= set() if form == "grades" else {"score"}
+    of_others |= set() if form == "pairs" else set(PAIR_COLUMNS)
+    return [name for name in RAW_COLUMNS if name not in of_others]
+
+
+def response_field(form: Form, index: int) -> str:
+    """Where a response is in its row, for messages.
+
+    Args:
+        form: Form of the row.
+        index: Which of its responses.
+
+    >>> response_field("pairs", 1), response_field("scores", 3), response_field("labels", 0)
+    ('rejected', 'responses[3]', 'response')
+    """
+    if form == "pairs":
+        return RESPONSE_COLUMNS[index]
+    return f"responses[{index}]" if form in ("scores", "ranks") else "response"
+
+
+def legacy_columns(column_names: Iterable[str]) -> dict[str, str]:
+    """Find the columns that older libraries wrote under another name, and warn about them.
+
+    Args:
+        column_names: Names of the columns.
+
+    Returns:
+        Old name -> new name, for the columns that must be renamed.
+    """
+    names = set(column_names)
+    renames = {old: new for old, new in LEGACY_COLUMNS.items() if old in names and new not in names}
+    if renames:
+        warnings.warn(
+            f"The columns {quoted(renames)} are read as {quoted(renames.values())}. "
+            "The old names will not be supported in v1: rename the columns.",
+            FutureWarning,
+            stacklevel=3,
+        )
+    return renames
+
+
+def check_columns(column_names: Iterable[str], dataset_name: str | None = None) -> None:
+    """Refuse a data set that lacks a column a preference cannot do without.
+
+    Args:
+        column_names: Names of the columns (legacy ones already renamed).
+        dataset_name: Which data set it is.
+
+    Raises:
+        DataError: A column is missing; the message names it, the columns found, and near misses.
+    """
+    names = list(column_names)
+    if not is_tokenized(names) and forms_of(names):
+        return
+    wanted = TOKENIZED_COLUMNS if is_tokenized(names) and "response_ids" not in names else RESPONSE_COLUMNS
+    if "response_ids" in names:
+        wanted = TOKENIZED_LIST_COLUMNS
+    missing = [name for name in wanted if name not in names]
+    if not missing:
+        return
+    raise DataError(
+        f"has no column {quoted(missing)}; its columns are {quoted(names) if names else '(none)'}",
+        dataset=dataset_name,
+        fix=_column_advice(names, missing),
+    )
+
+
+def _column_advice(names: Sequence[str], missing: Sequence[str]) -> str:
+    lowered = {name.lower(): name for name in reversed(names)}
+    renames = []
+    for column in missing:
+        close = [name for name in _SYNONYMS.get(column, ()) if name in lowered]
+        close += difflib.get_close_matches(column, list(lowered), n=1, cutoff=0.75)
+        if close and lowered[close[0]] not in TOKENIZED_COLUMNS + RESPONSE_COLUMNS:
+            renames.append(f"`{lowered[close[0]]}` to `{column}`")
+    if renames:
+        return f"Rename {' and '.join(renames)} (`dataset.rename_column`), if that is what they hold."
+    for columns, advice in _NEAR_MISSES:
+        if set(columns.split()) <= set(lowered):
+            return f"With {quoted(columns.split())}: {advice}."
+    return (
+        "Preference data has `chosen` and `rejected` (text, or lists of messages), or `responses` with `scores` or "
+        "`ranks`, or `response` with `scores` or `label`; and optionally `prompt`, `tools`, `chat_template_kwargs`, "
+        "`margin`, `strength`, `tie` and `weight`. Token ids come in `chosen_ids` and `rejected_ids`, or in "
+        "`response_ids` with `scores`."
+    )
+
+
+def quoted(names: Iterable[str]) -> str:
+    """Write names as a list of code words.
+
+    Args:
+        names: Some names.
+
+    >>> quoted(["chosen", "rejected"])
+    '`chosen`, `rejected`'
+    """
+    return ", ".join(f"`{name}`" for name in names)

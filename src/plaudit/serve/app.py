@@ -1,0 +1,326 @@
+"""The routes of a server."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import logging
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from plaudit.errors import ConfigError
+from plaudit.inference.engine import Scorer
+from plaudit.serve import schemas as forms
+from plaudit.serve.batching import ServerMetrics
+from plaudit.serve.errors import RequestError, stopping
+from plaudit.serve.schemas import BODIES, DESCRIPTION, ServerSettings, error_answers
+from plaudit.serve.service import ScoringService
+from plaudit.version import __version__
+
+OPEN_ROUTES = frozenset({"/health", "/docs", "/openapi.json"})
+"""Routes that need no key: they tell nothing of anybody's data."""
+
+
+class Gate:
+    """Lets requests with the right key pass, and counts all.
+
+    Args:
+        app: What is behind it.
+        api_key: The key (None: everybody passes).
+        metrics: Where requests are counted.
+        routes: Paths to count by name; others count as ``other``, so that nobody can make up endless names.
+    """
+
+    def __init__(self, app: ASGIApp, api_key: str | None, metrics: ServerMetrics, routes: Collection[str]) -> None:
+        self._app, self._metrics, self._routes = app, metrics, frozenset(routes)
+        self._digest = None if api_key is None else _digest(api_key)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request, or pass on what is none."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start, status = time.monotonic(), 500
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        route = scope["path"] if scope["path"] in self._routes else "other"
+        try:
+            if self._may_pass(scope):
+                await self._app(scope, receive, counted)
+            else:
+                await _unauthorized().response()(scope, receive, counted)
+        finally:
+            self._metrics.requests.labels(route, str(status)).inc()
+            self._metrics.request_seconds.labels(route).observe(time.monotonic() - start)
+
+    def _may_pass(self, scope: Scope) -> bool:
+        if self._digest is None or scope["path"] in OPEN_ROUTES:
+            return True
+        said = key_of(Headers(scope=scope).get("authorization", ""))
+        # Digests are of equal length, and compared in a time that tells nothing.
+        return hmac.compare_digest(_digest(said), self._digest)
+
+
+def key_of(authorization: str) -> str:
+    """The key in an ``Authorization`` header: a bearer token, or the password of a URL such as ``http://u:KEY@host``.
+
+    Args:
+        authorization: The header.
+
+    >>> key_of("Bearer abc"), key_of("Basic dTphYmM="), key_of("")
+    ('abc', 'abc', '')
+    """
+    scheme, _, value = authorization.strip().partition(" ")
+    if scheme.lower() == "bearer":
+        return value.strip()
+    if scheme.lower() == "basic":
+        try:
+            return base64.b64decode(value.strip(), validate=True).decode("utf-8").partition(":")[2]
+        except (binascii.Error, UnicodeDecodeError):
+            return ""
+    return ""
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+
+
+def _unauthorized() -> RequestError:
+    headers: dict[str, Any] = {"WWW-Authenticate": "Bearer"}
+    return RequestError(
+        401, "the API key is missing or wrong", fix="Send it as `Authorization: Bearer KEY`.", headers=headers
+    )
+
+
+_FORMS = {"/score": forms.score, "/rank": forms.rank, "/get_reward": forms.get_reward, "/classify": forms.classify}
+
+
+def create_app(model: Scorer, settings: ServerSettings | None = None) -> FastAPI:
+    """Make the ASGI application that serves a reward model.
+
+    Args:
+        model: The model; while the application runs, nothing else may use it.
+        settings: Key and limits.
+
+    Returns:
+        The application; ``app.state.service`` is what answers its requests.
+    """
+    settings = settings or ServerSettings()
+    service = ScoringService(model, settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        yield
+        await service.stop()
+
+    app = FastAPI(title="Plaudit", version=__version__, description=DESCRIPTION, lifespan=lifespan, redoc_url=None)
+    app.state.service, app.state.settings = service, settings
+    for path, form in _FORMS.items():
+        _add_form(app, path, form, service)
+    _add_facts(app, service, model)
+    app.add_exception_handler(RequestError, _refused)
+    app.add_exception_handler(HTTPException, _no_such_route)
+    app.add_exception_handler(Exception, _broken)
+    routes = {*_FORMS, "/health", "/metrics", "/v1/models", "/docs", "/openapi.json"}
+    app.add_middleware(Gate, api_key=settings.api_key, metrics=service.metrics, routes=routes)
+    return app
+
+
+def _add_form(app: FastAPI, path: str, form: Any, service: ScoringService) -> None:
+    async def route(request: Request) -> Response:
+        return await service.answer(request, form)
+
+    body = BODIES[path]
+    app.post(
+        path,
+        name=path.strip("/"),
+        summary=body.summary,
+        description=body.description,
+        responses={200: {"content": {"application/json": {"example": body.answer}}}, **error_answers()},
+        openapi_extra={"requestBody": body.schema()},
+    )(route)
+
+
+def _add_facts(app: FastAPI, service: ScoringService, model: Scorer) -> None:
+    @app.get("/health", summary="Whether new requests are taken; 503 while the server stops")
+    async def health() -> JSONResponse:
+        if service.stopping:
+            return stopping().response()
+        return JSONResponse(
+            {
+                "status": "ok",
+                "model": service.served.name,
+                "device": str(model.device),
+                "dtype": str(model.dtype).removeprefix("torch."),
+                "batch_layout": model.batch_layout,
+                "max_length": model.max_length,
+                "queued_responses": service.batcher.responses,
+                "version": __version__,
+            }
+        )
+
+    @app.get("/metrics", summary="Metrics for Prometheus")
+    async def metrics() -> Response:
+        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/v1/models", summary="Name of the model, as vLLM tells it")
+    async def models() -> JSONResponse:
+        entry = {"id": service.served.name, "object": "model", "owned_by": "plaudit", "max_model_len": model.max_length}
+        return JSONResponse({"object": "list", "data": [entry]})
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    return error.response()
+
+
+async def _no_such_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    fix = {404: "/docs lists the routes.", 405: "/docs says which method it takes."}.get(error.status_code)
+    message = f"{request.method} {request.url.path}: {error.detail}"
+    return RequestError(error.status_code, message, fix=fix, headers=error.headers).response()
+
+
+async def _broken(request: Request, error: Exception) -> Response:
+    return RequestError(500, f"an error of the server: {type(error).__name__}", fix="See its log.").response()
+
+
+logger = logging.getLogger("plaudit")
+
+
+class RewardServer(uvicorn.Server):
+    """A uvicorn server that, told to stop, answers what it accepted and refuses what is new, and then ends.
+
+    Args:
+        model: The reward model.
+        settings: Where it listens, and limits.
+        ready: Called with the address once requests are taken.
+    """
+
+    def __init__(
+        self, model: Scorer, settings: ServerSettings, ready: Callable[[str], object] = lambda address: None
+    ) -> None:
+        app = create_app(model, settings)
+        self._service: ScoringService = app.state.service
+        self._settings, self._ready = settings, ready
+        self._deadline: float | None = None
+        config = uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            log_level="warning",
+            access_log=False,
+            lifespan="on",
+            timeout_graceful_shutdown=max(1, round(settings.stop_timeout)),
+        )
+        super().__init__(config)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen, and say so."""
+        await super().startup(sockets)
+        if not self.should_exit and sockets:
+            self._ready(_url(sockets[0]))
+
+    def handle_exit(self, sig: int, frame: FrameType | None = None) -> None:
+        """Stop: once accepted requests are answered, or, told a second time, at once.
+
+        Args:
+            sig: The signal.
+            frame: Where it came.
+        """
+        if self._deadline is not None:
+            self.force_exit = self.should_exit = True
+            return
+        # The listener stays open meanwhile: a refusal with a reason is worth more than a closed port.
+        self._service.stopping = True
+        self._deadline = time.monotonic() + self._settings.stop_timeout
+        logger.info("%s: %d requests are being answered, new ones are refused.", _name(sig), self._service.active)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to end, asked ten times a second."""
+        if self._deadline is not None and not self.should_exit:
+            late = time.monotonic() >= self._deadline
+            if late and self._service.active:
+                logger.warning("%d requests were not answered in time.", self._service.active)
+            self.should_exit = late or not self._service.active
+        return await super().on_tick(counter)
+
+
+def serve(model: Scorer, settings: ServerSettings, listener: socket.socket | None = None) -> None:
+    """Serve a reward model until the process is told to stop (SIGTERM, or Ctrl-C).
+
+    Args:
+        model: The reward model; while it is served, nothing else may use it.
+        settings: Where to listen, who may ask, and how much.
+        listener: A socket bound already; by default one for the settings.
+
+    Raises:
+        ConfigError: The address is not free.
+    """
+    listener = listener or bind(settings)
+    if not settings.is_local and settings.api_key is None:
+        logger.warning(
+            "Everybody who can reach %s can use this server: there is no API key. Set one with PLAUDIT_API_KEY.",
+            settings.host,
+        )
+    server = RewardServer(model, settings, lambda url: logger.info("Serving %s on %s (%s/docs)", model.name, url, url))
+    with listener:
+        server.run(sockets=[listener])
+
+
+def bind(settings: ServerSettings) -> socket.socket:
+    """Take the address of a server, without listening yet.
+
+    Args:
+        settings: The address.
+
+    Raises:
+        ConfigError: It is not free, or not one of this machine.
+    """
+    try:
+        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        family, kind, protocol, _, address = found[0]
+        # With the protocol: only then does asyncio send small packets at once, or each answer takes 40 ms longer.
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ConfigError(f"there is no host {settings.host!r} ({error})", fix="Use 127.0.0.1, or 0.0.0.0.") from error
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise ConfigError(
+            f"cannot listen on {settings.host}:{settings.port} ({error.strerror})",
+            fix="Choose another --port, or 0 for a free one.",
+        ) from error
+    return listener
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _name(sig: int) -> str:
+    return signal.Signals(sig).name

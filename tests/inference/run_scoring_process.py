@@ -1,0 +1,37 @@
+"""One of two processes that score one file; started by test_files_processes.py. Writes what it saw as JSON."""
+
+import json
+import sys
+from pathlib import Path
+
+from plaudit import PlauditError, RewardModel
+from plaudit.inference import files
+
+
+def told(call):
+    """The error of a call, or its result."""
+    try:
+        return repr(call())
+    except PlauditError as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def main(folder, rank):
+    """Score a file together; then with a row that rank 1 cannot score; then without rank 1."""
+    model = RewardModel.from_pretrained(folder / "model", device="cpu")
+    said = {}
+    rows, window = folder / "rows.jsonl", {"window": 4}
+    said["scored"] = told(lambda: files.score_file(model, rows, folder / "scored.jsonl", **window))
+    said["differing"] = told(
+        lambda: files.score_file(model, folder / f"rows{rank or ''}.jsonl", folder / "differing.jsonl", **window)
+    )
+    said["exists"] = told(lambda: files.score_file(model, rows, folder / "scored.jsonl", **window))
+    said["broken"] = told(lambda: files.score_file(model, folder / "broken.jsonl", folder / "b.jsonl", **window))
+    if rank:
+        files._Job.run = lambda job: False  # gone, as if killed
+    said["alone"] = told(lambda: files.score_file(model, rows, folder / "alone.jsonl", patience=2.0, **window))
+    (folder / f"{rank}.json").write_text(json.dumps(said))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))
