@@ -1,9 +1,9 @@
-"""Ways in which people judge, as simulations: each draws judgements of items whose rewards are known.
+"""Ways in which people judge, as simulations: each draws labels of items whose rewards are known.
 
 Every model has its own likelihood here, written in NumPy and apart from `plaudit.losses`, so that a fault in a loss
 cannot hide in the yardstick. Likelihoods are means over held-out units, in nats; lower is better.
 
-Letters: M items, n comparisons, rankings or judgements, K responses of a ranking.
+Letters: M items, n comparisons, rankings or labels, K responses of a ranking.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Link:
 
     Attributes:
         tie: Rao-Kupper's threshold, or the logarithm of Davidson's weight of ties.
-        log_noise: Logarithm of the standard deviation of a grade.
+        log_noise: Logarithm of the standard deviation of a rating.
     """
 
     tie: float = 0.0
@@ -36,7 +36,7 @@ class Pairs:
     Attributes:
         first, second: Which items, shape (n,).
         outcome: 1 where the first won, 0 where the second did, 0.5 for a tie; or the share of votes for the first.
-        said: What else the annotator said: how much better (a grade), or a head start of the first, shape (n,).
+        said: What else the annotator said: how much better (a rating), or a head start of the first, shape (n,).
     """
 
     first: Numbers
@@ -103,7 +103,7 @@ def draw_head_start(rng: np.random.Generator, rewards: Numbers, count: int, spre
 
 
 def draw_how_much(rng: np.random.Generator, rewards: Numbers, count: int, cuts: tuple[float, ...]) -> Pairs:
-    """A logistic difference is seen; its sign is the winner, its size is said as a grade 1, 2, ... by the cuts."""
+    """A logistic difference is seen; its sign is the winner, its size is said as a rating 1, 2, ... by the cuts."""
     first, second = _two_items(rng, len(rewards), count)
     seen = rewards[first] - rewards[second] + rng.logistic(size=count)
     return Pairs(first, second, (seen > 0).astype(float), 1.0 + np.digitize(np.abs(seen), cuts))
@@ -185,13 +185,13 @@ def plackett_luce_nll(data: Lists, rewards: Numbers, link: Link, places: int | N
 
 
 def grades_nll(data: Lists, rewards: Numbers, link: Link) -> float:
-    """Of Gaussian grades; up to the constant log(2 pi) / 2."""
+    """Of Gaussian ratings; up to the constant log(2 pi) / 2."""
     error = np.concatenate(data.scores) - rewards[np.concatenate(data.items)]
     return float(np.mean(error**2) / (2 * np.exp(2 * link.log_noise)) + link.log_noise)
 
 
 def thumbs_nll(data: Lists, rewards: Numbers, link: Link) -> float:
-    """Of thumbs up and down."""
+    """Of labels."""
     reward = rewards[np.concatenate(data.items)]
     return float(-np.mean(np.where(np.concatenate(data.scores) == 1, log_expit(reward), log_expit(-reward))))
 

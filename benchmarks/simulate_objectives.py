@@ -1,10 +1,10 @@
-"""Draws judgements from known rewards, fits them with each objective, and compares with plain Bradley-Terry.
+"""Draws labels from known rewards, fits them with each objective, and compares with plain Bradley-Terry.
 
     python benchmarks/simulate_objectives.py
 
 Each item has one free reward. It is fitted by minimising the objective of `plaudit.objectives` on batches made by
 Plaudit's collator, in float64 and to the optimum, so that nothing but the objective is compared. Plain Bradley-Terry
-gets the same judgements as far as a trainer of pairs could read them. Where a likelihood needs more than rewards (a
+gets the same labels as far as a trainer of pairs could read them. Where a likelihood needs more than rewards (a
 tie parameter, a scale), those numbers are fitted afterwards, on the training data, to the finished rewards.
 The result goes to benchmarks/results as JSON, and the picture to docs/images.
 """
@@ -48,8 +48,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10, help="how often everything is drawn anew")
     parser.add_argument("--items", type=int, default=40)
-    parser.add_argument("--scale", type=float, default=1.0, help="factor on the number of judgements to learn from")
-    parser.add_argument("--held_out", type=int, default=20_000, help="fresh judgements to measure on")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor on the number of labels to learn from")
+    parser.add_argument("--held_out", type=int, default=20_000, help="fresh labels to measure on")
     parser.add_argument("--cases", nargs="*", help="only these")
     parser.add_argument("--output", type=Path, default=RESULT)
     parser.add_argument("--picture", type=Path, default=PICTURE)
@@ -82,13 +82,13 @@ def main() -> None:
 
 
 def simulate(case: Case, rng: np.random.Generator, truth: np.ndarray, held_out: int) -> dict[str, Any]:
-    """Draw once, fit everything, measure on fresh judgements.
+    """Draw once, fit everything, measure on fresh labels.
 
     Args:
         case: What is simulated.
-        rng: Decides all judgements.
+        rng: Decides all labels.
         truth: The items' rewards, shape (M,).
-        held_out: Number of fresh judgements.
+        held_out: Number of fresh labels.
 
     Returns:
         ``true_nll``, and for each fit ``spearman``, ``nll`` and, of objectives that learn one, ``tie``.
@@ -186,7 +186,7 @@ def adapt(
 
 
 def summarise(case: Case, seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means and spreads over the seeds; gains are paired, since both sides saw the same judgements."""
+    """Means and spreads over the seeds; gains are paired, since both sides saw the same labels."""
     true = np.array([seed["true_nll"] for seed in seeds])
     fits = {}
     for fit in case.fits:
@@ -207,7 +207,7 @@ def summarise(case: Case, seeds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {
         "name": case.name,
         "title": case.title,
-        "judgements": case.count,
+        "labels": case.count,
         "held_out_nll_of": case.unit,
         "should_gain": case.should_gain,
         "true_tie": case.link.tie if any(fit.objective.learns_ties for fit in case.fits) else None,
@@ -225,7 +225,7 @@ def spread(values: np.ndarray) -> dict[str, float]:
 
 def describe(result: dict[str, Any]) -> str:
     """A few lines for the terminal."""
-    lines = [f"{result['title']} ({result['judgements']}), truth {result['true_nll']['mean']:.4f} nats"]
+    lines = [f"{result['title']} ({result['labels']}), truth {result['true_nll']['mean']:.4f} nats"]
     for name, fit in result["fits"].items():
         tie = f", tie parameter {fit['tie']['mean']:.3f} of {result['true_tie']}" if "tie" in fit else ""
         gains = "".join(

@@ -1,4 +1,4 @@
-"""What is simulated: which judgements are drawn, and how each side reads them.
+"""What is simulated: which labels are drawn, and how each side reads them.
 
 The plain side of every case is Bradley-Terry on pairs, as a trainer of `chosen` and `rejected` alone would have it.
 """
@@ -84,7 +84,7 @@ def make_cases(scale: float = 1.0) -> list[Case]:
     """All cases.
 
     Args:
-        scale: Factor on the number of judgements to learn from.
+        scale: Factor on the number of labels to learn from.
     """
     return [*pair_cases(scale), *tie_cases(scale), *margin_cases(scale), *ranking_cases(scale), *single_cases(scale)]
 
@@ -120,7 +120,7 @@ def pair_cases(scale: float) -> list[Case]:
             vote,
             partial(models.draw_votes, votes=5),
             models.bradley_terry_nll,
-            (majority, Fit("bradley_terry with strength", "objective", _PLAIN, rows.shares)),
+            (majority, Fit("bradley_terry with preference_prob", "objective", _PLAIN, rows.shares)),
         ),
         Case(
             "noise",
@@ -254,13 +254,13 @@ def ranking_cases(scale: float) -> list[Case]:
 
 
 def single_cases(scale: float) -> list[Case]:
-    """Grades and thumbs."""
+    """Ratings and labels."""
     return [
         Case(
-            "grades",
-            "Grades of four, with noise",
+            "ratings",
+            "Ratings of four, with noise",
             round(500 * scale),
-            "grade",
+            "rating",
             partial(models.draw_grades, size=4, noise=GRADE_NOISE),
             models.grades_nll,
             (
@@ -274,10 +274,10 @@ def single_cases(scale: float) -> list[Case]:
             offset=3.0,
         ),
         Case(
-            "thumbs",
+            "labels",
             "Thumbs up and down",
             round(6000 * scale),
-            "thumb",
+            "label",
             models.draw_thumbs,
             models.thumbs_nll,
             (

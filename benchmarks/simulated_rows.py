@@ -1,4 +1,4 @@
-"""From simulated judgements to prepared rows, as each objective, or a plain trainer of pairs, would read them.
+"""From simulated labels to prepared rows, as each objective, or a plain trainer of pairs, would read them.
 
 All responses answer one prompt, the token 0; the response that stands for item i is the token i + 1.
 """
@@ -15,12 +15,12 @@ Row = dict[str, Any]
 
 
 def winners(rng: np.random.Generator, data: Pairs) -> list[Row]:
-    """The winner chosen, the loser rejected; a tie as strength 0.5, as data preparation has it."""
+    """The winner chosen, the loser rejected; a tie as preference_prob 0.5, as data preparation has it."""
     won = data.outcome >= 0.5
     rows = _pairs(np.where(won, data.first, data.second), np.where(won, data.second, data.first))
     if not (data.outcome == 0.5).any():
         return rows
-    return [row | {"strength": 0.5 if one == 0.5 else 1.0} for row, one in zip(rows, data.outcome, strict=True)]
+    return [row | {"preference_prob": 0.5 if one == 0.5 else 1.0} for row, one in zip(rows, data.outcome, strict=True)]
 
 
 def decided(rng: np.random.Generator, data: Pairs) -> list[Row]:
@@ -41,9 +41,9 @@ def majority(rng: np.random.Generator, data: Pairs) -> list[Row]:
 
 
 def shares(rng: np.random.Generator, data: Pairs) -> list[Row]:
-    """What most voted for, with their share as strength."""
+    """What most voted for, with their share as preference_prob."""
     share = np.maximum(data.outcome, 1 - data.outcome).tolist()
-    return [row | {"strength": one} for row, one in zip(majority(rng, data), share, strict=True)]
+    return [row | {"preference_prob": one} for row, one in zip(majority(rng, data), share, strict=True)]
 
 
 def head_starts(rng: np.random.Generator, data: Pairs) -> list[Row]:
@@ -78,7 +78,7 @@ def one_pair(rng: np.random.Generator, data: Lists) -> list[Row]:
 
 
 def up_against_down(rng: np.random.Generator, data: Lists) -> list[Row]:
-    """Each thumb up against a thumb down, by chance, until one kind is used up."""
+    """Each label up against a label down, by chance, until one kind is used up."""
     items, up = np.concatenate(data.items), np.concatenate(data.scores) == 1
     good, bad = rng.permutation(items[up]), rng.permutation(items[~up])
     count = min(len(good), len(bad))

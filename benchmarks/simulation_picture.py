@@ -37,7 +37,7 @@ def draw_picture(result: Mapping[str, Any], path: Path) -> None:
     figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=2, frameon=False, fontsize=10)
     settings = result["arguments"]
     figure.suptitle(
-        "Rewards fitted to simulated judgements, by objective\n"
+        "Rewards fitted to simulated labels, by objective\n"
         f"(means over {settings['seeds']} draws of {settings['items']} items each; bars: one standard deviation)",
         fontsize=11.5,
     )

@@ -136,7 +136,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--variants", nargs="+", choices=VARIANTS, default=["plaudit", "reference"], metavar="NAME")
     add("--rows", type=int, default=600, metavar="N", help="rows to train on, once (default: %(default)s)")
     add("--held-out", type=int, default=160, metavar="N", help="rows held out (default: %(default)s)")
-    add("--judge-every", type=int, default=15, metavar="N", help="steps between two judgements (default: %(default)s)")
+    add("--judge-every", type=int, default=15, metavar="N", help="steps between two labels (default: %(default)s)")
     add("--batch-size", type=int, default=8, metavar="N", help="(default: %(default)s)")
     add("--max-length", type=int, default=1024, metavar="N", help="longer rows are left out (default: %(default)s)")
     add("--learning-rate", type=float, default=5e-5, metavar="X", help="highest (default: %(default)s)")

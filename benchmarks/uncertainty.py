@@ -3,8 +3,8 @@
     python benchmarks/uncertainty.py
 
 Responses are words of known worth, some of them rare. Near comparisons are drawn like those of training; far ones are
-of words that were never seen. A mistake is a margin of the wrong sign. The spread of heads on one trunk is held against
-the spread of models that were trained apart. The result goes to benchmarks/results as JSON.
+of words that were never seen. A mistake is a margin of the wrong sign. The spread of heads on one backbone is held
+against the spread of models that were trained apart. The result goes to benchmarks/results as JSON.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main() -> None:
         "cases": {},
     }
     for noisy in (True, False):
-        name = "noisy judgements" if noisy else "judgements without noise"
+        name = "noisy labels" if noisy else "labels without noise"
         result["cases"][name] = of_case(arguments, noisy)
         print(name, json.dumps(result["cases"][name], indent=1), flush=True)
     target = Path(__file__).parent / "results" / "uncertainty.json"
@@ -62,7 +62,7 @@ def parse() -> argparse.Namespace:
 
 
 def of_case(arguments: argparse.Namespace, noisy: bool) -> dict[str, Any]:
-    """What an ensemble on one trunk says, and what models that were trained apart say about the same comparisons."""
+    """What an ensemble on one backbone says, and what models that were trained apart say about the same comparisons."""
     words = Words(arguments.seed, noisy)
     train = words.draw(arguments.train_rows)
     rows = {"near": words.draw(arguments.held_out_rows), "far": words.draw(arguments.held_out_rows, far=True)}

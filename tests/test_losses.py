@@ -27,7 +27,7 @@ from plaudit.losses import (
 )
 
 reward = st.floats(-50, 50)
-strength = st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.0])
+preference_prob = st.sampled_from([0.0, 0.2, 0.5, 0.9, 1.0])
 EXTREMES = [0.0, -1e4, 1e4, -1e30, 1e30]
 
 
@@ -42,9 +42,9 @@ def random_tensors(count: int, size: int = 20, scale: float = 3.0) -> list[torch
 
 def random_strengths(size: int = 20) -> torch.Tensor:
     """Sure, unsure and tied comparisons."""
-    strengths = torch.rand(size, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
-    strengths[::4], strengths[1::4] = 0.5, 1.0
-    return strengths
+    preference_probs = torch.rand(size, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
+    preference_probs[::4], preference_probs[1::4] = 0.5, 1.0
+    return preference_probs
 
 
 def assert_equal(actual: torch.Tensor, expected: Any) -> None:
@@ -65,11 +65,11 @@ def assert_gradient(loss: Callable[..., torch.Tensor], *inputs: torch.Tensor) ->
 def test_bradley_terry_is_the_negative_log_likelihood(with_margin, with_strength, label_smoothing):
     better, worse, margin = random_tensors(3)
     margin_P = margin if with_margin else None
-    strength_P = random_strengths() if with_strength else None
-    loss = partial(bradley_terry_loss, strength_P=strength_P, label_smoothing=label_smoothing)
+    preference_prob_P = random_strengths() if with_strength else None
+    loss = partial(bradley_terry_loss, preference_prob_P=preference_prob_P, label_smoothing=label_smoothing)
 
     ahead = (better - worse - (margin if with_margin else 0)).numpy()
-    p = strength_P.numpy() if with_strength else np.ones(20)
+    p = preference_prob_P.numpy() if with_strength else np.ones(20)
     # The label is flipped with probability label_smoothing.
     p = p * (1 - label_smoothing) + (1 - p) * label_smoothing
     assert_equal(loss(better, worse, margin_P), -p * log_expit(ahead) - (1 - p) * log_expit(-ahead))
@@ -83,7 +83,7 @@ def test_bradley_terry_with_strengths_is_the_log_loss_of_a_sample_with_these_sha
     expected = log_loss(
         np.repeat([1, 0], 20), np.concatenate([chance, chance]), sample_weight=np.concatenate([p, 1 - p])
     )
-    assert_equal(bradley_terry_loss(better, worse, strength_P=torch.from_numpy(p)).mean(), expected)
+    assert_equal(bradley_terry_loss(better, worse, preference_prob_P=torch.from_numpy(p)).mean(), expected)
 
 
 def test_bradley_terry_gradient_is_the_probability_of_the_other_answer():
@@ -199,10 +199,10 @@ def test_plackett_luce_is_the_likelihood_of_a_ranking_among_all_rankings(top_k):
 
 
 def test_regression_is_the_squared_error():
-    rewards, grades = random_tensors(2)
-    expected = [(r - g) * (r - g) for r, g in zip(rewards.tolist(), grades.tolist(), strict=True)]
-    assert_equal(regression_loss(rewards, grades), expected)
-    assert_gradient(regression_loss, rewards, grades)
+    rewards, ratings = random_tensors(2)
+    expected = [(r - g) * (r - g) for r, g in zip(rewards.tolist(), ratings.tolist(), strict=True)]
+    assert_equal(regression_loss(rewards, ratings), expected)
+    assert_gradient(regression_loss, rewards, ratings)
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
@@ -228,10 +228,10 @@ ETA = torch.tensor(0.4, dtype=torch.float64)
 
 COMPARISON_LOSSES: dict[str, Callable[..., torch.Tensor]] = {
     "bradley_terry": bradley_terry_loss,
-    "bradley_terry_soft": partial(bradley_terry_loss, margin_P=THREE, strength_P=THREE, label_smoothing=0.1),
+    "bradley_terry_soft": partial(bradley_terry_loss, margin_P=THREE, preference_prob_P=THREE, label_smoothing=0.1),
     "scaled_bradley_terry": partial(scaled_bradley_terry_loss, margin_P=THREE),
-    "rao_kupper": partial(rao_kupper_loss, log_threshold=ETA, strength_P=THREE),
-    "davidson": partial(davidson_loss, log_tie_weight=ETA, strength_P=THREE),
+    "rao_kupper": partial(rao_kupper_loss, log_threshold=ETA, preference_prob_P=THREE),
+    "davidson": partial(davidson_loss, log_tie_weight=ETA, preference_prob_P=THREE),
     "hinge": hinge_loss,
     "hinge_margin": partial(hinge_loss, margin_P=THREE),
 }
@@ -283,15 +283,15 @@ def test_only_the_order_of_scores_matters_to_a_ranking(scores):
 @pytest.mark.parametrize(
     "loss",
     [
-        lambda b, w, m, s: bradley_terry_loss(b, w, m, strength_P=s, label_smoothing=0.1),
-        lambda b, w, m, s: bradley_terry_loss(b, w, m, strength_P=s),
+        lambda b, w, m, s: bradley_terry_loss(b, w, m, preference_prob_P=s, label_smoothing=0.1),
+        lambda b, w, m, s: bradley_terry_loss(b, w, m, preference_prob_P=s),
         lambda b, w, m, s: rao_kupper_loss(b, w, ETA, s),
         lambda b, w, m, s: davidson_loss(b, w, ETA, s),
     ],
     ids=["bradley_terry_smoothed", "bradley_terry", "rao_kupper", "davidson"],
 )
 @settings(max_examples=50, derandomize=True, deadline=None)
-@given(better=reward, worse=reward, margin=st.floats(-5, 5), share=strength)
+@given(better=reward, worse=reward, margin=st.floats(-5, 5), share=preference_prob)
 def test_swapping_the_responses_and_the_strength_changes_nothing(loss, better, worse, margin, share):
     swapped = loss(tensor(worse), tensor(better), tensor(-margin), tensor(1 - share))
     assert_equal(swapped, loss(tensor(better), tensor(worse), tensor(margin), tensor(share)))
@@ -301,7 +301,7 @@ def test_swapping_the_responses_and_the_strength_changes_nothing(loss, better, w
 @given(better=reward, worse=reward, share=st.sampled_from([0.0, 0.3, 1.0]))
 def test_without_ties_the_tie_models_are_bradley_terry(better, worse, share):
     better, worse, share = tensor(better), tensor(worse), tensor(share)
-    expected = bradley_terry_loss(better, worse, strength_P=share)
+    expected = bradley_terry_loss(better, worse, preference_prob_P=share)
     assert_equal(rao_kupper_loss(better, worse, torch.tensor(1e-12), share), expected)
     assert_equal(rao_kupper_loss(better, worse, torch.tensor(0.0), share), expected)
     assert_equal(davidson_loss(better, worse, torch.tensor(-100.0), share), expected)
@@ -333,13 +333,15 @@ def assert_finite(loss: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> t
 @pytest.mark.parametrize("share", [None, 0.0, 0.5, 0.7, 1.0])
 @pytest.mark.parametrize(("better", "worse"), list(itertools.product(EXTREMES, repeat=2)))
 def test_extreme_rewards_stay_finite(better, worse, share):
-    strength_P = None if share is None else torch.tensor([share])
+    preference_prob_P = None if share is None else torch.tensor([share])
     rewards = torch.tensor([better]), torch.tensor([worse])
-    loss = assert_finite(partial(bradley_terry_loss, strength_P=strength_P, label_smoothing=0.1), *rewards)
+    loss = assert_finite(
+        partial(bradley_terry_loss, preference_prob_P=preference_prob_P, label_smoothing=0.1), *rewards
+    )
     p = 0.9 if share is None else 0.1 + 0.8 * share
     ahead = better - worse
     assert loss.item() == pytest.approx(-p * log_expit(ahead) - (1 - p) * log_expit(-ahead), rel=1e-5)
-    assert_finite(partial(bradley_terry_loss, strength_P=strength_P), *rewards)
+    assert_finite(partial(bradley_terry_loss, preference_prob_P=preference_prob_P), *rewards)
     assert_finite(bradley_terry_loss, *rewards, torch.tensor([1e30]))
     assert_finite(scaled_bradley_terry_loss, *rewards, torch.tensor([3.0]))
     assert_finite(hinge_loss, *rewards, torch.tensor([1e30]))
@@ -356,9 +358,12 @@ def test_extreme_rewards_stay_finite(better, worse, share):
     + [(davidson_loss, log_nu) for log_nu in (-1e30, -1e4, 0.0, 1e4, 1e30)],
 )
 def test_extreme_rewards_and_tie_parameters_stay_finite(loss, parameter, ahead, share):
-    strength_P = None if share is None else torch.tensor([share, share])
+    preference_prob_P = None if share is None else torch.tensor([share, share])
     value = assert_finite(
-        lambda b, w, t: loss(b, w, t, strength_P), torch.tensor([ahead, 0.0]), torch.zeros(2), torch.tensor(parameter)
+        lambda b, w, t: loss(b, w, t, preference_prob_P),
+        torch.tensor([ahead, 0.0]),
+        torch.zeros(2),
+        torch.tensor(parameter),
     )
     assert (value >= 0).all()
 
@@ -399,14 +404,14 @@ TIE_PARAMETER = torch.tensor(0.5)
     "loss",
     [
         bradley_terry_loss,
-        lambda a, b, c: bradley_terry_loss(a, b, strength_P=c),
+        lambda a, b, c: bradley_terry_loss(a, b, preference_prob_P=c),
         scaled_bradley_terry_loss,
         lambda a, b, c: rao_kupper_loss(a, b, TIE_PARAMETER, c),
         lambda a, b, c: davidson_loss(a, b, TIE_PARAMETER, c),
         hinge_loss,
         lambda a, b, c: plackett_luce_loss(a, b, c.long()),
     ],
-    ids=["bradley_terry", "strength", "scaled", "rao_kupper", "davidson", "hinge", "plackett_luce"],
+    ids=["bradley_terry", "preference_prob", "scaled", "rao_kupper", "davidson", "hinge", "plackett_luce"],
 )
 def test_shapes_that_would_broadcast_are_refused(loss, shapes):
     with pytest.raises(ValueError, match="one and the same 1-D shape"):

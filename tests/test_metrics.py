@@ -149,7 +149,7 @@ def listed(examples, *, pointwise=None, tie_width=None, fillers=0) -> Scored:
     pairs = [(i, j, 1.0) for i, j in same if scores[i] > scores[j]]
     if tie_width is not None:
         pairs += [(i, j, 0.5) for i, j in same if i < j and scores[i] == scores[j]]
-    better, worse, strength = [torch.tensor([pair[k] for pair in pairs]) for k in range(3)]
+    better, worse, preference_prob = [torch.tensor([pair[k] for pair in pairs]) for k in range(3)]
     real_N = torch.tensor(real)
     return Scored(
         rewards_N=torch.tensor([reward for _, _, reward, _ in responses]),
@@ -163,7 +163,7 @@ def listed(examples, *, pointwise=None, tie_width=None, fillers=0) -> Scored:
         loss=torch.tensor(0.0),
         count=torch.tensor(float(len(examples) - fillers)),
         tokens_computed=1,
-        strength_P=None if tie_width is None else strength,
+        preference_prob_P=None if tie_width is None else preference_prob,
         tie_width=None if tie_width is None else torch.tensor([tie_width]),
         pointwise=pointwise,
         listed=True,
@@ -204,14 +204,14 @@ def test_any_batching_gives_the_metrics_of_all_rankings(examples, cut):
             assert values[name] == pytest.approx(np.mean(expected), abs=1e-6), name
 
 
-grades = st.lists(st.tuples(st.floats(-9, 9, width=32), st.floats(1, 5, width=32)), min_size=2, max_size=12)
+ratings = st.lists(st.tuples(st.floats(-9, 9, width=32), st.floats(1, 5, width=32)), min_size=2, max_size=12)
 
 
 @settings(max_examples=80, deadline=None)
-@given(responses=grades, cut=st.integers(1, 4))
+@given(responses=ratings, cut=st.integers(1, 4))
 def test_any_batching_gives_the_metrics_of_all_grades(responses, cut):
     rewards, given_grades = np.array(responses, dtype=np.float64).T
-    values = computed([[one] for one in responses], cut, pointwise="grades")
+    values = computed([[one] for one in responses], cut, pointwise="ratings")
     assert values["mse"] == pytest.approx(np.mean((rewards - given_grades) ** 2), rel=1e-9, abs=1e-12)
     if min(np.std(rewards) / np.abs(rewards).max(initial=1e-9), np.std(given_grades)) > 1e-3:
         assert values["correlation"] == pytest.approx(pearsonr(rewards, given_grades).statistic, abs=1e-6)
@@ -221,9 +221,9 @@ def test_any_batching_gives_the_metrics_of_all_grades(responses, cut):
 
 
 def test_what_does_not_vary_is_correlated_with_nothing():
-    for reward, grade in ((0.1, 0.3), (1e6 + 0.1, 5.0)):
-        assert computed([[(reward, grade)]] * 7, 2, pointwise="grades")["correlation"] == 0.0
-    assert math.isnan(computed([[(math.nan, 1.0)], [(0.0, 2.0)]], 1, pointwise="grades")["correlation"])
+    for reward, rating in ((0.1, 0.3), (1e6 + 0.1, 5.0)):
+        assert computed([[(reward, rating)]] * 7, 2, pointwise="ratings")["correlation"] == 0.0
+    assert math.isnan(computed([[(math.nan, 1.0)], [(0.0, 2.0)]], 1, pointwise="ratings")["correlation"])
 
 
 @given(
@@ -237,17 +237,19 @@ def test_any_batching_gives_the_accuracy_of_all_labels(responses, cut):
 def test_rankings_ties_and_grades_survive_a_round_trip():
     examples = [[(2.0, 1), (0.5, 2), (0.5, 0)], [(0.0, 1), (0.0, 1)], [(1.0, 2), (-1.0, 0)]]
     first = RewardMetrics()
-    first.update(listed(examples, pointwise="grades", tie_width=0.5))
+    first.update(listed(examples, pointwise="ratings", tie_width=0.5))
     second = RewardMetrics()
     second.restore(first.totals())
     for metrics in (first, second):
-        metrics.update(listed(examples[::-1], pointwise="grades", tie_width=0.5))
+        metrics.update(listed(examples[::-1], pointwise="ratings", tie_width=0.5))
     assert first.compute() == second.compute()
     assert {"kendall_tau", "best_of_n_accuracy", "tie_accuracy", "mse", "correlation"} <= first.compute().keys()
 
 
 def test_soft_labels_below_one_half_turn_a_pair_round():
-    batch = dataclasses.replace(scored([2.0, 2.0, 2.0], [1.0, 1.0, 1.0]), strength_P=torch.tensor([0.9, 0.2, 0.5]))
+    batch = dataclasses.replace(
+        scored([2.0, 2.0, 2.0], [1.0, 1.0, 1.0]), preference_prob_P=torch.tensor([0.9, 0.2, 0.5])
+    )
     metrics = RewardMetrics()
     metrics.update(batch)
     values = metrics.compute()

@@ -1,4 +1,4 @@
-"""Objectives fitted to judgements drawn from known rewards: order, probabilities and tie parameters come back.
+"""Objectives fitted to labels drawn from known rewards: order, probabilities and tie parameters come back.
 
 The figures of the documentation come from the same functions, with more items and seeds. Likelihoods are computed
 in NumPy, apart from `plaudit.losses`.
@@ -17,7 +17,7 @@ from plaudit.objectives import make_objective
 ROOT = Path(__file__).parents[1]
 SEED, ITEMS, HELD_OUT, SCALE = 4, 12, 4000, 0.3
 
-# Held-out nats that the objective is ahead of plain Bradley-Terry on the same judgements: at least half of what it is.
+# Held-out nats that the objective is ahead of plain Bradley-Terry on the same labels: at least half of what it is.
 GAINS = [
     ("shares", "the majority's choice", 0.06),
     ("noise_few", "plain Bradley-Terry", 0.1),
@@ -33,10 +33,10 @@ GAINS = [
     ("best_two", "all pairs", 0.007),
     ("careless", "one pair of each", 0.08),
     ("careless", "all pairs", 0.08),
-    ("grades", "all pairs", 0.004),
-    ("thumbs", "an up against a down", 0.0005),
+    ("ratings", "all pairs", 0.004),
+    ("labels", "an up against a down", 0.0005),
 ]
-# Independent units that the maximum-likelihood fits learn from: comparisons, votes, rankings, grades, thumbs.
+# Independent units that the maximum-likelihood fits learn from: comparisons, votes, rankings, ratings, labels.
 UNITS = {
     "pairs": 900,
     "shares": 300 * 5,
@@ -46,8 +46,8 @@ UNITS = {
     "rankings": 180,
     "best_two": 300,
     "careless": 300,
-    "grades": 150 * 4,
-    "thumbs": 1800,
+    "ratings": 150 * 4,
+    "labels": 1800,
 }
 RECOVERING = [*UNITS, "noise", "how_much"]
 
@@ -137,11 +137,11 @@ def test_ties_in_lists_teach_what_tied_pairs_do(simulation, cases):
 
 def test_the_benchmark_writes_figures_and_picture(simulation, tmp_path, monkeypatch, capsys):
     result, picture = tmp_path / "new" / "result.json", tmp_path / "picture.svg"
-    small = ["--seeds", "2", "--items", "6", "--held_out", "200", "--scale", "0.05", "--cases", "thumbs", "pairs"]
+    small = ["--seeds", "2", "--items", "6", "--held_out", "200", "--scale", "0.05", "--cases", "labels", "pairs"]
     monkeypatch.setattr(sys, "argv", ["simulate", *small, "--output", str(result), "--picture", str(picture)])
     simulation.main()
     said = json.loads(result.read_text(encoding="utf-8"))
-    assert [case["name"] for case in said["cases"]] == ["pairs", "thumbs"]
+    assert [case["name"] for case in said["cases"]] == ["pairs", "labels"]
     fits = said["cases"][1]["fits"]
     gain = fits["binary_cross_entropy"]["gain_over"]["plain Bradley-Terry, an up against a down"]["mean"]
     plain = fits["plain Bradley-Terry, an up against a down"]["nll"]["mean"]

@@ -18,20 +18,20 @@ def bradley_terry_loss(
     worse_P: torch.Tensor,
     margin_P: torch.Tensor | None = None,
     *,
-    strength_P: torch.Tensor | None = None,
+    preference_prob_P: torch.Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> torch.Tensor:
     r"""Negative log-likelihood of each comparison under the Bradley-Terry model.
 
     .. math:: \ell = -p \log \sigma(r^+ - r^- - m) - (1 - p) \log \sigma(m - r^+ + r^-)
 
-    with :math:`p = 1`, or the strength of the preference, smoothed to :math:`(1 - 2\epsilon) p + \epsilon`.
+    with :math:`p = 1`, or the preference_prob of the preference, smoothed to :math:`(1 - 2\epsilon) p + \epsilon`.
 
     Args:
         better_P: Rewards of the preferred responses, shape (P,).
         worse_P: Rewards of the responses they are preferred to, shape (P,).
         margin_P: How much better they should be, in reward units, shape (P,); None means 0.
-        strength_P: Probability that the preferred one is really better, shape (P,); None means 1.
+        preference_prob_P: Probability that the preferred one is really better, shape (P,); None means 1.
         label_smoothing: Probability :math:`\epsilon` that a label is wrong.
 
     Returns:
@@ -47,16 +47,16 @@ def bradley_terry_loss(
     tensor([0.6931])
     >>> bradley_terry_loss(torch.tensor([3.0]), torch.tensor([1.0]), torch.tensor([2.0]))
     tensor([0.6931])
-    >>> bradley_terry_loss(torch.tensor([2.0]), torch.tensor([0.0]), strength_P=torch.tensor([0.75]))
+    >>> bradley_terry_loss(torch.tensor([2.0]), torch.tensor([0.0]), preference_prob_P=torch.tensor([0.75]))
     tensor([0.6269])
     """
-    _require_same_shape(better_P, worse_P, margin_P, strength_P)
+    _require_same_shape(better_P, worse_P, margin_P, preference_prob_P)
     difference_P = better_P - worse_P
     if margin_P is not None:
         difference_P = difference_P - margin_P
-    if strength_P is None and not label_smoothing:
+    if preference_prob_P is None and not label_smoothing:
         return -logsigmoid(difference_P)
-    p = torch.ones_like(difference_P) if strength_P is None else strength_P
+    p = torch.ones_like(difference_P) if preference_prob_P is None else preference_prob_P
     p = (1 - 2 * label_smoothing) * p + label_smoothing
     return -p * logsigmoid(difference_P) - (1 - p) * logsigmoid(-difference_P)
 
@@ -89,7 +89,7 @@ def rao_kupper_loss(
     better_P: torch.Tensor,
     worse_P: torch.Tensor,
     log_threshold: torch.Tensor,
-    strength_P: torch.Tensor | None = None,
+    preference_prob_P: torch.Tensor | None = None,
 ) -> torch.Tensor:
     r"""Negative log-likelihood under Bradley-Terry with ties: two rewards closer than a threshold look alike.
 
@@ -100,7 +100,7 @@ def rao_kupper_loss(
         better_P: Rewards of the preferred responses (of either one in a tie), shape (P,).
         worse_P: Rewards of the others, shape (P,).
         log_threshold: :math:`\eta = \log\theta > 0`, a scalar or shape (1,): learned.
-        strength_P: Probability that the preferred one is better, shape (P,): exactly 0.5 is a tie. None: no ties.
+        preference_prob_P: Probability that the preferred one is better, shape (P,): 0.5 is a tie. None: no ties.
 
     Returns:
         The loss of each comparison, shape (P,).
@@ -116,7 +116,7 @@ def rao_kupper_loss(
     >>> rao_kupper_loss(one, zero, torch.tensor(2.0).log())
     tensor([0.5514])
     """
-    _require_same_shape(better_P, worse_P, strength_P)
+    _require_same_shape(better_P, worse_P, preference_prob_P)
     difference_P = better_P - worse_P
     eta = log_threshold.reshape(())
     win_P, loss_P = logsigmoid(difference_P - eta), logsigmoid(-difference_P - eta)
@@ -125,14 +125,14 @@ def rao_kupper_loss(
     positive_eta = torch.where(eta.abs() < tiny, tiny, eta)
     # The same P(tie) as (1 - exp(-2 eta)) times two sigmoids: nothing large to cancel.
     tie_P = torch.log(-torch.expm1(-2 * positive_eta)) + logsigmoid(eta - difference_P) + logsigmoid(eta + difference_P)
-    return _three_outcomes(win_P, tie_P, loss_P, strength_P)
+    return _three_outcomes(win_P, tie_P, loss_P, preference_prob_P)
 
 
 def davidson_loss(
     better_P: torch.Tensor,
     worse_P: torch.Tensor,
     log_tie_weight: torch.Tensor,
-    strength_P: torch.Tensor | None = None,
+    preference_prob_P: torch.Tensor | None = None,
 ) -> torch.Tensor:
     r"""Negative log-likelihood under Bradley-Terry with ties as a third outcome between the two.
 
@@ -143,7 +143,7 @@ def davidson_loss(
         better_P: Rewards of the preferred responses (of either one in a tie), shape (P,).
         worse_P: Rewards of the others, shape (P,).
         log_tie_weight: :math:`\log\nu`, a scalar or shape (1,): learned.
-        strength_P: Probability that the preferred one is better, shape (P,): exactly 0.5 is a tie. None: no ties.
+        preference_prob_P: Probability that the preferred one is better, shape (P,): 0.5 is a tie. None: no ties.
 
     Returns:
         The loss of each comparison, shape (P,).
@@ -159,20 +159,20 @@ def davidson_loss(
     >>> davidson_loss(one, zero, torch.tensor(-50.0)), bradley_terry_loss(one, zero)
     (tensor([0.3133]), tensor([0.3133]))
     """
-    _require_same_shape(better_P, worse_P, strength_P)
+    _require_same_shape(better_P, worse_P, preference_prob_P)
     half_P = (better_P - worse_P) / 2
     log_nu_P = log_tie_weight.reshape(()).expand_as(half_P)
     win_P, tie_P, loss_P = torch.stack((half_P, log_nu_P, -half_P)).log_softmax(dim=0)
-    return _three_outcomes(win_P, tie_P, loss_P, strength_P)
+    return _three_outcomes(win_P, tie_P, loss_P, preference_prob_P)
 
 
 def _three_outcomes(
-    win_P: torch.Tensor, tie_P: torch.Tensor, loss_P: torch.Tensor, strength_P: torch.Tensor | None
+    win_P: torch.Tensor, tie_P: torch.Tensor, loss_P: torch.Tensor, preference_prob_P: torch.Tensor | None
 ) -> torch.Tensor:
-    if strength_P is None:
+    if preference_prob_P is None:
         return -win_P
-    decided_P = strength_P * win_P + (1 - strength_P) * loss_P
-    return -torch.where(strength_P == 0.5, tie_P, decided_P)
+    decided_P = preference_prob_P * win_P + (1 - preference_prob_P) * loss_P
+    return -torch.where(preference_prob_P == 0.5, tie_P, decided_P)
 
 
 def hinge_loss(better_P: torch.Tensor, worse_P: torch.Tensor, margin_P: torch.Tensor | None = None) -> torch.Tensor:
@@ -242,14 +242,14 @@ def plackett_luce_loss(
     return torch.where(better_N < top_k, loss_N, 0)
 
 
-def regression_loss(rewards_N: torch.Tensor, grades_N: torch.Tensor) -> torch.Tensor:
-    r"""Squared error of each reward as an estimate of a grade.
+def regression_loss(rewards_N: torch.Tensor, ratings_N: torch.Tensor) -> torch.Tensor:
+    r"""Squared error of each reward as an estimate of a rating.
 
     .. math:: \ell = (r - g)^2
 
     Args:
         rewards_N: Shape (N,).
-        grades_N: Shape (N,).
+        ratings_N: Shape (N,).
 
     Returns:
         The loss of each response, shape (N,).
@@ -262,14 +262,14 @@ def regression_loss(rewards_N: torch.Tensor, grades_N: torch.Tensor) -> torch.Te
     >>> regression_loss(torch.tensor([3.5]), torch.tensor([4.0]))
     tensor([0.2500])
     """
-    _require_same_shape(rewards_N, grades_N)
-    return (rewards_N - grades_N) ** 2
+    _require_same_shape(rewards_N, ratings_N)
+    return (rewards_N - ratings_N) ** 2
 
 
 def binary_cross_entropy_loss(
     rewards_N: torch.Tensor, labels_N: torch.Tensor, *, label_smoothing: float = 0.0
 ) -> torch.Tensor:
-    r"""Negative log-likelihood of thumbs up and down, with the reward as the logit of a thumb up.
+    r"""Negative log-likelihood of labels, with the reward as the logit of a good response.
 
     .. math:: \ell = -y \log \sigma(r) - (1 - y) \log \sigma(-r)
 

@@ -31,12 +31,12 @@ _SUMS = (
     "rankings",
     "best_found",
     "tau",
-    "graded",
-    "grade",
-    "squared_grade",
-    "graded_reward",
-    "squared_graded_reward",
-    "grade_times_reward",
+    "rated",
+    "rating",
+    "squared_rating",
+    "rated_reward",
+    "squared_rated_reward",
+    "rating_times_reward",
     "squared_error",
     "labelled",
     "labelled_right",
@@ -63,9 +63,9 @@ class Scored:
         loss: Sum of the losses of what is real, regularisers included, a scalar.
         count: What that sum is divided by, a scalar.
         tokens_computed: Tokens that went through the model, padding included, shared prompts once.
-        strength_P: Probability that the preferred response is better, 0.5 for ties; None where it is 1 throughout.
+        preference_prob_P: Probability that the preferred response is better, 0.5 for ties; None: 1 throughout.
         tie_width: Differences of rewards below this are predicted ties, shape (1,); None where ties are not modelled.
-        pointwise: ``"grades"`` or ``"labels"`` where the scores are such; None where they only rank.
+        pointwise: ``"ratings"`` or ``"labels"`` where the scores are such; None where they only rank.
         listed: Whether examples may have more than two responses.
         aux_loss: Auxiliary loss of the batch, weighted into its loss; None where the model has none.
         text_loss: Mean loss of predicting the tokens of the best responses; None where it is not computed.
@@ -83,9 +83,9 @@ class Scored:
     loss: torch.Tensor
     count: torch.Tensor
     tokens_computed: int
-    strength_P: torch.Tensor | None = None
+    preference_prob_P: torch.Tensor | None = None
     tie_width: torch.Tensor | None = None
-    pointwise: Literal["grades", "labels"] | None = None
+    pointwise: Literal["ratings", "labels"] | None = None
     listed: bool = False
     aux_loss: torch.Tensor | None = None
     text_loss: torch.Tensor | None = None
@@ -124,7 +124,7 @@ class RewardMetrics:
                 "tokens_computed": torch.full((), scored.tokens_computed, device=rewards_N.device),
                 **_of_comparisons(rewards_N, scored),
                 **(_of_rankings(rewards_N, scored) if scored.listed else {}),
-                **(_of_grades(rewards_N.to(wide), scored, wide) if scored.pointwise == "grades" else {}),
+                **(_of_ratings(rewards_N.to(wide), scored, wide) if scored.pointwise == "ratings" else {}),
                 **(_of_labels(rewards_N, scored) if scored.pointwise == "labels" else {}),
             }
             for name in ("aux_loss", "text_loss", "length_correlation"):
@@ -150,7 +150,7 @@ class RewardMetrics:
         Returns:
             ``loss, min_reward, mean_reward, max_reward, num_tokens, num_tokens_computed, comparisons``; of
             comparisons, ties left out, ``accuracy, tie_rate, margin``; of ties ``tie_accuracy``; of rankings
-            ``kendall_tau, best_of_n_accuracy``; of grades ``mse, correlation``; of labels ``accuracy``; and
+            ``kendall_tau, best_of_n_accuracy``; of ratings ``mse, correlation``; of labels ``accuracy``; and
             ``aux_loss``, ``text_loss`` and ``length_correlation`` where there are such. Empty if nothing was added.
         """
         totals = self.totals(gather)
@@ -170,8 +170,8 @@ class RewardMetrics:
         if named["rankings"]:
             values["kendall_tau"] = named["tau"] / named["rankings"]
             values["best_of_n_accuracy"] = named["best_found"] / named["rankings"]
-        if named["graded"]:
-            values["mse"] = named["squared_error"] / named["graded"]
+        if named["rated"]:
+            values["mse"] = named["squared_error"] / named["rated"]
             values["correlation"] = _correlation(named)
         values |= {
             "min_reward": -named["negative_min"],
@@ -211,12 +211,12 @@ class RewardMetrics:
 
 def _of_comparisons(rewards_N: torch.Tensor, scored: Scored) -> dict[str, torch.Tensor]:
     margin_P = rewards_N[scored.better_P] - rewards_N[scored.worse_P]
-    if scored.strength_P is None:
+    if scored.preference_prob_P is None:
         tied_P = torch.zeros_like(scored.real_P)
     else:
-        tied_P = scored.real_P & (scored.strength_P == 0.5)
+        tied_P = scored.real_P & (scored.preference_prob_P == 0.5)
         # Below one half it is the other one that is better.
-        margin_P = torch.where(scored.strength_P < 0.5, -margin_P, margin_P)
+        margin_P = torch.where(scored.preference_prob_P < 0.5, -margin_P, margin_P)
     decided_P = scored.real_P & ~tied_P
     sums = {
         "comparisons": decided_P,
@@ -258,17 +258,17 @@ def _of_rankings(rewards_N: torch.Tensor, scored: Scored) -> dict[str, torch.Ten
     }
 
 
-def _of_grades(rewards_N: torch.Tensor, scored: Scored, wide: torch.dtype) -> dict[str, torch.Tensor]:
+def _of_ratings(rewards_N: torch.Tensor, scored: Scored, wide: torch.dtype) -> dict[str, torch.Tensor]:
     real_N = scored.real_N
-    grades_N, rewards_N = torch.where(real_N, scored.scores_N.to(wide), 0), torch.where(real_N, rewards_N, 0)
+    ratings_N, rewards_N = torch.where(real_N, scored.scores_N.to(wide), 0), torch.where(real_N, rewards_N, 0)
     return {
-        "graded": real_N,
-        "grade": grades_N,
-        "squared_grade": grades_N**2,
-        "graded_reward": rewards_N,
-        "squared_graded_reward": rewards_N**2,
-        "grade_times_reward": grades_N * rewards_N,
-        "squared_error": (grades_N - rewards_N) ** 2,
+        "rated": real_N,
+        "rating": ratings_N,
+        "squared_rating": ratings_N**2,
+        "rated_reward": rewards_N,
+        "squared_rated_reward": rewards_N**2,
+        "rating_times_reward": ratings_N * rewards_N,
+        "squared_error": (ratings_N - rewards_N) ** 2,
     }
 
 
@@ -278,14 +278,14 @@ def _of_labels(rewards_N: torch.Tensor, scored: Scored) -> dict[str, torch.Tenso
 
 
 def _correlation(named: dict[str, float]) -> float:
-    """Pearson's correlation of grades and rewards from their sums; 0 where either does not vary.
+    """Pearson's correlation of ratings and rewards from their sums; 0 where either does not vary.
 
     A spread of less than a millionth of the values is what rounding leaves of none.
     """
-    n = named["graded"]
-    covariance = named["grade_times_reward"] / n - named["grade"] / n * named["graded_reward"] / n
+    n = named["rated"]
+    covariance = named["rating_times_reward"] / n - named["rating"] / n * named["rated_reward"] / n
     variances = []
-    for square, total in (("squared_grade", "grade"), ("squared_graded_reward", "graded_reward")):
+    for square, total in (("squared_rating", "rating"), ("squared_rated_reward", "rated_reward")):
         variance = named[square] / n - (named[total] / n) ** 2
         if variance <= 1e-12 * named[square] / n:
             return 0.0

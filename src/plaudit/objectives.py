@@ -1,8 +1,8 @@
-"""Objectives: which judgements each of them learns from, and what each judgement costs.
+"""Objectives: which labels each of them learns from, and what each label costs.
 
 An objective turns the rewards of a batch into terms: a loss for each comparison, response or example, and how much
 each of these counts. A row of comparisons counts as one however many comparisons it holds (InstructGPT's
-normalisation), so that the loss of pairs is the mean over pairs; a grade or a label counts as one.
+normalisation), so that the loss of pairs is the mean over pairs; a rating or a label counts as one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from plaudit.losses import (
     regression_loss,
     scaled_bradley_terry_loss,
 )
-from plaudit.schema import Batch, Form, Judgement
+from plaudit.schema import Batch, Label, RowKind
 
 ObjectiveName: TypeAlias = Literal[
     "bradley_terry",
@@ -61,18 +61,18 @@ class Objective(ABC):
     Attributes:
         name: Its name in the settings.
         forms: The forms of rows that it learns from.
-        columns: Those of ``margin``, ``strength`` and ``tie`` that it reads.
+        columns: Those of ``margin``, ``preference_prob`` and ``tie`` that it reads.
         compares: Whether it learns from comparing responses to one prompt.
         learns_ties: Whether it has a parameter for ties, which is learned.
-        pointwise: What the scores of single responses are to it, ``"grades"`` or ``"labels"``; None: they only rank.
+        pointwise: What the scores of single responses are to it, ``"ratings"`` or ``"labels"``; None: they only rank.
     """
 
     name: ClassVar[ObjectiveName]
-    forms: ClassVar[frozenset[Form]] = frozenset(("pairs", "scores", "ranks"))
+    row_kinds: ClassVar[frozenset[RowKind]] = frozenset(("pairs", "scores", "ranks"))
     columns: ClassVar[frozenset[str]] = frozenset()
     compares: ClassVar[bool] = True
     learns_ties: ClassVar[bool] = False
-    pointwise: ClassVar[Literal["grades", "labels"] | None] = None
+    pointwise: ClassVar[Literal["ratings", "labels"] | None] = None
 
     def units(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """What each unit counts for, and the example it belongs to, both of shape (U,).
@@ -94,11 +94,11 @@ class Objective(ABC):
             tie_parameter: The learned parameter for ties, shape (1,); None for objectives without one.
         """
 
-    def problem(self, judgement: Judgement) -> tuple[str, str, str] | None:
-        """What keeps the objective from learning from a judgement of a form that it reads; None if nothing does.
+    def problem(self, label: Label) -> tuple[str, str, str] | None:
+        """What keeps the objective from learning from a label of a form that it reads; None if nothing does.
 
         Args:
-            judgement: What is said about the responses of a row.
+            label: What is said about the responses of a row.
 
         Returns:
             The field, what is wrong with it, and what to do.
@@ -131,10 +131,10 @@ def _margin(batch: Batch, default: float) -> torch.Tensor | None:
 
 @dataclass(frozen=True)
 class BradleyTerry(Objective):
-    """Logistic loss of reward differences, with margins, strengths and label smoothing."""
+    """Logistic loss of reward differences, with margins, preference_probs and label smoothing."""
 
     name = "bradley_terry"
-    columns = frozenset(("margin", "strength"))
+    columns = frozenset(("margin", "preference_prob"))
     label_smoothing: float = 0.0
 
     def losses(self, rewards_N: torch.Tensor, batch: Batch, tie_parameter: torch.Tensor | None) -> torch.Tensor:
@@ -142,7 +142,7 @@ class BradleyTerry(Objective):
         return bradley_terry_loss(
             *_pair_rewards(rewards_N, batch),
             _margin(batch, 0.0),
-            strength_P=batch.get("strength"),
+            preference_prob_P=batch.get("preference_prob"),
             label_smoothing=self.label_smoothing,
         )
 
@@ -154,11 +154,11 @@ class ScaledBradleyTerry(Objective):
     name = "scaled_bradley_terry"
     columns = frozenset(("margin",))
 
-    def problem(self, judgement: Judgement) -> tuple[str, str, str] | None:
+    def problem(self, label: Label) -> tuple[str, str, str] | None:
         """Times a negative margin the loss would have no lower bound; see `Objective.problem`."""
-        if judgement.margin is None or judgement.margin >= 0:
+        if label.margin is None or label.margin >= 0:
             return None
-        message = f"is {judgement.margin:g}, and {self.name} multiplies by it"
+        message = f"is {label.margin:g}, and {self.name} multiplies by it"
         return "margin", message, "Give 0 or more; to turn a preference round, swap `chosen` and `rejected`."
 
     def losses(self, rewards_N: torch.Tensor, batch: Batch, tie_parameter: torch.Tensor | None) -> torch.Tensor:
@@ -174,13 +174,13 @@ class RaoKupper(Objective):
     """Bradley-Terry with ties: rewards closer than a learned threshold look alike."""
 
     name = "rao_kupper"
-    columns = frozenset(("strength", "tie"))
+    columns = frozenset(("preference_prob", "tie"))
     learns_ties = True
 
     def losses(self, rewards_N: torch.Tensor, batch: Batch, tie_parameter: torch.Tensor | None) -> torch.Tensor:
         """See `plaudit.losses.rao_kupper_loss`; the threshold is the softplus of the parameter."""
         assert tie_parameter is not None
-        return rao_kupper_loss(*_pair_rewards(rewards_N, batch), softplus(tie_parameter), batch.get("strength"))
+        return rao_kupper_loss(*_pair_rewards(rewards_N, batch), softplus(tie_parameter), batch.get("preference_prob"))
 
     def tie_width(self, tie_parameter: torch.Tensor) -> torch.Tensor:
         """Solves P(tie) = P(win) for the difference of rewards."""
@@ -193,13 +193,13 @@ class Davidson(Objective):
     """Bradley-Terry with ties as a third outcome, of a learned weight."""
 
     name = "davidson"
-    columns = frozenset(("strength", "tie"))
+    columns = frozenset(("preference_prob", "tie"))
     learns_ties = True
 
     def losses(self, rewards_N: torch.Tensor, batch: Batch, tie_parameter: torch.Tensor | None) -> torch.Tensor:
         """See `plaudit.losses.davidson_loss`; the parameter is the logarithm of the tie's weight."""
         assert tie_parameter is not None
-        return davidson_loss(*_pair_rewards(rewards_N, batch), tie_parameter, batch.get("strength"))
+        return davidson_loss(*_pair_rewards(rewards_N, batch), tie_parameter, batch.get("preference_prob"))
 
     def tie_width(self, tie_parameter: torch.Tensor) -> torch.Tensor:
         """Solves P(tie) = P(win) for the difference of rewards."""
@@ -252,11 +252,11 @@ class _Pointwise(Objective):
 
 @dataclass(frozen=True)
 class Regression(_Pointwise):
-    """Squared error of rewards as estimates of grades."""
+    """Squared error of rewards as estimates of ratings."""
 
     name = "regression"
-    forms = frozenset(("grades", "scores"))
-    pointwise = "grades"
+    row_kinds = frozenset(("ratings", "scores"))
+    pointwise = "ratings"
 
     def losses(self, rewards_N: torch.Tensor, batch: Batch, tie_parameter: torch.Tensor | None) -> torch.Tensor:
         """See `plaudit.losses.regression_loss`."""
@@ -265,16 +265,16 @@ class Regression(_Pointwise):
 
 @dataclass(frozen=True)
 class BinaryCrossEntropy(_Pointwise):
-    """Thumbs up and down, with the reward as the logit of a thumb up."""
+    """Labels (good or bad), with the reward as the logit of good."""
 
     name = "binary_cross_entropy"
-    forms = frozenset(("labels",))
+    row_kinds = frozenset(("labels",))
     pointwise = "labels"
     label_smoothing: float = 0.0
 
-    def problem(self, judgement: Judgement) -> tuple[str, str, str] | None:
+    def problem(self, label: Label) -> tuple[str, str, str] | None:
         """Tokenised rows say labels as scores, which may be any numbers; see `Objective.problem`."""
-        wrong = [score for score in judgement.scores if not 0 <= score <= 1]
+        wrong = [score for score in label.ratings if not 0 <= score <= 1]
         if not wrong:
             return None
         return "scores", f"holds {wrong[0]:g}, and {self.name} reads probabilities", "Give 1 for good and 0 for bad."
@@ -329,25 +329,25 @@ def make_objective(name: str, *, label_smoothing: float = 0.0, top_k: int | None
     return OBJECTIVES[name](**given)
 
 
-def objectives_for(forms: Collection[Form], columns: Iterable[str]) -> list[str]:
+def objectives_for(row_kinds: Collection[RowKind], columns: Iterable[str]) -> list[str]:
     """Name the objectives that can learn from all rows of a data set.
 
     Args:
         forms: Forms of its rows.
-        columns: Those of ``margin``, ``strength`` and ``tie`` that say something.
+        columns: Those of ``margin``, ``preference_prob`` and ``tie`` that say something.
 
     >>> objectives_for(["pairs", "ranks"], ["tie"])
     ['rao_kupper', 'davidson']
     """
-    return [name for name, one in OBJECTIVES.items() if one.forms >= set(forms) and one.columns >= set(columns)]
+    return [name for name, one in OBJECTIVES.items() if one.row_kinds >= set(row_kinds) and one.columns >= set(columns)]
 
 
-def choose_objective(forms: Collection[Form], columns: Collection[str]) -> tuple[str, str]:
+def choose_objective(row_kinds: Collection[RowKind], columns: Collection[str]) -> tuple[str, str]:
     """Pick the objective for a data set.
 
     Args:
         forms: Forms of its rows.
-        columns: Those of ``margin``, ``strength`` and ``tie`` that say something.
+        columns: Those of ``margin``, ``preference_prob`` and ``tie`` that say something.
 
     Returns:
         Its name, and why.
@@ -358,54 +358,56 @@ def choose_objective(forms: Collection[Form], columns: Collection[str]) -> tuple
     >>> choose_objective(["pairs"], ["margin"])[0], choose_objective(["pairs"], ["tie"])[0]
     ('bradley_terry', 'rao_kupper')
     """
-    fitting = objectives_for(forms, columns)
+    fitting = objectives_for(row_kinds, columns)
     if not fitting:
-        raise ConfigError(_nothing_fits(forms, columns), fix="Train on them one after the other, or drop some.")
-    what = " and ".join([*sorted(forms), *(f"`{column}`" for column in sorted(columns))])
+        raise ConfigError(_nothing_fits(row_kinds, columns), fix="Train on them one after the other, or drop some.")
+    what = " and ".join([*sorted(row_kinds), *(f"`{column}`" for column in sorted(columns))])
     return fitting[0], f"the data has {what}" if what else "the data is tokenised"
 
 
-def check_objective(name: str, forms: Collection[Form], columns: Collection[str], dataset_name: str) -> None:
+def check_objective(name: str, row_kinds: Collection[RowKind], columns: Collection[str], dataset_name: str) -> None:
     """Refuse an objective that cannot learn from all rows of a data set.
 
     Args:
         name: Name of the objective.
         forms: Forms of the rows.
-        columns: Those of ``margin``, ``strength`` and ``tie`` that say something.
+        columns: Those of ``margin``, ``preference_prob`` and ``tie`` that say something.
         dataset_name: Which data set it is.
 
     Raises:
         ConfigError: It cannot; the message names the column and the objectives that fit.
     """
     objective = OBJECTIVES[name]
-    wrong = [FORM_NAMES[form] for form in sorted(set(forms) - objective.forms)]
+    wrong = [ROW_KIND_NAMES[row_kind] for row_kind in sorted(set(row_kinds) - objective.row_kinds)]
     wrong += [f"the column `{column}`" for column in sorted(set(columns) - objective.columns)]
-    if name == "scaled_bradley_terry" and "pairs" in forms and "margin" not in columns:
+    if name == "scaled_bradley_terry" and "pairs" in row_kinds and "margin" not in columns:
         raise ConfigError(
             f"the objective {name} scales by a margin, and the pairs of the {dataset_name} data have none",
             fix="Add a column `margin`, or use bradley_terry.",
         )
     if not wrong:
         return
-    fitting = objectives_for(forms, columns)
-    fix = f"Use {' or '.join(fitting)}" if fitting else _nothing_fits(forms, columns)
+    fitting = objectives_for(row_kinds, columns)
+    fix = f"Use {' or '.join(fitting)}" if fitting else _nothing_fits(row_kinds, columns)
     alone = f", or remove {wrong[0]}." if columns else "."
     raise ConfigError(
         f"the objective {name} cannot learn from {' and '.join(wrong)} of the {dataset_name} data", fix=fix + alone
     )
 
 
-FORM_NAMES: dict[Form, str] = {
+ROW_KIND_NAMES: dict[RowKind, str] = {
     "pairs": "pairs (`chosen`, `rejected`)",
     "scores": "scored responses (`responses`, `scores`)",
     "ranks": "ranked responses (`responses`, `ranks`)",
-    "grades": "graded responses (`response`, `scores`)",
+    "ratings": "rated responses (`response`, `scores`)",
     "labels": "labelled responses (`response`, `label`)",
 }
 """The forms of rows in words."""
 
 
-def _nothing_fits(forms: Collection[Form], columns: Collection[str]) -> str:
-    parts = [f"{FORM_NAMES[form]}: {', '.join(objectives_for([form], []))}" for form in sorted(forms)]
+def _nothing_fits(row_kinds: Collection[RowKind], columns: Collection[str]) -> str:
+    parts = [
+        f"{ROW_KIND_NAMES[row_kind]}: {', '.join(objectives_for([row_kind], []))}" for row_kind in sorted(row_kinds)
+    ]
     parts += [f"`{column}`: {', '.join(objectives_for([], [column]))}" for column in sorted(columns)]
     return "No objective can learn from all of it: " + "; ".join(parts)

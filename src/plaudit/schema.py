@@ -14,12 +14,12 @@ Message: TypeAlias = Mapping[str, Any]
 """One chat message: a mapping with ``role`` and ``content`` (and, for tools, ``tool_calls`` and the like)."""
 Text: TypeAlias = str | Sequence[Message]
 """Plain text, or a list of chat messages."""
-Form: TypeAlias = Literal["pairs", "scores", "ranks", "grades", "labels"]
+RowKind: TypeAlias = Literal["pairs", "scores", "ranks", "ratings", "labels"]
 """How a row says which responses are good.
 
 ``pairs``: ``chosen`` and ``rejected``. ``scores``: several ``responses`` with a score each. ``ranks``: several
-``responses`` with a rank each. ``grades``: one ``response`` with a score. ``labels``: one ``response`` with a thumb up
-or down.
+``responses`` with a rank each. ``ratings``: one ``response`` with a rating. ``labels``: one ``response`` that is
+good or bad.
 """
 
 
@@ -43,34 +43,33 @@ def ties_of(scores: Sequence[float]) -> list[tuple[int, int]]:
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What is said about the responses of one row.
+class Label:
+    """What a row says about its responses.
 
     Attributes:
-        scores: One number a response, higher is better; equal numbers are a tie. A pair has ``(1, 0)``, a rank r
-            has ``-r``, a thumb up 1 and a thumb down 0.
+        ratings: One number a response, higher is better; equal numbers are a tie. A pair has ``(1, 0)``, a rank r
+            has ``-r``, a good response 1 and a bad one 0.
         margin: How much better the chosen response of a pair should be, in reward units (None: not given).
-        strength: Probability that the chosen response of a pair is the better one, 0.5 for a tied pair (None: not
-            given).
+        preference_prob: Probability that the chosen response of a pair is the better one, 0.5 for a tie (None: not given).
         weight: How much the row counts (None: not given).
     """
 
-    scores: tuple[float, ...] = (1.0, 0.0)
+    ratings: tuple[float, ...] = (1.0, 0.0)
     margin: float | None = None
-    strength: float | None = None
+    preference_prob: float | None = None
     weight: float | None = None
 
 
-def goodness_of(judgement: Judgement) -> tuple[float, ...]:
-    """How good each response is, higher is better: its score, or the strength of the preference for it.
+def ratings_of(label: Label) -> tuple[float, ...]:
+    """How good each response is, higher is better: its rating, or the probability that it is preferred.
 
-    >>> goodness_of(Judgement((2.0, 0.0, 1.0))), goodness_of(Judgement(strength=0.25))
+    >>> ratings_of(Label((2.0, 0.0, 1.0))), ratings_of(Label(preference_prob=0.25))
     ((2.0, 0.0, 1.0), (0.25, 0.75))
     """
-    scores, strength = judgement.scores, judgement.strength
-    if strength is None or len(scores) != 2 or scores[0] == scores[1]:
-        return scores
-    return (strength, 1 - strength) if scores[0] > scores[1] else (1 - strength, strength)
+    ratings, preference_prob = label.ratings, label.preference_prob
+    if preference_prob is None or len(ratings) != 2 or ratings[0] == ratings[1]:
+        return ratings
+    return (preference_prob, 1 - preference_prob) if ratings[0] > ratings[1] else (1 - preference_prob, preference_prob)
 
 
 @dataclass(frozen=True)
@@ -80,14 +79,14 @@ class PreferenceExample:
     Attributes:
         responses: The N candidates, each *with* its prompt: whole texts, or whole lists of messages.
         form: In which form the row says what is better.
-        judgement: What it says.
+        label: What it says.
         tools: JSON schemas of the tools that the conversation may call.
         chat_template_kwargs: Extra variables for the chat template.
     """
 
     responses: tuple[Text, ...]
-    form: Form = "pairs"
-    judgement: Judgement = Judgement()
+    row_kind: RowKind = "pairs"
+    label: Label = Label()
     tools: Sequence[Any] | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
@@ -103,11 +102,11 @@ class TokenizedExample:
 
     Attributes:
         response_ids: Token ids of each of the N responses, prompt included.
-        judgement: What is said about them.
+        label: What is said about them.
     """
 
     response_ids: tuple[Sequence[int], ...]
-    judgement: Judgement = Judgement()
+    label: Label = Label()
 
 
 Batch: TypeAlias = dict[str, Any]
@@ -115,16 +114,16 @@ Batch: TypeAlias = dict[str, Any]
 RESPONSE_COLUMNS = ("chosen", "rejected")
 TOKENIZED_COLUMNS = ("chosen_ids", "rejected_ids")
 TOKENIZED_LIST_COLUMNS = ("response_ids", "scores")
-FORM_COLUMNS: dict[Form, tuple[str, ...]] = {
+ROW_KIND_COLUMNS: dict[RowKind, tuple[str, ...]] = {
     "pairs": RESPONSE_COLUMNS,
     "scores": ("responses", "scores"),
     "ranks": ("responses", "ranks"),
-    "grades": ("response", "scores"),
+    "ratings": ("response", "scores"),
     "labels": ("response", "label"),
 }
 """The columns that make a row of each form; the first form whose columns are filled in counts."""
 LEGACY_COLUMNS = {"chosen_input_ids": "chosen_ids", "rejected_input_ids": "rejected_ids"}
-PAIR_COLUMNS = ("margin", "strength", "tie")
+PAIR_COLUMNS = ("margin", "preference_prob", "tie")
 """What a pair may say beyond which response is better."""
 RAW_COLUMNS = (
     "prompt",
@@ -150,7 +149,7 @@ _NEAR_MISSES = (
     ),
     ("prompt completion label", _SINGLE),
     ("responses", "say which are better in a column `scores` (higher is better) or `ranks` (1 is best)"),
-    ("response", "say how good it is in a column `scores` (a grade) or `label` (true or false)"),
+    ("response", "say how good it is in a column `scores` (a rating) or `label` (true or false)"),
     ("prompt completion", _ALONE),
     ("messages", _ALONE),
 )
@@ -177,41 +176,41 @@ def is_tokenized(column_names: Iterable[str]) -> bool:
     return len(found) == len(TOKENIZED_COLUMNS) or (bool(found) and not names >= set(RESPONSE_COLUMNS))
 
 
-def forms_of(filled: Iterable[str]) -> list[Form]:
+def row_kinds_of(filled: Iterable[str]) -> list[RowKind]:
     """Name the forms in which rows can say what is better.
 
     Args:
         filled: Names of the columns that rows have, or that one row has filled in.
 
-    >>> forms_of(["prompt", "response", "label"]), forms_of(["chosen", "rejected", "responses", "ranks"])
+    >>> row_kinds_of(["prompt", "response", "label"]), row_kinds_of(["chosen", "rejected", "responses", "ranks"])
     (['labels'], ['pairs', 'ranks'])
     """
     names = set(filled)
-    forms = [form for form, columns in FORM_COLUMNS.items() if names >= set(columns)]
-    if names >= {"response", "score"} and "grades" not in forms:
-        forms.append("grades")
-    return forms
+    row_kinds = [row_kind for row_kind, columns in ROW_KIND_COLUMNS.items() if names >= set(columns)]
+    if names >= {"response", "score"} and "ratings" not in row_kinds:
+        row_kinds.append("ratings")
+    return row_kinds
 
 
-def form_of_row(row: Mapping[str, Any]) -> Form:
+def row_kind_of(row: Mapping[str, Any]) -> RowKind:
     """Tell in which form a raw row says what is better: the first that is filled in, or begun.
 
     Args:
         row: The columns of the row.
 
-    >>> form_of_row({"chosen": None, "responses": ["a", "b"], "ranks": [1, 2]}), form_of_row({"chosen": None})
+    >>> row_kind_of({"chosen": None, "responses": ["a", "b"], "ranks": [1, 2]}), row_kind_of({"chosen": None})
     ('ranks', 'pairs')
     """
     filled = [name for name, value in row.items() if value is not None]
     if "chosen" in filled or "rejected" in filled:
         return "pairs"
-    begun = [form for form, columns in FORM_COLUMNS.items() if columns[0] in filled]
-    possible = forms_of(row)
-    both = [form for form in possible if form in begun]
-    return next(iter([*forms_of(filled), *both, *begun, *possible, "pairs"]))
+    begun = [row_kind for row_kind, columns in ROW_KIND_COLUMNS.items() if columns[0] in filled]
+    possible = row_kinds_of(row)
+    both = [row_kind for row_kind in possible if row_kind in begun]
+    return next(iter([*row_kinds_of(filled), *both, *begun, *possible, "pairs"]))
 
 
-def columns_read(form: Form) -> list[str]:
+def columns_read(row_kind: RowKind) -> list[str]:
     """Name the columns that raw rows of one form are read from; what other columns hold does not matter to them.
 
     Args:
@@ -220,13 +219,13 @@ def columns_read(form: Form) -> list[str]:
     >>> [name for name in columns_read("labels") if name not in ("prompt", "tools", "chat_template_kwargs")]
     ['response', 'label', 'weight']
     """
-    of_others = {name for columns in FORM_COLUMNS.values() for name in columns} - set(FORM_COLUMNS[form])
-    of_others |= set() if form == "grades" else {"score"}
-    of_others |= set() if form == "pairs" else set(PAIR_COLUMNS)
+    of_others = {name for columns in ROW_KIND_COLUMNS.values() for name in columns} - set(ROW_KIND_COLUMNS[row_kind])
+    of_others |= set() if row_kind == "ratings" else {"score"}
+    of_others |= set() if row_kind == "pairs" else set(PAIR_COLUMNS)
     return [name for name in RAW_COLUMNS if name not in of_others]
 
 
-def response_field(form: Form, index: int) -> str:
+def response_field(row_kind: RowKind, index: int) -> str:
     """Where a response is in its row, for messages.
 
     Args:
@@ -236,9 +235,9 @@ def response_field(form: Form, index: int) -> str:
     >>> response_field("pairs", 1), response_field("scores", 3), response_field("labels", 0)
     ('rejected', 'responses[3]', 'response')
     """
-    if form == "pairs":
+    if row_kind == "pairs":
         return RESPONSE_COLUMNS[index]
-    return f"responses[{index}]" if form in ("scores", "ranks") else "response"
+    return f"responses[{index}]" if row_kind in ("scores", "ranks") else "response"
 
 
 def legacy_columns(column_names: Iterable[str]) -> dict[str, str]:
@@ -273,7 +272,7 @@ def check_columns(column_names: Iterable[str], dataset_name: str | None = None) 
         DataError: A column is missing; the message names it, the columns found, and near misses.
     """
     names = list(column_names)
-    if not is_tokenized(names) and forms_of(names):
+    if not is_tokenized(names) and row_kinds_of(names):
         return
     wanted = TOKENIZED_COLUMNS if is_tokenized(names) and "response_ids" not in names else RESPONSE_COLUMNS
     if "response_ids" in names:
@@ -304,7 +303,7 @@ def _column_advice(names: Sequence[str], missing: Sequence[str]) -> str:
     return (
         "Preference data has `chosen` and `rejected` (text, or lists of messages), or `responses` with `scores` or "
         "`ranks`, or `response` with `scores` or `label`; and optionally `prompt`, `tools`, `chat_template_kwargs`, "
-        "`margin`, `strength`, `tie` and `weight`. Token ids come in `chosen_ids` and `rejected_ids`, or in "
+        "`margin`, `preference_prob`, `tie` and `weight`. Token ids come in `chosen_ids` and `rejected_ids`, or in "
         "`response_ids` with `scores`."
     )
 

@@ -41,7 +41,7 @@ class Choice:
     strict: bool = field(default=False, metadata=about("Be strict."))
     sort_rows: bool = field(default=True, metadata=about("Sort.", aliases=["--order"], sorted=True, given=False))
     least: float | None = field(default=None, metadata=about("Least reward."))
-    form: Literal["plain", "rendered"] = field(default="plain", metadata=about("Form."))
+    row_kind: Literal["plain", "rendered"] = field(default="plain", metadata=about("Form."))
     mode: str = field(default="fast", metadata=about("Mode, 100%.", choices=("fast", "exact")))
 
 

@@ -1,4 +1,4 @@
-"""Rankings, grades, labels and ties on the command line: what it trains, says before, and says after."""
+"""Rankings, ratings, labels and ties on the command line: what it trains, says before, and says after."""
 
 import csv
 import io
@@ -61,7 +61,7 @@ RANKING = {"Accuracy", "Best of N", "Kendall's tau", "Margin"}
     [
         ("scores", "bradley_terry", "preferences", RANKING),
         ("ranks", "bradley_terry", "preferences", RANKING),
-        ("score", "regression", "graded responses", {"Mean squared error", "Correlation"}),
+        ("score", "regression", "rated responses", {"Mean squared error", "Correlation"}),
         ("label", "binary_cross_entropy", "labelled responses", {"Accuracy"}),
         ("tie", "rao_kupper", "preferences", {"Accuracy", "Tie accuracy", "Margin"}),
     ],
@@ -120,10 +120,10 @@ def test_the_last_evaluation_is_not_repeated_without_an_accuracy(train, data, mo
         (
             "score",
             [
-                r"objective +regression \(auto: the data has grades\)",
-                r"rows +graded responses \(`response`, `scores`\)",
+                r"objective +regression \(auto: the data has ratings\)",
+                r"rows +rated responses \(`response`, `scores`\)",
                 r"responses +12 in 12 rows, 1 a row",
-                r"Response \(grade \d\): \d+ tokens with the prompt",
+                r"Response \(rating \d\): \d+ tokens with the prompt",
             ],
         ),
         (
@@ -204,6 +204,6 @@ def test_the_help_has_them_in_a_group_of_their_own():
     names = re.findall(r"^  --(\w+)", group, flags=re.MULTILINE)
     assert names[0] == "objective"
     assert {"label_smoothing_factor", "plackett_luce_top_k", "center_rewards_coefficient"} < set(names)
-    assert {"length_penalty_coefficient", "length_head_coefficient", "text_generation_coefficient"} < set(names)
+    assert {"length_penalty_coefficient", "length_head_coefficient", "lm_loss_coefficient"} < set(names)
     assert len(names) == 8
     assert out.getvalue().count("--objective ") == 1

@@ -161,11 +161,11 @@ def test_listed_rows_are_compared_alike_in_both_layouts(rows, ties):
             assert last[index] == rows[g]["response_ids"][n][-1]
             assert batch["response_lengths"][index] == len(rows[g]["response_ids"][n])
             assert batch["scores"][index] == rows[g]["scores"][n]
-        strength = batch.get("strength", torch.ones(len(batch["better"]))).tolist()
+        preference_prob = batch.get("preference_prob", torch.ones(len(batch["better"]))).tolist()
         share = batch.get("comparison_share", torch.ones(len(batch["better"]))).tolist()
         found = {g: [] for g in range(len(rows))}
         for better, worse, p, part in zip(
-            batch["better"].tolist(), batch["worse"].tolist(), strength, share, strict=True
+            batch["better"].tolist(), batch["worse"].tolist(), preference_prob, share, strict=True
         ):
             assert owner[better] == owner[worse]
             found[owner[better]].append((places[better], places[worse], p))
@@ -225,23 +225,29 @@ def test_own_tokens_by_hand(collator):
 
 @pytest.mark.parametrize("collator", [PaddedCollator(pad_token_id=0, text=True), SharedPrefixCollator(text=True)])
 def test_a_strength_says_which_response_is_better(collator):
-    rows = [{"chosen_ids": [1, 2], "rejected_ids": [1, 3], "strength": p} for p in (0.25, 0.5, 1.0)]
+    rows = [{"chosen_ids": [1, 2], "rejected_ids": [1, 3], "preference_prob": p} for p in (0.25, 0.5, 1.0)]
     batch = collator(rows)
     assert batch["scores"][batch["better"]].tolist() == [0.25, 0.5, 1.0]
     assert batch["scores"][batch["worse"]].tolist() == [0.75, 0.5, 0.0]
-    assert batch["strength"].tolist() == [0.25, 0.5, 1.0]
+    assert batch["preference_prob"].tolist() == [0.25, 0.5, 1.0]
     assert predictions(batch) == [(0, 1, 3), (1, 1, 2), (2, 1, 2)]
 
 
 def test_what_only_some_rows_say_has_a_neutral_value_for_the_others():
     rows = [
-        {"response_ids": [[1], [2]], "scores": [1.0, 0.0], "margin": 0.5, "strength": None, "weight": 2.0},
-        {"response_ids": [[1], [2], [3]], "scores": [2.0, 0.0, 1.0], "margin": None, "strength": None, "weight": None},
+        {"response_ids": [[1], [2]], "scores": [1.0, 0.0], "margin": 0.5, "preference_prob": None, "weight": 2.0},
+        {
+            "response_ids": [[1], [2], [3]],
+            "scores": [2.0, 0.0, 1.0],
+            "margin": None,
+            "preference_prob": None,
+            "weight": None,
+        },
     ]
     batch = SharedPrefixCollator()(rows)
     assert batch["margin"].isnan().tolist() == [False, True, True, True]
     assert batch["weight"].tolist() == [2.0, 1.0]
-    assert "strength" not in batch
+    assert "preference_prob" not in batch
     assert batch["comparison_share"].tolist() == pytest.approx([1, 1 / 3, 1 / 3, 1 / 3])
 
 
@@ -250,7 +256,10 @@ def test_foreign_batches_keep_strengths_and_weights():
         responses = [row[key] for key in ("chosen_ids", "rejected_ids") for row in rows]
         return dict(zip(("input_ids", "attention_mask"), pad_right(responses, 0), strict=True))
 
-    rows = [{"chosen_ids": [1], "rejected_ids": [2], "strength": p, "weight": 2 * p} for p in (0.5, 1.0)]
+    rows = [{"chosen_ids": [1], "rejected_ids": [2], "preference_prob": p, "weight": 2 * p} for p in (0.5, 1.0)]
     batch = ForeignCollator(own_collator)(rows)
-    assert (batch["strength"].tolist(), batch["weight"].tolist()) == ([0.5, 1.0], [1.0, 2.0])
-    assert not {"strength", "weight"} & ForeignCollator(own_collator)([{"chosen_ids": [1], "rejected_ids": [2]}]).keys()
+    assert (batch["preference_prob"].tolist(), batch["weight"].tolist()) == ([0.5, 1.0], [1.0, 2.0])
+    assert (
+        not {"preference_prob", "weight"}
+        & ForeignCollator(own_collator)([{"chosen_ids": [1], "rejected_ids": [2]}]).keys()
+    )

@@ -12,7 +12,7 @@ from datasets import Dataset
 from plaudit.data.parse import read_example, read_flagged_example, read_tokenized_example, without_nulls
 from plaudit.data.report import Flag
 from plaudit.errors import DataError
-from plaudit.schema import Judgement, check_columns, is_tokenized, legacy_columns
+from plaudit.schema import Label, check_columns, is_tokenized, legacy_columns
 
 USER = {"role": "user", "content": "Sky?"}
 BLUE = {"role": "assistant", "content": "Blue."}
@@ -51,8 +51,8 @@ def error_of(row, **settings) -> DataError:
 def test_text_rows_give_whole_texts(row):
     example = read(row)
     assert example.responses == ("Sky? Blue.", "Sky? Green.")
-    assert example.form == "pairs"
-    assert example.judgement == Judgement(scores=(1.0, 0.0))
+    assert example.row_kind == "pairs"
+    assert example.label == Label(scores=(1.0, 0.0))
     assert not example.conversational
     assert example.tools is None
     assert example.chat_template_kwargs == {}
@@ -105,7 +105,7 @@ def test_no_template_kwargs(kwargs):
 
 @pytest.mark.parametrize(("margin", "value"), [(2, 2.0), (0.5, 0.5), (-1.5, -1.5)])
 def test_margin(margin, value):
-    assert read(dict(CHAT, margin=margin)).judgement.margin == value
+    assert read(dict(CHAT, margin=margin)).label.margin == value
 
 
 def test_keys_that_arrow_filled_with_null_disappear_at_any_depth():
@@ -256,8 +256,8 @@ def test_suspicious_rows_are_read_and_flagged(row, expected):
 def test_tokenised_rows():
     example = read_tokenized_example({"chosen_ids": [1, 2], "rejected_ids": (1, 3, 4), "margin": 2}, row_number=0)
     assert example.response_ids == ([1, 2], [1, 3, 4])
-    assert example.judgement.margin == 2.0
-    assert read_tokenized_example({"chosen_ids": [1], "rejected_ids": [0]}, row_number=0).judgement.margin is None
+    assert example.label.margin == 2.0
+    assert read_tokenized_example({"chosen_ids": [1], "rejected_ids": [0]}, row_number=0).label.margin is None
 
 
 @pytest.mark.parametrize(
@@ -308,7 +308,7 @@ def test_complete_columns_are_accepted(columns, tokenized):
         (["prompt", "response_a", "response_b", "winner_model_a"], "`chosen`", "leave ties out"),
         (["prompt", "completion", "label"], "`chosen`", "rename `completion` to `response`"),
         (["prompt", "responses"], "`chosen`", "a column `scores` (higher is better) or `ranks`"),
-        (["prompt", "response"], "`chosen`", "a column `scores` (a grade) or `label`"),
+        (["prompt", "response"], "`chosen`", "a column `scores` (a rating) or `label`"),
         (["chosen_ids"], "`rejected_ids`", "Preference data has"),
         ([], "`chosen`", "Preference data has"),
     ],

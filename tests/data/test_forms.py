@@ -25,35 +25,35 @@ def table(*rows):
 
 
 @pytest.mark.parametrize(
-    ("rows", "forms", "columns"),
+    ("rows", "row_kinds", "columns"),
     [
         ([PAIR], {"pairs"}, set()),
         ([RANKED], {"ranks"}, set()),
         ([SCORED], {"scores"}, set()),
-        ([GRADED], {"grades"}, set()),
-        ([{"response": "a", "score": 4.0}], {"grades"}, set()),
+        ([GRADED], {"ratings"}, set()),
+        ([{"response": "a", "score": 4.0}], {"ratings"}, set()),
         ([LABELLED], {"labels"}, set()),
         ([PAIR, RANKED, SCORED], {"pairs", "ranks", "scores"}, set()),
-        ([SCORED, GRADED, LABELLED], {"scores", "grades", "labels"}, set()),
+        ([SCORED, GRADED, LABELLED], {"scores", "ratings", "labels"}, set()),
         ([PAIR | {"margin": 1.0, "tie": True}], {"pairs"}, {"margin", "tie"}),
         ([PAIR | {"tie": False}], {"pairs"}, set()),
         ([PAIR | {"tie": 0}, PAIR | {"tie": None}], {"pairs"}, set()),
         ([PAIR | {"tie": 0}, PAIR | {"tie": 1}], {"pairs"}, {"tie"}),
-        ([PAIR | {"strength": 1.0}], {"pairs"}, set()),
-        ([PAIR | {"strength": 1.0}, PAIR | {"strength": 0.9}], {"pairs"}, {"strength"}),
+        ([PAIR | {"preference_prob": 1.0}], {"pairs"}, set()),
+        ([PAIR | {"preference_prob": 1.0}, PAIR | {"preference_prob": 0.9}], {"pairs"}, {"preference_prob"}),
         ([PAIR | {"margin": None}], {"pairs"}, set()),
         ([RANKED | {"margin": 1.0, "tie": True}], {"ranks"}, set()),
         ([PAIR | LABELLED | SCORED], {"pairs"}, set()),
         ([{"chosen_ids": [1], "rejected_ids": [2], "margin": 1.0}], {"pairs"}, {"margin"}),
         ([{"response_ids": [[1], [2]], "scores": [1.0, 0.0]}], set(), set()),
-        ([{"response_ids": [[1], [2]], "scores": [1.0, 0.0], "strength": 0.7}], set(), {"strength"}),
+        ([{"response_ids": [[1], [2]], "scores": [1.0, 0.0], "preference_prob": 0.7}], set(), {"preference_prob"}),
         ([PAIR | {"response_ids": [[1]], "scores": [1.0]}], {"pairs"}, set()),
         ([{"chosen_input_ids": [1], "rejected_input_ids": [2]}], set(), set()),
         ([{"chosen": "a"}], {"pairs"}, set()),
     ],
 )
-def test_forms_and_columns(rows, forms, columns):
-    assert survey(table(*rows)) == (forms, columns)
+def test_forms_and_columns(rows, row_kinds, columns):
+    assert survey(table(*rows)) == (row_kinds, columns)
 
 
 def test_only_the_rows_that_are_left_count():
@@ -121,7 +121,7 @@ def read_file(path, kind, rows):
     "row",
     [
         PAIR | {"tie": True, "weight": 0.5},
-        PAIR | {"strength": 0.75},
+        PAIR | {"preference_prob": 0.75},
         SCORED,
         RANKED,
         {"response": "a", "scores": 4.0},

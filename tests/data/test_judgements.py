@@ -1,4 +1,4 @@
-"""Every form of judgement is read, plain and conversational; every broken value is named with its row and a fix."""
+"""Every form of label is read, plain and conversational; every broken value is named with its row and a fix."""
 
 import pytest
 from datasets import Dataset, IterableDataset
@@ -7,33 +7,33 @@ from plaudit.data.parse import read_example, read_tokenized_example
 from plaudit.data.prepare import prepare_dataset
 from plaudit.errors import DataError
 from plaudit.objectives import make_objective
-from plaudit.schema import Judgement, goodness_of
+from plaudit.schema import Label, ratings_of
 
 TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
 ANSWERS = ["Blue.", "Green.", "Red."]
 PAIR = {"chosen": "Blue.", "rejected": "Green."}
 FORMS = [
-    (PAIR, "pairs", Judgement()),
-    ({**PAIR, "margin": 2}, "pairs", Judgement(margin=2.0)),
-    ({**PAIR, "strength": 0.7}, "pairs", Judgement(strength=0.7)),
-    ({**PAIR, "strength": 1}, "pairs", Judgement(strength=1.0)),
-    ({**PAIR, "tie": True}, "pairs", Judgement(strength=0.5)),
-    ({**PAIR, "tie": 1, "strength": None}, "pairs", Judgement(strength=0.5)),
-    ({**PAIR, "tie": True, "strength": 0.5}, "pairs", Judgement(strength=0.5)),
-    ({**PAIR, "tie": False, "strength": 0.9}, "pairs", Judgement(strength=0.9)),
-    ({**PAIR, "tie": None}, "pairs", Judgement()),
-    ({**PAIR, "weight": 0}, "pairs", Judgement(weight=0.0)),
-    ({"responses": ANSWERS, "scores": [1, 2.5, -1]}, "scores", Judgement((1.0, 2.5, -1.0))),
-    ({"responses": ANSWERS, "scores": [1, 1, 0], "weight": 3}, "scores", Judgement((1.0, 1.0, 0.0), weight=3.0)),
-    ({"responses": ANSWERS[:1], "scores": [4]}, "scores", Judgement((4.0,))),
-    ({"responses": ANSWERS, "ranks": [2, 1, 3]}, "ranks", Judgement((-2.0, -1.0, -3.0))),
-    ({"responses": ANSWERS, "ranks": [1, 1, 3]}, "ranks", Judgement((-1.0, -1.0, -3.0))),
-    ({"responses": ANSWERS, "ranks": [1.0, 1.0, 2.0]}, "ranks", Judgement((-1.0, -1.0, -2.0))),
-    ({"response": "Blue.", "scores": 4}, "grades", Judgement((4.0,))),
-    ({"response": "Blue.", "scores": [4.5]}, "grades", Judgement((4.5,))),
-    ({"response": "Blue.", "score": -1}, "grades", Judgement((-1.0,))),
-    ({"response": "Blue.", "label": True}, "labels", Judgement((1.0,))),
-    ({"response": "Blue.", "label": 0}, "labels", Judgement((0.0,))),
+    (PAIR, "pairs", Label()),
+    ({**PAIR, "margin": 2}, "pairs", Label(margin=2.0)),
+    ({**PAIR, "preference_prob": 0.7}, "pairs", Label(preference_prob=0.7)),
+    ({**PAIR, "preference_prob": 1}, "pairs", Label(preference_prob=1.0)),
+    ({**PAIR, "tie": True}, "pairs", Label(preference_prob=0.5)),
+    ({**PAIR, "tie": 1, "preference_prob": None}, "pairs", Label(preference_prob=0.5)),
+    ({**PAIR, "tie": True, "preference_prob": 0.5}, "pairs", Label(preference_prob=0.5)),
+    ({**PAIR, "tie": False, "preference_prob": 0.9}, "pairs", Label(preference_prob=0.9)),
+    ({**PAIR, "tie": None}, "pairs", Label()),
+    ({**PAIR, "weight": 0}, "pairs", Label(weight=0.0)),
+    ({"responses": ANSWERS, "scores": [1, 2.5, -1]}, "scores", Label((1.0, 2.5, -1.0))),
+    ({"responses": ANSWERS, "scores": [1, 1, 0], "weight": 3}, "scores", Label((1.0, 1.0, 0.0), weight=3.0)),
+    ({"responses": ANSWERS[:1], "scores": [4]}, "scores", Label((4.0,))),
+    ({"responses": ANSWERS, "ranks": [2, 1, 3]}, "ranks", Label((-2.0, -1.0, -3.0))),
+    ({"responses": ANSWERS, "ranks": [1, 1, 3]}, "ranks", Label((-1.0, -1.0, -3.0))),
+    ({"responses": ANSWERS, "ranks": [1.0, 1.0, 2.0]}, "ranks", Label((-1.0, -1.0, -2.0))),
+    ({"response": "Blue.", "scores": 4}, "ratings", Label((4.0,))),
+    ({"response": "Blue.", "scores": [4.5]}, "ratings", Label((4.5,))),
+    ({"response": "Blue.", "score": -1}, "ratings", Label((-1.0,))),
+    ({"response": "Blue.", "label": True}, "labels", Label((1.0,))),
+    ({"response": "Blue.", "label": 0}, "labels", Label((0.0,))),
 ]
 
 
@@ -48,18 +48,18 @@ def in_messages(row):
     return {**row, **texts, "prompt": [{"role": "user", "content": "Sky?"}], "tools": TOOLS}
 
 
-@pytest.mark.parametrize(("row", "form", "judgement"), FORMS)
-def test_forms_of_plain_text(row, form, judgement):
+@pytest.mark.parametrize(("row", "form", "label"), FORMS)
+def test_forms_of_plain_text(row, row_kind, label):
     example = read_example({"prompt": "Sky? ", **row}, row_number=0)
-    assert (example.form, example.judgement) == (form, judgement)
+    assert (example.row_kind, example.label) == (row_kind, label)
     assert example.responses == tuple(f"Sky? {text}" for text in ANSWERS)[: len(example.responses)]
-    assert len(example.responses) == len(judgement.scores)
+    assert len(example.responses) == len(label.ratings)
 
 
-@pytest.mark.parametrize(("row", "form", "judgement"), FORMS)
-def test_forms_of_conversations_with_tools(row, form, judgement):
+@pytest.mark.parametrize(("row", "form", "label"), FORMS)
+def test_forms_of_conversations_with_tools(row, row_kind, label):
     example = read_example(in_messages(row), row_number=0)
-    assert (example.form, example.judgement, example.tools) == (form, judgement, TOOLS)
+    assert (example.row_kind, example.label, example.tools) == (row_kind, label, TOOLS)
     texts = [[message["content"] for message in response] for response in example.responses]
     assert texts == [["Sky?", text] for text in ANSWERS][: len(texts)]
 
@@ -70,12 +70,12 @@ ONE = {"response": "Blue."}
 BROKEN = [
     ({**PAIR, "margin": None}, "margin", "null"),
     ({**PAIR, "margin": NAN}, "margin", "nan"),
-    ({**PAIR, "strength": -0.1}, "strength", "not a probability"),
-    ({**PAIR, "strength": 1.01}, "strength", "not a probability"),
-    ({**PAIR, "strength": NAN}, "strength", "nan"),
-    ({**PAIR, "strength": True}, "strength", "a truth value"),
-    ({**PAIR, "strength": None, "tie": False}, "strength", "null"),
-    ({**PAIR, "strength": 0.8, "tie": True}, "strength", "is a tie"),
+    ({**PAIR, "preference_prob": -0.1}, "preference_prob", "not a probability"),
+    ({**PAIR, "preference_prob": 1.01}, "preference_prob", "not a probability"),
+    ({**PAIR, "preference_prob": NAN}, "preference_prob", "nan"),
+    ({**PAIR, "preference_prob": True}, "preference_prob", "a truth value"),
+    ({**PAIR, "preference_prob": None, "tie": False}, "preference_prob", "null"),
+    ({**PAIR, "preference_prob": 0.8, "tie": True}, "preference_prob", "is a tie"),
     ({**PAIR, "tie": "yes"}, "tie", "text"),
     ({**PAIR, "tie": 2}, "tie", "2"),
     ({**PAIR, "weight": -1}, "weight", "-1"),
@@ -121,21 +121,21 @@ def test_broken_values_are_named(row, field, says):
 def test_a_pair_is_a_pair_whatever_stands_beside_it():
     noise = {"responses": 3, "scores": "x", "ranks": None, "response": 1, "label": "spam", "score": "n/a"}
     example = read_example({"prompt": "Sky? ", **PAIR, **noise}, row_number=0)
-    assert (example.form, example.responses) == ("pairs", ("Sky? Blue.", "Sky? Green."))
+    assert (example.row_kind, example.responses) == ("pairs", ("Sky? Blue.", "Sky? Green."))
 
 
 @pytest.mark.parametrize(
-    ("judgement", "goodness"),
+    ("label", "ratings"),
     [
-        (Judgement(), (1.0, 0.0)),
-        (Judgement(strength=0.5), (0.5, 0.5)),
-        (Judgement(strength=0.25), (0.25, 0.75)),
-        (Judgement((0.0, 1.0), strength=0.75), (0.25, 0.75)),
-        (Judgement((2.0, 1.0, 3.0)), (2.0, 1.0, 3.0)),
+        (Label(), (1.0, 0.0)),
+        (Label(preference_prob=0.5), (0.5, 0.5)),
+        (Label(preference_prob=0.25), (0.25, 0.75)),
+        (Label((0.0, 1.0), preference_prob=0.75), (0.25, 0.75)),
+        (Label((2.0, 1.0, 3.0)), (2.0, 1.0, 3.0)),
     ],
 )
-def test_goodness_follows_the_strength(judgement, goodness):
-    assert goodness_of(judgement) == goodness
+def test_goodness_follows_the_strength(label, ratings):
+    assert ratings_of(label) == ratings
 
 
 # --- rows of token ids
@@ -146,7 +146,7 @@ def test_tokenised_lists_and_pairs_in_one_set():
     assert read_tokenized_example(pair, row_number=0).response_ids == ([1, 2], [1, 3])
     ranked = {"chosen_ids": None, "rejected_ids": None, "response_ids": [[1], [2], [3]], "scores": [1, 1, 0]}
     example = read_tokenized_example(ranked, row_number=0)
-    assert (example.response_ids, example.judgement) == (([1], [2], [3]), Judgement((1.0, 1.0, 0.0)))
+    assert (example.response_ids, example.label) == (([1], [2], [3]), Label((1.0, 1.0, 0.0)))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_tokenised_lists_and_pairs_in_one_set():
         ({"response_ids": [[1], [-1], [2]]}, "response_ids[1][0]"),
         ({"margin": NAN}, "margin"),
         ({"margin": "wide"}, "margin"),
-        ({"strength": 2.0}, "strength"),
+        ({"preference_prob": 2.0}, "preference_prob"),
         ({"weight": -1.0}, "weight"),
     ],
 )

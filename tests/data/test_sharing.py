@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from plaudit.data.collate import PaddedCollator, SharedPrefixCollator
 from plaudit.prefix_tree import SHORTEST_PIECE, share_prefixes
-from plaudit.schema import Judgement, TokenizedExample
+from plaudit.schema import Label, TokenizedExample
 
 beginnings = st.sampled_from([(), (1,) * 5, (1,) * 9, (1,) * 9 + (2,) * 9, (3,) * 30])
 token_lists = st.builds(
@@ -15,7 +15,7 @@ token_lists = st.builds(
 )
 examples_of = st.lists(
     st.lists(token_lists, min_size=1, max_size=4).map(
-        lambda ids: TokenizedExample(tuple(ids), Judgement(tuple(float(n) for n in range(len(ids)))))
+        lambda ids: TokenizedExample(tuple(ids), Label(tuple(float(n) for n in range(len(ids)))))
     ),
     min_size=1,
     max_size=6,
@@ -108,8 +108,7 @@ def test_a_short_common_start_of_prompts_is_not_worth_a_branch():
 @given(examples=examples_of)
 def test_both_layouts_predict_the_same_tokens_and_count_the_same_lengths(examples):
     rows = [
-        {"response_ids": [list(ids) for ids in one.response_ids], "scores": list(one.judgement.scores)}
-        for one in examples
+        {"response_ids": [list(ids) for ids in one.response_ids], "scores": list(one.label.ratings)} for one in examples
     ]
     read = []
     for collator in (PaddedCollator(pad_token_id=0, text=True), SharedPrefixCollator(text=True)):

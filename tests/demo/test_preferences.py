@@ -168,13 +168,13 @@ class TestNoShortcuts:
     def test_a_bag_of_words_stays_below_seventy_percent(self, rows, test_rows, grams):
         train_rows = [row for row in rows if row["split"] == "train"]
         fold = {topic: index % 5 for index, topic in enumerate(sorted({row["topic"] for row in rows}))}
-        for strength in (0.01, 0.1, 1.0, 10.0):
-            assert bag_of_words_accuracy(train_rows, test_rows, strength, grams) < 0.70
+        for preference_prob in (0.01, 0.1, 1.0, 10.0):
+            assert bag_of_words_accuracy(train_rows, test_rows, preference_prob, grams) < 0.70
             folds = [
                 bag_of_words_accuracy(
                     [row for row in rows if fold[row["topic"]] != held_out],
                     [row for row in rows if fold[row["topic"]] == held_out],
-                    strength,
+                    preference_prob,
                     grams,
                 )
                 for held_out in range(5)
@@ -186,7 +186,7 @@ class TestNoShortcuts:
         assert bag_of_words_accuracy(planted[: len(rows)], planted[len(rows) :], 1.0, (1, 1)) > 0.95
 
 
-def bag_of_words_accuracy(train, held_out, strength, grams) -> float:
+def bag_of_words_accuracy(train, held_out, preference_prob, grams) -> float:
     """Return the accuracy of a Bradley-Terry model of word counts; a tie counts as half."""
     counter = CountVectorizer(ngram_range=grams, token_pattern=r"(?u)\b\w+\b")
     counter.fit([text_of(row[side][0]) for row in train for side in ("chosen", "rejected")])
@@ -199,7 +199,7 @@ def bag_of_words_accuracy(train, held_out, strength, grams) -> float:
 
     seen = differences(train)
     labels = np.repeat([1, 0], seen.shape[0])
-    model = LogisticRegression(C=strength, fit_intercept=False, solver="liblinear").fit(
+    model = LogisticRegression(C=preference_prob, fit_intercept=False, solver="liblinear").fit(
         sp.vstack([seen, -seen]), labels
     )
     scores = differences(held_out) @ model.coef_[0]

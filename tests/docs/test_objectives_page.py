@@ -50,7 +50,7 @@ def newcomer(tmp_path, monkeypatch):
 
 def test_there_is_a_row_for_each_line_of_the_table_and_it_is_read():
     forms = [read_example(row, row_number=n).form for n, row in enumerate(ROWS)]
-    assert forms == ["pairs", "pairs", "pairs", "pairs", "scores", "ranks", "grades", "labels"]
+    assert forms == ["pairs", "pairs", "pairs", "pairs", "scores", "ranks", "ratings", "labels"]
     assert len(TABLE) == len(ROWS)
     for row, cells in zip(ROWS, TABLE, strict=True):
         said = set(row) - {"prompt"}
@@ -71,7 +71,7 @@ def fits(name, form, columns):
 def test_the_table_is_what_the_objectives_say(line):
     row, (_, _, read_by, taken) = ROWS[line], TABLE[line]
     form = read_example(row, row_number=0).form
-    columns = {"margin", "strength", "tie"} & set(row)
+    columns = {"margin", "preference_prob", "tie"} & set(row)
     assert set(re.findall(r"`(\w+)`", read_by)) == {name for name in OBJECTIVES if fits(name, form, columns)}
     assert taken == f"`{choose_objective([form], columns)[0]}`"
 
@@ -79,7 +79,7 @@ def test_the_table_is_what_the_objectives_say(line):
 def test_every_objective_and_setting_is_explained():
     section = PAGE.split("## The objectives")[1].split("## ")[0]
     assert re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE) == list(OBJECTIVES)
-    for name in ("center_rewards", "text_generation", "length_penalty", "length_head"):
+    for name in ("center_rewards", "lm_loss", "length_penalty", "length_head"):
         assert f"| `{name}_coefficient` |" in PAGE
     for metric in ("accuracy", "tie_rate", "tie_accuracy", "margin", "kendall_tau", "best_of_n_accuracy", "mse"):
         assert f"`{metric}`" in PAGE.split("## Metrics")[1]

@@ -33,14 +33,14 @@ def test_code_and_command_run_from_top_to_bottom(newcomer, capsys):
     names = {}
     for block in blocks("python"):
         exec(block, names)
-    assert len(names["margins"].spread) == 2
-    assert names["one"].lower == pytest.approx(names["one"].mean - 2 * names["one"].spread)
+    assert len(names["margins"].std) == 2
+    assert names["one"].lower_bound == pytest.approx(names["one"].mean - 2 * names["one"].std)
     assert names["best"] == names["ranked"][0]
     assert len(re.findall(r"^-?\d+\.\d\d give or take \d+\.\d\d, at least", capsys.readouterr().out, re.MULTILINE)) == 2
     for command in "".join(blocks("console")).strip().splitlines():
         assert main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
     scored = [json.loads(line) for line in Path("scored.jsonl").read_text().splitlines()]
-    assert {"reward_margin_spread", "reward_margin_lower"} <= scored[0].keys()
+    assert {"reward_margin_std", "reward_margin_lower_bound"} <= scored[0].keys()
 
 
 def test_the_page_names_the_learning_rate_of_members():

@@ -113,9 +113,9 @@ def test_different_grades_of_one_response_do_not():
 
 
 def test_a_strength_below_one_half_turns_a_pair_round():
-    rows = [pair("p", "a", "b") | {"strength": 0.2}, pair("p", "b", "a") | {"strength": 0.9}]
+    rows = [pair("p", "a", "b") | {"preference_prob": 0.2}, pair("p", "b", "a") | {"preference_prob": 0.9}]
     assert found(rows) == {}
-    rows = [pair("p", "a", "b") | {"strength": 0.8}, pair("p", "b", "a") | {"strength": 0.9}]
+    rows = [pair("p", "a", "b") | {"preference_prob": 0.8}, pair("p", "b", "a") | {"preference_prob": 0.9}]
     assert found(rows) == {"contradictory": [0, 1]}
 
 

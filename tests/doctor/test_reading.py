@@ -85,7 +85,7 @@ def test_every_source_gives_the_same_findings(kind, tmp_path):
     for streaming in (False, True) if kind in ("jsonl", "gz", "parquet", "folder") else (False,):
         check = check_dataset(dataset, streaming=streaming, words=False)
         assert {one.kind: list(one.rows) for one in check.findings} == EXPECTED
-        assert (check.rows, check.forms) == (60, {"pairs": 59})
+        assert (check.rows, check.row_kinds) == (60, {"pairs": 59})
 
 
 def test_csv(tmp_path):

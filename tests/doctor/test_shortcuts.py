@@ -149,7 +149,7 @@ def test_the_sample_is_fair():
     for seed in range(400):
         sample = Sample(10, seed)
         for number in range(50):
-            sample.add(CheckedRow(number, goodness=(1.0, 0.0), parts=parts))
+            sample.add(CheckedRow(number, ratings=(1.0, 0.0), parts=parts))
         assert len(sample.rows) == 10
         for row in sample.rows:
             drawn[row.number] += 1

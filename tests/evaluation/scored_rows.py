@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from plaudit.evaluation.table import ScoredRow, ScoredSet
-from plaudit.schema import Judgement
+from plaudit.schema import Label
 
 
 def pairs(rewards, *, prompts=None, tokens=None, texts=None, columns=None) -> ScoredSet:
@@ -27,7 +27,7 @@ def listed(rewards, scores, *, prompts=None, gold=None) -> ScoredSet:
         ScoredRow(
             number,
             tuple(float(one) for one in row),
-            Judgement(tuple(float(one) for one in scores[number])),
+            Label(tuple(float(one) for one in scores[number])),
             "scores",
             prompt="" if prompts is None else str(prompts[number]),
             gold=None if gold is None else tuple(gold[number]),

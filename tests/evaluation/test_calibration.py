@@ -13,7 +13,7 @@ from sklearn.metrics import log_loss as sklearn_log_loss
 from evaluation.scored_rows import pairs
 from plaudit.evaluation.stats import calibrate, calibration_scores, fit_temperature, halves, log_loss, reliability
 from plaudit.evaluation.table import ScoredRow, ScoredSet
-from plaudit.schema import Judgement
+from plaudit.schema import Label
 
 
 @pytest.fixture
@@ -108,12 +108,12 @@ def test_a_temperature_is_fitted_on_one_half_of_the_prompts_and_tested_on_the_ot
 
 def test_the_strength_of_a_preference_is_what_should_be_predicted():
     margin = float(np.log(3))  # a probability of 0.75
-    rows = [ScoredRow(n, (margin, 0.0), Judgement(strength=0.75)) for n in range(8)]
+    rows = [ScoredRow(n, (margin, 0.0), Label(preference_prob=0.75)) for n in range(8)]
     found = calibrate(ScoredSet(rows))
     assert found.scores.ece == pytest.approx(0, abs=1e-12)
     assert found.scores.brier == pytest.approx(0.75 * 0.25)
     assert found.temperature == pytest.approx(1.0, rel=1e-3)
-    turned = [ScoredRow(n, (0.0, margin), Judgement(strength=0.25)) for n in range(8)]
+    turned = [ScoredRow(n, (0.0, margin), Label(preference_prob=0.25)) for n in range(8)]
     assert calibrate(ScoredSet(turned)).scores.brier == pytest.approx(found.scores.brier)
 
 

@@ -27,7 +27,7 @@ def test_texts_are_without_the_prompt(row):
     found = scored_row(row, [1.0, 0.0], row_number=3)
     assert found.texts == ("so", "hm")
     assert found.characters == (2, 2)
-    assert found.goodness[0] > found.goodness[1]
+    assert found.ratings[0] > found.ratings[1]
 
 
 def test_calls_of_tools_are_part_of_the_text():

@@ -102,16 +102,16 @@ def test_labels_and_grades_of_single_responses(folder, reward):
         {"prompt": prompt, "response": one, "label": value > 0} for one, value in zip(answers, rewards, strict=True)
     ]
     labels[0]["label"] = not labels[0]["label"]
-    grades = [
+    ratings = [
         {"prompt": prompt, "response": one, "score": 2 * value} for one, value in zip(answers, rewards, strict=True)
     ]
-    found = plaudit.evaluate(folder, {"labels": labels, "grades": labels[:1] + grades})
+    found = plaudit.evaluate(folder, {"labels": labels, "ratings": labels[:1] + ratings})
     assert found["labels"].score == 7 / 8
     assert found["labels"].accuracy.value == 7 / 8
     (mistake,) = found["labels"].mistakes
     assert (mistake.kind, mistake.row, mistake.margin < 0) == ("label", 0, True)
     assert {mistake.better, mistake.worse} == {"word ", None}
-    assert found["grades"].statistics.grades.pearson == pytest.approx(1)
+    assert found["ratings"].statistics.ratings.pearson == pytest.approx(1)
     assert found["labels"].calibration is found["labels"].length is None
 
 

@@ -27,7 +27,7 @@ from plaudit.evaluation.stats import (
 )
 from plaudit.evaluation.table import ScoredRow, ScoredSet
 from plaudit.metrics import wilson_interval
-from plaudit.schema import Judgement
+from plaudit.schema import Label
 
 values = st.sampled_from([-1.0, 0.0, 0.5, 2.0])
 reward_pairs = st.lists(st.tuples(values, values), min_size=1, max_size=12)
@@ -76,13 +76,13 @@ def test_only_the_order_of_rewards_matters_to_accuracy(rewards, scale, shift):
 
 def test_strength_turns_a_pair_round_and_one_half_is_no_comparison():
     rows = [
-        ScoredRow(0, (0.0, 1.0), Judgement(strength=0.2)),
-        ScoredRow(1, (0.0, 1.0), Judgement(strength=0.5)),
-        ScoredRow(2, (0.0, 1.0), Judgement(strength=0.9)),
+        ScoredRow(0, (0.0, 1.0), Label(preference_prob=0.2)),
+        ScoredRow(1, (0.0, 1.0), Label(preference_prob=0.5)),
+        ScoredRow(2, (0.0, 1.0), Label(preference_prob=0.9)),
     ]
     found = pair_statistics(ScoredSet(rows))
     assert (found.comparisons, found.accuracy.value, found.data_ties) == (2, 0.5, 1)
-    assert ScoredSet(rows).strength_P.tolist() == [0.8, 0.9]
+    assert ScoredSet(rows).preference_prob_P.tolist() == [0.8, 0.9]
 
 
 def test_a_ranking_counts_all_its_comparisons():
@@ -167,16 +167,16 @@ def test_of_rankings(random):
 
 def test_of_thumbs_and_grades(random):
     rewards, good = random.normal(size=60).round(1), random.integers(2, size=60)
-    thumbs = [ScoredRow(n, (rewards[n],), Judgement((float(good[n]),)), "labels") for n in range(60)]
-    grades = [ScoredRow(n, (rewards[n],), Judgement((rewards[n] ** 3,)), "grades") for n in range(60)]
-    found = statistics_of(ScoredSet(thumbs + grades))
+    labels = [ScoredRow(n, (rewards[n],), Label((float(good[n]),)), "labels") for n in range(60)]
+    ratings = [ScoredRow(n, (rewards[n],), Label((rewards[n] ** 3,)), "ratings") for n in range(60)]
+    found = statistics_of(ScoredSet(labels + ratings))
     assert found.pairs is None
     assert found.rankings is None
     assert found.labels.accuracy.value == np.mean((rewards > 0) == (good > 0))
     assert found.labels.auc == pytest.approx(roc_auc_score(good, rewards))
-    assert found.grades.pearson == pytest.approx(stats.pearsonr(rewards, rewards**3).statistic)
-    assert found.grades.spearman == pytest.approx(1.0)
-    assert found.grades.mse == pytest.approx(np.mean((rewards - rewards**3) ** 2))
+    assert found.ratings.pearson == pytest.approx(stats.pearsonr(rewards, rewards**3).statistic)
+    assert found.ratings.spearman == pytest.approx(1.0)
+    assert found.ratings.mse == pytest.approx(np.mean((rewards - rewards**3) ** 2))
     assert found.to_dict()["labels"]["responses"] == 60
 
 
@@ -194,9 +194,9 @@ def test_nothing_to_count_is_nothing_and_no_error():
         "pairs": None,
         "rankings": None,
         "labels": None,
-        "grades": None,
+        "ratings": None,
     }
-    found = pair_statistics(ScoredSet([ScoredRow(0, (1.0, 0.0), Judgement(strength=0.5))]))
+    found = pair_statistics(ScoredSet([ScoredRow(0, (1.0, 0.0), Label(preference_prob=0.5))]))
     assert (found.accuracy.value, found.margin, found.margin_interval) == (None, None, None)
     assert found.accuracy.interval == (0, 1)
 
@@ -204,7 +204,7 @@ def test_nothing_to_count_is_nothing_and_no_error():
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_reward_that_is_no_number_is_refused_by_its_row(bad):
     with pytest.raises(DataError, match=r"row 7, field `responses\[2\]`: the reward is"):
-        ScoredRow(7, (1.0, 2.0, bad), Judgement((2.0, 1.0, 0.0)), "scores")
+        ScoredRow(7, (1.0, 2.0, bad), Label((2.0, 1.0, 0.0)), "scores")
 
 
 @pytest.mark.parametrize("name", ["rewards", "tokens", "characters", "texts", "gold"])

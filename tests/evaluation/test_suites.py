@@ -372,9 +372,9 @@ def test_any_preference_file_is_a_suite_with_slices(tmp_path):
     rows = [
         {"prompt": "p", "chosen": "good", "rejected": "bad", "source": "x", "id": "first"},
         {"prompt": "q", "chosen": "bad", "rejected": "good", "source": "y", "id": None},
-        {"prompt": "r", "chosen": "good", "rejected": "bad", "source": "y", "strength": 0.5, "id": None},
+        {"prompt": "r", "chosen": "good", "rejected": "bad", "source": "y", "preference_prob": 0.5, "id": None},
     ]
-    rows = [{"strength": None, "margin": None} | row for row in rows]
+    rows = [{"preference_prob": None, "margin": None} | row for row in rows]
     suite, source = find_suite(write(tmp_path / "mine.jsonl", rows), slices=["source"])
     read = suite.load(source)
     assert [row.id for row in read] == ["first", "1", "2"]
@@ -393,11 +393,11 @@ def test_rankings_and_thumbs_count_as_in_training(tmp_path):
     rankings = [{"prompt": "p", "responses": ["a", "bb", "cc"], "scores": [2.0, 1.0, 2.0]}]
     suite, source = find_suite(write(tmp_path / "lists.jsonl", rankings))
     assert suite.score(scored(suite.load(source), [[0, 5, 5]])).score == 0.5
-    thumbs = [{"prompt": "p", "response": "a", "label": True}, {"prompt": "p", "response": "b", "label": False}]
-    suite, source = find_suite(write(tmp_path / "thumbs.jsonl", thumbs))
+    labels = [{"prompt": "p", "response": "a", "label": True}, {"prompt": "p", "response": "b", "label": False}]
+    suite, source = find_suite(write(tmp_path / "labels.jsonl", labels))
     assert suite.score(scored(suite.load(source), [[0.5], [0.5]])).score == 0.5
-    grades = [{"prompt": "p", "response": "a", "score": 0.3}]
-    suite, source = find_suite(write(tmp_path / "grades.jsonl", grades))
+    ratings = [{"prompt": "p", "response": "a", "score": 0.3}]
+    suite, source = find_suite(write(tmp_path / "ratings.jsonl", ratings))
     with pytest.raises(DataError, match="no row that a model can be right about"):
         suite.score(scored(suite.load(source), [[0.5]]))
 

@@ -202,8 +202,10 @@ def test_lists_of_scores_strengths_and_token_ids_count(source, tokenizer, tmp_pa
     ]
     assert export_model(source, tmp_path / "ids", temperature=ids).scale == pytest.approx(1 / best, rel=1e-4)
     soft, _ = fit_with_scipy(margins, np.full(len(margins), 0.8))
-    strengths = [{**row, "strength": 0.8} for row in rows]
-    assert export_model(source, tmp_path / "soft", temperature=strengths).scale == pytest.approx(1 / soft, rel=1e-4)
+    preference_probs = [{**row, "preference_prob": 0.8} for row in rows]
+    assert export_model(source, tmp_path / "soft", temperature=preference_probs).scale == pytest.approx(
+        1 / soft, rel=1e-4
+    )
     assert soft != pytest.approx(best, rel=0.05)
 
 
@@ -228,22 +230,22 @@ def test_the_fit_is_that_of_the_evaluation_and_follows_the_unit(right, wrong, un
 
 
 @pytest.mark.parametrize("form", ["file", "list", "dataset", "generator"])
-def test_normalized_rewards_have_mean_0_and_deviation_1(source, tmp_path, form):
+def test_normalized_rewards_have_mean_0_and_deviation_1(source, tmp_path, row_kind):
     raw = plain(source)
     data = ROWS
-    if form == "file":
+    if row_kind == "file":
         data = tmp_path / "pairs.jsonl"
         data.write_text("\n".join(map(json.dumps, ROWS)))
-    if form == "dataset":
+    if row_kind == "dataset":
         data = Dataset.from_list(ROWS)
-    if form == "generator":
+    if row_kind == "generator":
         data = (row for row in ROWS)
     result = export_model(source, tmp_path / "out", normalize=data)
     assert result.scale == pytest.approx(1 / raw.std(), rel=1e-5)
     assert result.calibration.shift == pytest.approx(-raw.mean() / raw.std(), abs=1e-5)
     np.testing.assert_allclose(plain(tmp_path / "out"), raw / raw.std(), atol=1e-5)
     np.testing.assert_allclose(ours(tmp_path / "out"), (raw - raw.mean()) / raw.std(), atol=1e-5)
-    name = "pairs.jsonl" if form == "file" else "rows in memory"
+    name = "pairs.jsonl" if row_kind == "file" else "rows in memory"
     assert f"over 16 responses of {name}" in result.rewards.how
 
 

@@ -32,7 +32,7 @@ FORMS = {
     "conversation": (TALK, [TALK]),
     "messages": ({"messages": TALK, "prompt": "not read", "prompt_id": 3}, [TALK]),
     "prompt and response": ({"prompt": "2+2=", "response": "4"}, ["2+2=4"]),
-    "graded": ({"prompt": TALK[:1], "response": TALK[1:], "score": 3}, [TALK]),
+    "rated": ({"prompt": TALK[:1], "response": TALK[1:], "score": 3}, [TALK]),
     "labelled": ({"response": TALK, "label": None}, [TALK]),
     "completion": ({"prompt": TALK[:1], "completion": TALK[1:]}, [TALK]),
     "ranked": ({"prompt": "2+2=", "responses": ["4", "5", "22"], "ranks": [1, 2, 2]}, ["2+2=4", "2+2=5", "2+2=22"]),
@@ -59,10 +59,10 @@ def flat(scores):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_each_form_gets_the_rewards_of_plain_transformers_in_its_own_shape(scorer, plain, form):
-    row, responses = FORMS[form]
+def test_each_form_gets_the_rewards_of_plain_transformers_in_its_own_shape(scorer, plain, row_kind):
+    row, responses = FORMS[row_kind]
     score = scorer.score(row)
-    assert type(score) is SHAPES.get(form, float)
+    assert type(score) is SHAPES.get(row_kind, float)
     assert flat([score]) == pytest.approx([plain(one) for one in responses], abs=CLOSE)
     assert len(set(flat([score]))) == len(responses)
 
@@ -73,7 +73,7 @@ def test_all_forms_together_at_any_token_budget(folder, layout, plain, tokens):
     assert model.batch_layout == layout
     rows, responses = zip(*FORMS.values(), strict=True)
     scores = model.score(list(rows))
-    assert [type(score) for score in scores] == [SHAPES.get(form, float) for form in FORMS]
+    assert [type(score) for score in scores] == [SHAPES.get(row_kind, float) for row_kind in FORMS]
     expected = [plain(one) for several in responses for one in several]
     assert flat(scores) == pytest.approx(expected, abs=CLOSE)
 

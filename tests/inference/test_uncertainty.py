@@ -1,4 +1,4 @@
-"""How sure rewards are: spread and lower bound of what an ensemble says, for rows of every shape, files and models."""
+"""How sure rewards are: std and lower bound of what an ensemble says, for rows of every shape, files and models."""
 
 import json
 import math
@@ -80,19 +80,21 @@ def expected(by_hand):
 
 
 def test_mean_spread_and_lower_bound_are_those_computed_by_hand(model, by_hand):
-    found = model.score(ROWS, uncertainty=True, caution=2.0)
+    found = model.score(ROWS, uncertainty=True, k=2.0)
     members_NK = expected(by_hand)
     assert flat(found.mean) == pytest.approx(members_NK.mean(axis=1), abs=1e-5)
-    assert flat(found.spread) == pytest.approx(members_NK.std(axis=1, ddof=1), abs=1e-5)
-    assert flat(found.lower) == pytest.approx(members_NK.mean(axis=1) - 2 * members_NK.std(axis=1, ddof=1), abs=1e-5)
+    assert flat(found.std) == pytest.approx(members_NK.std(axis=1, ddof=1), abs=1e-5)
+    assert flat(found.lower_bound) == pytest.approx(
+        members_NK.mean(axis=1) - 2 * members_NK.std(axis=1, ddof=1), abs=1e-5
+    )
     assert np.concatenate([np.atleast_2d(one) for one in found.members]) == pytest.approx(members_NK, abs=1e-5)
-    assert min(flat(found.spread)) > 0.05
+    assert min(flat(found.std)) > 0.05
 
 
 def test_the_mean_is_the_reward_and_has_the_shape_of_the_rows(model):
     found = model.score(ROWS, uncertainty=True)
     assert found.mean == model.score(ROWS)
-    for name in ("mean", "spread", "lower"):
+    for name in ("mean", "std", "lower_bound"):
         one, several, pair, talk = getattr(found, name)
         assert isinstance(one, float)
         assert isinstance(talk, float)
@@ -102,33 +104,33 @@ def test_the_mean_is_the_reward_and_has_the_shape_of_the_rows(model):
         assert len(pair) == 2
     alone = model.score(ROWS[0], uncertainty=True)
     assert alone.mean == pytest.approx(found.mean[0], abs=1e-5)
-    assert alone.spread == pytest.approx(found.spread[0], abs=1e-5)
+    assert alone.std == pytest.approx(found.std[0], abs=1e-5)
     assert alone.members.shape == (MEMBERS,)
     assert "members" not in repr(alone)
 
 
 def test_a_stream_says_it_row_by_row(model):
     rows = [{"prompt": "2+2=", "response": str(n)} for n in range(7)]
-    together = model.score(rows, uncertainty=True, caution=0.5)
-    stream = list(model.score_stream(iter(rows), window=3, uncertainty=True, caution=0.5))
+    together = model.score(rows, uncertainty=True, k=0.5)
+    stream = list(model.score_stream(iter(rows), window=3, uncertainty=True, k=0.5))
     assert all(isinstance(one, UncertainReward) for one in stream)
     assert [one.mean for one in stream] == pytest.approx(together.mean, abs=1e-6)
-    assert [one.lower for one in stream] == pytest.approx(together.lower, abs=1e-6)
+    assert [one.lower_bound for one in stream] == pytest.approx(together.lower_bound, abs=1e-6)
 
 
 def test_a_margin_is_as_sure_as_members_agree_about_the_difference(model, by_hand):
     chosen, rejected = by_hand("2+2=4"), by_hand("2+2=5")
     difference_K = chosen - rejected
-    found = model.margin(ROWS[2], uncertainty=True, caution=1.5)
+    found = model.margin(ROWS[2], uncertainty=True, k=1.5)
     assert found.mean == pytest.approx(difference_K.mean(), abs=1e-5)
     assert found.mean == pytest.approx(model.margin(ROWS[2]), abs=1e-7)
-    assert found.spread == pytest.approx(difference_K.std(ddof=1), abs=1e-5)
-    assert found.lower == pytest.approx(difference_K.mean() - 1.5 * difference_K.std(ddof=1), abs=1e-5)
+    assert found.std == pytest.approx(difference_K.std(ddof=1), abs=1e-5)
+    assert found.lower_bound == pytest.approx(difference_K.mean() - 1.5 * difference_K.std(ddof=1), abs=1e-5)
     several = model.margin([ROWS[2]] * 2, uncertainty=True)
-    assert several.spread == [found.spread] * 2
+    assert several.std == [found.std] * 2
     # Members disagree less about a difference than about its ends, which share a prompt.
-    ends = model.score(ROWS[2], uncertainty=True).spread
-    assert found.spread < math.hypot(*ends)
+    ends = model.score(ROWS[2], uncertainty=True).std
+    assert found.std < math.hypot(*ends)
 
 
 def test_a_calibration_scales_the_spread_and_moves_the_bound(uncertain_folder):
@@ -136,19 +138,19 @@ def test_a_calibration_scales_the_spread_and_moves_the_bound(uncertain_folder):
     scaled = RewardModel.from_pretrained(
         uncertain_folder, device="cpu", calibration=RewardCalibration(scale=3.0, shift=-2.0)
     )
-    before, after = (one.score(ROWS[1], uncertainty=True, caution=2.0) for one in (plain, scaled))
+    before, after = (one.score(ROWS[1], uncertainty=True, k=2.0) for one in (plain, scaled))
     assert after.mean == scaled.score(ROWS[1])
-    assert after.spread == pytest.approx([3 * one for one in before.spread], rel=1e-6)
-    assert after.lower == pytest.approx([3 * one - 2 for one in before.lower], rel=1e-6)
+    assert after.std == pytest.approx([3 * one for one in before.std], rel=1e-6)
+    assert after.lower_bound == pytest.approx([3 * one - 2 for one in before.lower_bound], rel=1e-6)
     assert after.members == pytest.approx(3 * before.members - 2, rel=1e-6)
-    margins = [one.margin(ROWS[2], uncertainty=True).spread for one in (plain, scaled)]
+    margins = [one.margin(ROWS[2], uncertainty=True).std for one in (plain, scaled)]
     assert margins[1] == pytest.approx(3 * margins[0], rel=1e-6)
 
 
 def test_rows_that_cannot_be_scored_are_nan_in_every_field(model):
     rows = [ROWS[0], {"prompt": "2+2=", "responses": ["4", None]}, {"chosen": "a", "rejected": None}, 3]
     found = model.score(rows, uncertainty=True, errors="nan")
-    for name in ("mean", "spread", "lower"):
+    for name in ("mean", "std", "lower_bound"):
         good, *lost = getattr(found, name)
         assert not math.isnan(good)
         assert [len(one) for one in lost[:2]] == [2, 2]
@@ -161,25 +163,25 @@ def test_rows_that_cannot_be_scored_are_nan_in_every_field(model):
 def test_responses_are_ranked_by_a_lower_bound_of_what_tells_them_apart(model, by_hand):
     responses = ["4", "5", "twenty-two", "I do not know"]
     members_NK = np.stack([by_hand(f"2+2={one}") for one in responses])
-    caution = 20.0
-    spread_N = (members_NK - members_NK.mean(axis=0)).std(axis=1, ddof=1)
-    ranked = model.rank("2+2=", responses, uncertainty=True, caution=caution)
-    lower_N = members_NK.mean(axis=1) - caution * spread_N
+    k = 20.0
+    std_N = (members_NK - members_NK.mean(axis=0)).std(axis=1, ddof=1)
+    ranked = model.rank("2+2=", responses, uncertainty=True, k=k)
+    lower_N = members_NK.mean(axis=1) - k * std_N
     assert [one.position for one in ranked] == np.argsort(-lower_N).tolist()
     assert [one.response for one in ranked] == [responses[n] for n in np.argsort(-lower_N)]
-    assert [one.spread for one in ranked] == pytest.approx(spread_N[np.argsort(-lower_N)], abs=1e-5)
-    assert [one.lower for one in ranked] == pytest.approx(np.sort(lower_N)[::-1], abs=1e-5)
+    assert [one.std for one in ranked] == pytest.approx(std_N[np.argsort(-lower_N)], abs=1e-5)
+    assert [one.lower_bound for one in ranked] == pytest.approx(np.sort(lower_N)[::-1], abs=1e-5)
     # Caution decides: it is not the order of rewards.
     assert [one.position for one in ranked] != [one.position for one in model.rank("2+2=", responses)]
-    assert model.best_of_n("2+2=", responses, uncertainty=True, caution=caution) == ranked[0]
-    heedless = model.rank("2+2=", responses, uncertainty=True, caution=0.0)
+    assert model.best_of_n("2+2=", responses, uncertainty=True, k=k) == ranked[0]
+    heedless = model.rank("2+2=", responses, uncertainty=True, k=0.0)
     assert [one[:3] for one in heedless] == model.rank("2+2=", responses)
 
 
 def test_a_response_that_cannot_be_scored_comes_last(uncertain_folder):
     model = RewardModel.from_pretrained(uncertain_folder, device="cpu", max_length=20, overlong="nan")
     ranked = model.rank("2+2=", ["4", "5" * 50], uncertainty=True)
-    assert all(math.isnan(one.lower) for one in ranked)  # all responses of a row share its fate
+    assert all(math.isnan(one.lower_bound) for one in ranked)  # all responses of a row share its fate
 
 
 # --- models
@@ -198,10 +200,10 @@ def test_a_model_without_an_ensemble_says_how_to_get_one(scorer, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("caution", [-1.0, math.nan, math.inf, "much", True])
-def test_caution_is_a_number_of_spreads(model, caution):
-    with pytest.raises(ConfigError, match="`caution` is"):
-        model.score(ROWS[0], uncertainty=True, caution=caution)
+@pytest.mark.parametrize("k", [-1.0, math.nan, math.inf, "much", True])
+def test_caution_is_a_number_of_spreads(model, k):
+    with pytest.raises(ConfigError, match="`k` is"):
+        model.score(ROWS[0], uncertainty=True, k=k)
 
 
 def test_heads_without_an_ensemble_and_ensembles_of_other_models(folder, tmp_path):
@@ -251,11 +253,11 @@ def test_what_training_saves_is_what_scoring_reads(tokenizer, tmp_path, adapter)
     inside = RewardModel(trainer.model, tokenizer).score(rows, uncertainty=True)
     loaded = RewardModel.from_pretrained(tmp_path / "run", device="cpu").score(rows, uncertainty=True)
     assert flat(loaded.mean) == pytest.approx(flat(inside.mean), abs=1e-6)
-    assert flat(loaded.spread) == pytest.approx(flat(inside.spread), abs=1e-6)
-    assert min(flat(loaded.spread)) > 0.05
+    assert flat(loaded.std) == pytest.approx(flat(inside.std), abs=1e-6)
+    assert min(flat(loaded.std)) > 0.05
     if adapter:
         merged = RewardModel.from_pretrained(tmp_path / "run", device="cpu", merge_adapter=True)
-        assert flat(merged.score(rows, uncertainty=True).spread) == pytest.approx(flat(loaded.spread), abs=1e-5)
+        assert flat(merged.score(rows, uncertainty=True).std) == pytest.approx(flat(loaded.std), abs=1e-5)
 
 
 def test_without_the_file_beside_it_a_model_is_a_single_head(tokenizer, uncertain_folder, tmp_path):
@@ -288,20 +290,20 @@ def lines(path):
 def test_files_get_spread_and_lower_bound_of_what_can_be_told(uncertain_folder, source, tmp_path):
     model = RewardModel.from_pretrained(uncertain_folder, device="cpu")
     result = score_file(
-        model, source, tmp_path / "out.jsonl", uncertainty=True, caution=2.0, errors="nan", window=2, column="r"
+        model, source, tmp_path / "out.jsonl", uncertainty=True, k=2.0, errors="nan", window=2, column="r"
     )
     one, several, pair, talk, lost = lines(tmp_path / "out.jsonl")
     for row, found in ((ROWS[0], one), (ROWS[1], several), (ROWS[3], talk)):
-        said = model.score(row, uncertainty=True, caution=2.0)
-        for name, value in (("r", said.mean), ("r_spread", said.spread), ("r_lower", said.lower)):
+        said = model.score(row, uncertainty=True, k=2.0)
+        for name, value in (("r", said.mean), ("r_std", said.std), ("r_lower_bound", said.lower_bound)):
             assert found[name] == pytest.approx(value, abs=1e-5)
-    said = model.margin(ROWS[2], uncertainty=True, caution=2.0)
+    said = model.margin(ROWS[2], uncertainty=True, k=2.0)
     assert pair["chosen_r"] - pair["rejected_r"] == pytest.approx(said.mean, abs=1e-5)
-    assert pair["r_margin_spread"] == pytest.approx(said.spread, abs=1e-5)
-    assert pair["r_margin_lower"] == pytest.approx(said.lower, abs=1e-5)
-    assert "r_spread" not in pair
-    assert (lost["r"], lost["r_spread"], lost["r_lower"]) == (None, None, None)
-    assert result.columns[-3:] == ("rejected_r", "r_margin_spread", "r_margin_lower")
+    assert pair["r_margin_std"] == pytest.approx(said.std, abs=1e-5)
+    assert pair["r_margin_lower_bound"] == pytest.approx(said.lower_bound, abs=1e-5)
+    assert "r_std" not in pair
+    assert (lost["r"], lost["r_std"], lost["r_lower_bound"]) == (None, None, None)
+    assert result.columns[-3:] == ("rejected_r", "r_margin_std", "r_margin_lower_bound")
     assert (result.rows, result.responses, result.lost) == (5, 7, 1)
 
 
@@ -311,11 +313,11 @@ def test_parquet_has_types_for_them(uncertain_folder, tmp_path):
     model = RewardModel.from_pretrained(uncertain_folder, device="cpu")
     score_file(model, tmp_path / "rows.jsonl", tmp_path / "out.parquet", uncertainty=True)
     table = pq.read_table(tmp_path / "out.parquet")
-    assert [str(table.schema.field(name).type) for name in ("reward", "reward_spread", "reward_lower")] == [
+    assert [str(table.schema.field(name).type) for name in ("reward", "reward_std", "reward_lower_bound")] == [
         "list<element: double>"
     ] * 3
-    assert table["reward_spread"].to_pylist() == [
-        pytest.approx(one, abs=1e-5) for one in model.score(rows, uncertainty=True).spread
+    assert table["reward_std"].to_pylist() == [
+        pytest.approx(one, abs=1e-5) for one in model.score(rows, uncertainty=True).std
     ]
 
 
@@ -337,22 +339,22 @@ def test_an_interrupted_run_goes_on_only_with_the_same_question(uncertain_folder
     with pytest.raises(KeyboardInterrupt):
         score_file(model, path, tmp_path / "out.jsonl", **ask)
     monkeypatch.undo()
-    for other in ({}, {"uncertainty": True, "caution": 2.0}):
+    for other in ({}, {"uncertainty": True, "k": 2.0}):
         with pytest.raises(ConfigError, match="whether uncertainty is written, and how cautiously, changed since"):
             score_file(model, path, tmp_path / "out.jsonl", window=2, **other)
     result = score_file(model, path, tmp_path / "out.jsonl", **ask)
     assert result.resumed == 4
     assert (tmp_path / "out.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
-    assert whole.columns == result.columns == ("reward", "reward_spread", "reward_lower")
+    assert whole.columns == result.columns == ("reward", "reward_std", "reward_lower_bound")
 
 
 def test_the_command_writes_them(uncertain_folder, source, tmp_path, capsys):
     target = tmp_path / "scored.jsonl"
     arguments = [str(uncertain_folder), str(source), "--output", str(target), "--errors", "nan", "--device", "cpu"]
-    assert main(["score", *arguments, "--uncertainty", "--caution", "2"]) == 0, capsys.readouterr().err
+    assert main(["score", *arguments, "--uncertainty", "--k", "2"]) == 0, capsys.readouterr().err
     one = lines(target)[0]
-    assert one["reward_lower"] == pytest.approx(one["reward"] - 2 * one["reward_spread"], abs=1e-9)
-    assert "`reward_spread`" in capsys.readouterr().err
+    assert one["reward_lower_bound"] == pytest.approx(one["reward"] - 2 * one["reward_std"], abs=1e-9)
+    assert "`reward_std`" in capsys.readouterr().err
 
 
 def test_the_command_refuses_a_model_without_an_ensemble(folder, source, tmp_path, capsys):

@@ -55,9 +55,9 @@ def stand_in(calls):
         modeling_llama.apply_rotary_pos_emb = rope
         if fused_linear_cross_entropy:
             model.forward = MethodType(causal_lm_forward, model)
-        trunk = getattr(model, model.base_model_prefix, model)
-        norms = [trunk.norm] if rms_norm else []
-        for layer in trunk.layers:
+        backbone = getattr(model, model.base_model_prefix, model)
+        norms = [backbone.norm] if rms_norm else []
+        for layer in backbone.layers:
             norms += [layer.input_layernorm, layer.post_attention_layernorm] if rms_norm else []
             bind(layer.mlp, swiglu)
         for module in norms:

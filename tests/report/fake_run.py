@@ -22,7 +22,7 @@ from plaudit.evaluation.results import (
 from plaudit.evaluation.stats import best_of_n_curve, by_slice, calibrate, statistics_of
 from plaudit.evaluation.suites.preferences import Preferences
 from plaudit.evaluation.table import ScoredRow, ScoredSet
-from plaudit.schema import Judgement
+from plaudit.schema import Label
 
 SOURCES = ("helpfulness", "honesty", "coding questions", "mathematics with several steps", "safety", "summaries")
 EVIL = '</p><script>alert("no")</script><img src=x onerror=alert(1)> & "quoted" `code` | a\n# heading'
@@ -222,7 +222,7 @@ def pairs(count: int, *, seed: int = 0, skill: float = 1.0) -> ScoredSet:
             ScoredRow(
                 row,
                 tuple(rewards.tolist()),
-                Judgement((1.0, 0.0)),
+                Label((1.0, 0.0)),
                 "pairs",
                 prompt=f"prompt {row}",
                 id=str(row),
@@ -246,7 +246,7 @@ def lists(count: int) -> ScoredSet:
             ScoredRow(
                 row,
                 tuple(rewards.tolist()),
-                Judgement(tuple(gold.tolist())),
+                Label(tuple(gold.tolist())),
                 "scores",
                 prompt=f"list {row}",
                 id=str(row),

@@ -40,7 +40,7 @@ def ranked_rows():
 
 
 def graded_rows():
-    """Single responses with grades."""
+    """Single responses with ratings."""
     return [
         {"prompt": row["prompt"], "response": row["chosen" if n % 2 else "rejected"], "score": 0.1 * (n % 4)}
         for n, row in enumerate(conversation_rows(11))
@@ -53,7 +53,7 @@ CASES = {
     "accumulated": (margin_rows, {"batch_layout": "shared_prefix"}),
     "ties": (ranked_rows, {"objective": "davidson"}),
     "rankings": (ranked_rows, {"objective": "plackett_luce", "batch_layout": "padded"}),
-    "grades": (graded_rows, {}),
+    "ratings": (graded_rows, {}),
     "ensemble": (ranked_rows, {"ensemble_size": 3}),
 }
 """Rows and settings of each case."""

@@ -66,7 +66,7 @@ YES, NO = message("assistant", "yes"), message("assistant", "no")
             {"chosen": YES, "rejected": NO},
             "the Bradley-Terry loss.",
         ),
-        ({}, {"response": YES, "score": 3.5}, "Rewards are estimates of grades"),
+        ({}, {"response": YES, "score": 3.5}, "Rewards are estimates of ratings"),
         ({}, {"response": YES, "label": True}, "Above 0 an answer is more likely good"),
         (
             {"objective": "plackett_luce", "plackett_luce_top_k": 2},
@@ -75,7 +75,7 @@ YES, NO = message("assistant", "yes"), message("assistant", "no")
         ),
         (
             {"label_smoothing_factor": 0.1},
-            {"chosen": YES, "rejected": NO, "strength": 0.7},
+            {"chosen": YES, "rejected": NO, "preference_prob": 0.7},
             "| label_smoothing_factor | 0.1 |",
         ),
     ],

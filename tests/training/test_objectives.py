@@ -64,29 +64,29 @@ RANKED = [
 DATA = {
     "pairs": pair_rows(),
     "margins": pair_rows(margin=[0.5 * i for i in range(8)]),
-    "strengths": pair_rows(strength=[0.5, 0.9, 0.75, 1.0, 0.5, 0.6, 0.8, 0.3]),
+    "preference_probs": pair_rows(preference_prob=[0.5, 0.9, 0.75, 1.0, 0.5, 0.6, 0.8, 0.3]),
     "ties": pair_rows(tie=[True, False, False, True, False, False, True, False]),
     "weights": pair_rows(weight=[1.0, 0.0, 2.0, 0.5, 1.0, 1.0, 3.0, 1.0]),
     "scores": kwise_rows(),
     "ranks": RANKED,
-    "grades": single_rows(scores=[float(i % 5) for i in range(8)]),
+    "ratings": single_rows(scores=[float(i % 5) for i in range(8)]),
     "labels": single_rows(label=[i % 3 == 0 for i in range(8)]),
 }
 CASES = [
     ("bradley_terry", "margins"),
-    ("bradley_terry", "strengths"),
+    ("bradley_terry", "preference_probs"),
     ("bradley_terry", "weights"),
     ("bradley_terry", "scores"),
     ("scaled_bradley_terry", "margins"),
     ("scaled_bradley_terry", "scores"),
     ("rao_kupper", "ties"),
     ("rao_kupper", "ranks"),
-    ("davidson", "strengths"),
+    ("davidson", "preference_probs"),
     ("davidson", "scores"),
     ("hinge", "pairs"),
     ("plackett_luce", "scores"),
     ("plackett_luce", "ranks"),
-    ("regression", "grades"),
+    ("regression", "ratings"),
     ("regression", "scores"),
     ("binary_cross_entropy", "labels"),
 ]
@@ -160,10 +160,10 @@ def test_plackett_luce_is_the_likelihood_of_the_ranking(tokenizer, make_trainer)
 
 
 def test_weights_and_strengths_and_smoothing_enter_the_loss(tokenizer, make_trainer):
-    strength, weight = DATA["strengths"], [row["weight"] for row in DATA["weights"]]
-    rows = [row | {"weight": w} for row, w in zip(strength, weight, strict=True)]
+    preference_prob, weight = DATA["preference_probs"], [row["weight"] for row in DATA["weights"]]
+    rows = [row | {"weight": w} for row, w in zip(preference_prob, weight, strict=True)]
     rewards = np.array(rewards_of(tiny_model(tokenizer), tokenizer, rows))
-    p = (1 - 2 * 0.1) * np.array([row["strength"] for row in rows]) + 0.1
+    p = (1 - 2 * 0.1) * np.array([row["preference_prob"] for row in rows]) + 0.1
     d = rewards[:, 0] - rewards[:, 1]
     expected = np.mean(np.array(weight) * (-p * log_expit(d) - (1 - p) * log_expit(-d)))
     data = Dataset.from_list(rows)
@@ -194,18 +194,18 @@ def test_metrics_of_rankings_are_those_of_scipy(tokenizer, make_trainer):
 
 
 def test_metrics_of_grades_and_labels(tokenizer, make_trainer):
-    for kind, objective in (("grades", "regression"), ("labels", "binary_cross_entropy")):
+    for kind, objective in (("ratings", "regression"), ("labels", "binary_cross_entropy")):
         rows = DATA[kind]
         rewards = np.concatenate(rewards_of(tiny_model(tokenizer), tokenizer, rows))
         data = Dataset.from_list(rows)
         trainer = make_trainer(tiny_model(tokenizer), data, eval_dataset=data, per_device_eval_batch_size=3)
         metrics = trainer.evaluate()
         assert trainer.training_objective.name == objective
-        if kind == "grades":
-            grades = np.array([row["scores"] for row in rows])
-            assert metrics["eval_mse"] == pytest.approx(np.mean((rewards - grades) ** 2), rel=1e-5)
+        if kind == "ratings":
+            ratings = np.array([row["scores"] for row in rows])
+            assert metrics["eval_mse"] == pytest.approx(np.mean((rewards - ratings) ** 2), rel=1e-5)
             assert metrics["eval_loss"] == pytest.approx(metrics["eval_mse"], rel=1e-5)
-            assert metrics["eval_correlation"] == pytest.approx(pearsonr(rewards, grades).statistic, abs=1e-5)
+            assert metrics["eval_correlation"] == pytest.approx(pearsonr(rewards, ratings).statistic, abs=1e-5)
             assert "eval_accuracy" not in metrics
         else:
             labels = np.array([row["label"] for row in rows])
@@ -235,11 +235,11 @@ def test_ties_are_left_out_of_accuracy_and_counted_beside_it(tokenizer, make_tra
     ("data", "objective"),
     [
         ("pairs", "bradley_terry"),
-        ("strengths", "bradley_terry"),
+        ("preference_probs", "bradley_terry"),
         ("ties", "rao_kupper"),
         ("scores", "bradley_terry"),
         ("ranks", "bradley_terry"),
-        ("grades", "regression"),
+        ("ratings", "regression"),
         ("labels", "binary_cross_entropy"),
     ],
 )
@@ -348,12 +348,14 @@ def test_ties_in_ranks_may_skip_or_not(ranks, tokenizer, make_trainer):
     assert prepared["scores"][0] == [-float(rank) for rank in ranks]
 
 
-@pytest.mark.parametrize("strength", [-0.1, 1.5, float("nan"), None, "0.7"])
-def test_strength_is_a_probability(strength, tokenizer, make_trainer):
+@pytest.mark.parametrize("preference_prob", [-0.1, 1.5, float("nan"), None, "0.7"])
+def test_strength_is_a_probability(preference_prob, tokenizer, make_trainer):
     column = [0.5] * 8
-    column[3] = strength
-    rows = pair_rows(strength=column if not isinstance(strength, str) else ["0.5"] * 3 + [strength] * 5)
-    with pytest.raises(DataError, match="strength"):
+    column[3] = preference_prob
+    rows = pair_rows(
+        preference_prob=column if not isinstance(preference_prob, str) else ["0.5"] * 3 + [preference_prob] * 5
+    )
+    with pytest.raises(DataError, match="preference_prob"):
         make_trainer(tiny_model(tokenizer), Dataset.from_list(rows))
 
 
@@ -365,7 +367,7 @@ def test_rows_that_compare_nothing_are_dropped_and_counted(tokenizer, make_train
     trainer = make_trainer(tiny_model(tokenizer), data)
     assert len(trainer.train_dataset) == 3
     assert "2 without two responses of different scores (rows 0, 3)" in caplog.text
-    # Equal scores are ties to an objective that knows them, and grades to one that does not compare.
+    # Equal scores are ties to an objective that knows them, and ratings to one that does not compare.
     assert len(make_trainer(tiny_model(tokenizer), data, objective="davidson").train_dataset) == 4
     assert len(make_trainer(tiny_model(tokenizer), data, objective="regression").train_dataset) == 5
     with pytest.raises(DataError, match="all 1 rows were dropped"):
@@ -404,7 +406,7 @@ def test_predictions_have_one_row_an_example_and_nan_where_there_is_no_response(
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("data", ["grades", "labels", "ranks", "ties"])
+@pytest.mark.parametrize("data", ["ratings", "labels", "ranks", "ties"])
 def test_predictions_keep_the_order_of_rows_and_responses(data, streaming, tokenizer, make_trainer):
     rows = DATA[data]
     expected = rewards_of(tiny_model(tokenizer), tokenizer, rows)
@@ -433,7 +435,7 @@ def test_rows_without_a_comparison_are_predicted_but_not_trained_on(tokenizer, m
 
 
 def test_a_prepared_data_set_is_evaluated_like_the_raw_one(tokenizer, make_trainer):
-    for data in ("ties", "scores", "grades", "labels", "weights"):
+    for data in ("ties", "scores", "ratings", "labels", "weights"):
         table = Dataset.from_list(DATA[data])
         trainer = make_trainer(tiny_model(tokenizer), table, eval_dataset=table)
         timing = ("runtime", "per_second")
@@ -457,7 +459,7 @@ def test_ties_among_other_forms_are_no_rankings(tokenizer, make_trainer):
 
 
 def test_what_a_collator_of_the_callers_own_does_not_know_still_counts(tokenizer, make_trainer):
-    rows = [row | {"weight": float(i % 3)} for i, row in enumerate(DATA["strengths"])]
+    rows = [row | {"weight": float(i % 3)} for i, row in enumerate(DATA["preference_probs"])]
     data = Dataset.from_list(rows)
     losses = []
     for collator in (None, DataCollatorForPreference(pad_token_id=0)):
@@ -613,7 +615,7 @@ def test_text_generation_is_the_loss_of_a_language_model(layout, data, tokenizer
         model,
         Dataset.from_list(rows),
         batch_layout=layout,
-        text_generation_coefficient=0.5,
+        lm_loss_coefficient=0.5,
         eval_dataset=Dataset.from_list(rows),
     )
     plain = make_trainer(
@@ -647,13 +649,13 @@ def test_text_generation_finds_the_head_of_an_untied_model(tokenizer, make_train
     causal = AutoModelForCausalLM.from_config(config)
     causal.save_pretrained(tmp_path / "causal")
     data = Dataset.from_list(DATA["pairs"])
-    trainer = make_trainer(str(tmp_path / "causal"), data, text_generation_coefficient=0.01)
+    trainer = make_trainer(str(tmp_path / "causal"), data, lm_loss_coefficient=0.01)
     assert torch.equal(trainer.model.training_heads.language_model_weight, causal.lm_head.weight)
     trainer.train()
     trainer.save_model(str(tmp_path / "final"))
     assert not (tmp_path / "final" / "training_heads.safetensors").exists()  # nothing was learned beside the reward
-    with pytest.raises(ConfigError, match="text_generation_coefficient"):
-        make_trainer(tiny_model(tokenizer), data, text_generation_coefficient=0.01)
+    with pytest.raises(ConfigError, match="lm_loss_coefficient"):
+        make_trainer(tiny_model(tokenizer), data, lm_loss_coefficient=0.01)
 
 
 @pytest.mark.parametrize("overlong", ["truncate_left", "truncate_right"])
@@ -664,7 +666,7 @@ def test_cut_rows_and_a_fall_back_give_the_same_text_loss(data, overlong, tokeni
         rows = Dataset.from_list(DATA[data])
         trainer = make_trainer(
             tiny_model(tokenizer, tie_word_embeddings=True), rows, eval_dataset=rows, max_length=40, overlong=overlong,
-            batch_layout="padded" if layout == "padded" else "shared_prefix", text_generation_coefficient=0.1,
+            batch_layout="padded" if layout == "padded" else "shared_prefix", lm_loss_coefficient=0.1,
         )  # fmt: skip
         if layout == "fallen back":
             trainer._base_model.expand_shared_prefix = True
@@ -682,7 +684,7 @@ def test_virtual_tokens_and_text_generation_exclude_each_other(tokenizer, make_t
     config = peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=3)
     model = tiny_model(tokenizer, tie_word_embeddings=True)
     with pytest.raises(ConfigError, match="virtual tokens"):
-        make_trainer(model, Dataset.from_list(DATA["pairs"]), peft_config=config, text_generation_coefficient=0.1)
+        make_trainer(model, Dataset.from_list(DATA["pairs"]), peft_config=config, lm_loss_coefficient=0.1)
 
 
 def test_gradient_checkpointing_changes_nothing(tokenizer, make_trainer):
@@ -691,7 +693,7 @@ def test_gradient_checkpointing_changes_nothing(tokenizer, make_trainer):
         losses_of(
             make_trainer(
                 tiny_model(tokenizer, tie_word_embeddings=True), data, gradient_checkpointing=checkpointing,
-                length_head_coefficient=0.1, text_generation_coefficient=0.1,
+                length_head_coefficient=0.1, lm_loss_coefficient=0.1,
             )
         )
         for checkpointing in (False, True)

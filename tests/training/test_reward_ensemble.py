@@ -15,7 +15,7 @@ from model_builders import tiny_model
 from plaudit import ConfigError, DataCollatorForPreference, RewardConfig
 from plaudit.data.collate import PaddedCollator, SharedPrefixCollator, content_of
 from plaudit.model.aux_heads import FILE_NAME, heads_of
-from plaudit.schema import Judgement, TokenizedExample
+from plaudit.schema import Label, TokenizedExample
 from plaudit.training.loss import bootstrap_weights
 
 MASK = 2**64 - 1
@@ -62,7 +62,7 @@ def test_the_reward_is_trained_as_without_an_ensemble(objective, data, tokenizer
     assert torch.pdist(weights).min() > 0.1
 
 
-@pytest.mark.parametrize("data", ["pairs", "scores", "grades"])
+@pytest.mark.parametrize("data", ["pairs", "scores", "ratings"])
 def test_evaluation_is_that_of_the_reward(data, tokenizer, make_trainer):
     found = []
     for members in (0, 3):
@@ -153,21 +153,21 @@ def test_the_same_judgement_has_the_same_number_in_any_batch_and_layout():
         {"chosen_ids": [5, 6, 7], "rejected_ids": [5, 8]},
         {"chosen_ids": [5, 8], "rejected_ids": [5, 6, 7]},
         {"chosen_ids": [5, 6], "rejected_ids": [7, 5, 8]},
-        {"chosen_ids": [5, 6, 7], "rejected_ids": [5, 8], "strength": 0.75},
+        {"chosen_ids": [5, 6, 7], "rejected_ids": [5, 8], "preference_prob": 0.75},
         {"chosen_ids": [5, 6, 7], "rejected_ids": [5, 8], "weight": 2.0},
     ]
     padded, shared = PaddedCollator(0, content=True), SharedPrefixCollator(content=True)
     together = shared(rows)["content"].tolist()
     assert together == padded(rows)["content"].tolist()
     assert together == [shared([row])["content"].item() for row in rows]
-    # What is said of responses makes another judgement of them; how much the row counts does not.
+    # What is said of responses makes another label of them; how much the row counts does not.
     assert len(set(together)) == 4
     assert together[0] == together[4]
     assert "content" not in SharedPrefixCollator()(rows)
 
 
 def test_the_number_does_not_depend_on_how_ids_are_held():
-    judged = Judgement((1.0, 0.0))
+    judged = Label((1.0, 0.0))
     held = [[5, 6, 300], np.array([5, 6, 300], dtype=np.int32), torch.tensor([5, 6, 300])]
     assert len({content_of(TokenizedExample((ids, [7]), judged)) for ids in held}) == 1
 

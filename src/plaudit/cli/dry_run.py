@@ -22,9 +22,9 @@ from plaudit.cli.build import build_trainer, name_of, open_data
 from plaudit.cli.console import duration, size
 from plaudit.data.collate import PaddedCollator, SharedPrefixCollator, tokenized_example
 from plaudit.data.parse import survey
-from plaudit.objectives import FORM_NAMES, choose_objective
+from plaudit.objectives import ROW_KIND_NAMES, choose_objective
 from plaudit.prefix_tree import common_prefix_length
-from plaudit.schema import Form
+from plaudit.schema import RowKind
 from plaudit.training import memory
 from plaudit.training.config import OBJECTIVE_SETTINGS, RewardConfig
 from plaudit.training.memory import (
@@ -163,13 +163,13 @@ def dry_run(settings: TrainSettings, console: Console) -> None:
         settings.config.output_dir = folder
         data = open_data(settings)
         trainer = build_trainer(settings, data)
-        forms, columns = survey(data[0])
+        row_kinds, columns = survey(data[0])
         batches = memory.sample_batches(trainer)
         estimate.check_layout(trainer, batches[0])
         _show_model(trainer, console)
         _show_data(trainer, console)
-        _show_objective(trainer, forms, columns, console)
-        _show_example(trainer, batches[0][0], forms, console)
+        _show_objective(trainer, row_kinds, columns, console)
+        _show_example(trainer, batches[0][0], row_kinds, console)
         _show_batches(trainer, batches, console)
         _show_needs(trainer, batches, console)
     console.print(
@@ -227,14 +227,16 @@ def _show_data(trainer: RewardTrainer, console: Console) -> None:
             console.print(f"  Responses with their prompts: {text}.", markup=False)
 
 
-def _show_objective(trainer: RewardTrainer, forms: frozenset[Form], columns: frozenset[str], console: Console) -> None:
-    """What is learned, and from which judgements."""
+def _show_objective(
+    trainer: RewardTrainer, row_kinds: frozenset[RowKind], columns: frozenset[str], console: Console
+) -> None:
+    """What is learned, and from which labels."""
     args, name = trainer.args, trainer.training_objective.name
     prepared: Any = trainer.train_dataset
     reason = "as asked for" if args.objective != "auto" else "auto"
-    if args.objective == "auto" and forms:
-        reason = f"auto: {choose_objective(forms, columns)[1]}"
-    kinds = [FORM_NAMES[form] for form in sorted(forms)] or ["token ids with scores"]
+    if args.objective == "auto" and row_kinds:
+        reason = f"auto: {choose_objective(row_kinds, columns)[1]}"
+    kinds = [ROW_KIND_NAMES[row_kind] for row_kind in sorted(row_kinds)] or ["token ids with scores"]
     weighted = {"weight"} & set(prepared.column_names or ())
     said = [f"`{column}`" for column in (*sorted(columns), *weighted)]
     rows = " and ".join(kinds) + (f", with {' and '.join(said)}" if said else "")
@@ -259,19 +261,21 @@ def _count_responses(prepared: Any) -> str:
 # --- one example ------------------------------------------------------------------------------------------
 
 
-def _show_example(trainer: RewardTrainer, row: Mapping[str, Any], forms: frozenset[Form], console: Console) -> None:
+def _show_example(
+    trainer: RewardTrainer, row: Mapping[str, Any], row_kinds: frozenset[RowKind], console: Console
+) -> None:
     example = tokenized_example(row)
     responses = example.response_ids
     # A prompt shows by being shared: of a single response nobody knows where it ends.
     prefix = common_prefix_length(responses) if len(responses) > 1 else 0
     tokenizer: Any = trainer.processing_class
-    kind = "One tie" if example.judgement.strength == 0.5 else "One example"
+    kind = "One tie" if example.label.preference_prob == 0.5 else "One example"
     _title(console, f"{kind}, its tokens set apart by {MARK}")
     if len(responses) > 1:
         _show_tokens(f"Shared prompt: {prefix:,} tokens", responses[0][:prefix], tokenizer, False, console)
     names = ["Chosen", "Rejected"]
     if "response_ids" in row:
-        names = response_names(example.judgement.scores, forms)
+        names = response_names(example.label.ratings, row_kinds)
     for name, ids in list(zip(names, responses, strict=True))[:_RESPONSES_SHOWN]:
         size_of = (
             f"{len(ids) - prefix:,} tokens of its own, {len(ids):,}" if len(responses) > 1 else f"{len(ids):,} tokens"
@@ -281,7 +285,7 @@ def _show_example(trainer: RewardTrainer, row: Mapping[str, Any], forms: frozens
         console.print(f"  ... {len(responses) - _RESPONSES_SHOWN} more responses", markup=False)
 
 
-def response_names(scores: Sequence[float], forms: frozenset[Form]) -> list[str]:
+def response_names(scores: Sequence[float], row_kinds: frozenset[RowKind]) -> list[str]:
     """What each response is called, with what the data says about it.
 
     Args:
@@ -294,12 +298,12 @@ def response_names(scores: Sequence[float], forms: frozenset[Form]) -> list[str]
     ['Response (label false)']
     """
     said = [f"score {score:g}" for score in scores]
-    if forms == {"ranks"}:
+    if row_kinds == {"ranks"}:
         said = [f"rank {-score:g}" for score in scores]
-    elif forms == {"labels"}:
+    elif row_kinds == {"labels"}:
         said = ["label true" if score else "label false" for score in scores]
-    elif forms == {"grades"}:
-        said = [f"grade {score:g}" for score in scores]
+    elif row_kinds == {"ratings"}:
+        said = [f"rating {score:g}" for score in scores]
     places = [""] if len(said) == 1 else [f" {place} of {len(said)}" for place in range(1, len(said) + 1)]
     return [f"Response{place} ({one})" for place, one in zip(places, said, strict=True)]
 

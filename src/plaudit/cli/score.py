@@ -92,12 +92,13 @@ class ColumnArguments:
     uncertainty: bool = field(
         default=False,
         metadata=about(
-            "Also write NAME_spread and NAME_lower, of pairs those of their margin: NAME_margin_spread and "
-            "NAME_margin_lower. The model must have been trained with `--ensemble_size`."
+            "Also write NAME_std and NAME_lower_bound, of pairs those of their margin: NAME_margin_std and "
+            "NAME_margin_lower_bound. The model must have been trained with `--ensemble_size`."
         ),
     )
-    caution: float = field(
-        default=1.0, metadata=about("How many spreads below the reward NAME_lower is, with --uncertainty.")
+    k: float = field(
+        default=1.0,
+        metadata=about("How many standard deviations below the reward NAME_lower_bound is, with --uncertainty."),
     )
 
 
@@ -169,7 +170,7 @@ def score(
             split=output.dataset_split,
             streaming=running.dataset_streaming,
             uncertainty=columns.uncertainty,
-            caution=columns.caution,
+            k=columns.k,
             progress=sys.stderr.isatty() and int(os.environ.get("RANK", "0") or 0) == 0,
         )
     except KeyboardInterrupt:

@@ -243,8 +243,8 @@ class Outcome:
         metrics: ``accuracy``, ``margin``, ``loss``, ... on the evaluation data; empty if there is none.
         training_loss: Mean loss over the training.
         objective: Name of the objective.
-        rows_called: What the rows are: preferences, graded or labelled responses.
-        trials: For metrics that are shares: how many independent judgements they are a share of.
+        rows_called: What the rows are: preferences, rated or labelled responses.
+        trials: For metrics that are shares: how many independent labels they are a share of.
     """
 
     model: str
@@ -308,7 +308,7 @@ def print_summary(outcome: Outcome, console: Console) -> None:
         console.print("\n".join(f"  {line}" for line in snippet(outcome).splitlines()), soft_wrap=True, markup=False)
 
 
-_ROWS_CALLED = {None: "preferences", "grades": "graded responses", "labels": "labelled responses"}
+_ROWS_CALLED = {None: "preferences", "ratings": "rated responses", "labels": "labelled responses"}
 _TITLES = {
     "accuracy": "Accuracy",
     "tie_accuracy": "Tie accuracy",
@@ -336,13 +336,13 @@ def metric_lines(outcome: Outcome) -> list[tuple[str, str]]:
 
 
 def count_trials(rows: Dataset, pointwise: str | None) -> dict[str, int]:
-    """How many independent judgements the metrics of an evaluation are shares of.
+    """How many independent labels the metrics of an evaluation are shares of.
 
     Several comparisons of one row are not independent: then the accuracy has no entry.
 
     Args:
         rows: The prepared rows.
-        pointwise: What the scores are to the objective, ``"grades"``, ``"labels"`` or None.
+        pointwise: What the scores are to the objective, ``"ratings"``, ``"labels"`` or None.
 
     >>> rows = {"response_ids": [[[1], [2], [3]], [[4], [5]]], "scores": [[2.0, 1.0, 0.0], [1.0, 1.0]]}
     >>> count_trials(Dataset.from_dict(rows), None)
@@ -350,9 +350,9 @@ def count_trials(rows: Dataset, pointwise: str | None) -> dict[str, int]:
     """
     if pointwise == "labels":
         return {"accuracy": len(rows)}
-    columns = [name for name in ("scores", "strength") if name in rows.column_names]
+    columns = [name for name in ("scores", "preference_prob") if name in rows.column_names]
     said: list[dict[str, Any]] = list(rows.select_columns(columns)) if columns else [{}] * len(rows)
-    scores = [row.get("scores") or (1.0, 0.0) for row in said if row.get("strength") != 0.5]
+    scores = [row.get("scores") or (1.0, 0.0) for row in said if row.get("preference_prob") != 0.5]
     decided = [one for one in scores if max(one) > min(one)]
     if "scores" not in columns:
         return {"accuracy": len(decided)}

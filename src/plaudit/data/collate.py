@@ -9,7 +9,7 @@ key                      shape     meaning
                                    asks a batch for its size reads the number of examples.
 ``margin``               (P,)      margin of each comparison, only if the data has one; NaN where the
                                    row has none
-``strength``             (P,)      probability that ``better`` is better, only if the data or ties need
+``preference_prob``             (P,)      probability that ``better`` is better, only if the data or ties need
                                    it; exactly 0.5 is a tie
 ``weight``               (G,)      how much each example counts, only if the data has it
 ``content``              (G,)      with `content` only: a number made from what each example says, see `content_of`
@@ -21,7 +21,7 @@ key                      shape     meaning
                                    response all, with its prompt
 ``example_of_response``  (N,)      index of the example that a response belongs to
 ``scores``               (N,)      higher is better: 1 and 0 for pairs and labels, minus the rank for ranks; of a pair
-                                   with a strength p, p and 1 - p
+                                   with a preference_prob p, p and 1 - p
 ``better``, ``worse``    (P,)      indices of the two responses of each comparison
 ``listed``               --        True where rows have any number of responses, and absent for pairs
 ``comparison_share``     (P,)      1 / number of comparisons of the example, where it is not 1
@@ -52,7 +52,7 @@ import numpy as np
 import torch
 
 from plaudit.prefix_tree import PrefixTree, common_prefix_length, share_prefixes
-from plaudit.schema import Batch, Judgement, TokenizedExample, comparisons_of, goodness_of, ties_of
+from plaudit.schema import Batch, Label, TokenizedExample, comparisons_of, ratings_of, ties_of
 
 
 @dataclass
@@ -128,7 +128,7 @@ class PaddedCollator:
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             **_bookkeeping(examples, order, position),
-            **_judgements(examples, order, ties=self.ties),
+            **_labels(examples, order, ties=self.ties),
         }
         if self.text:
             batch |= _text(examples, position)
@@ -177,7 +177,7 @@ class SharedPrefixCollator:
             "attention_mask": torch.ones(1, 1, 1, 1),
             "pieces": tree.pieces,
             **_bookkeeping(examples, order, position),
-            **_judgements(examples, order, ties=self.ties),
+            **_labels(examples, order, ties=self.ties),
         }
         if self.text:
             batch |= _text(examples, position)
@@ -200,7 +200,7 @@ def shortest_examples(batch: Batch, count: int = 2) -> Batch:
         key = path[-2] if len(path) > 1 else -1 - path[-1]
         prompts.setdefault(key, []).append([token for piece in path for token in ids[piece]])
     order = sorted(prompts, key=lambda key: (key < 0, sum(map(len, prompts[key]))))[:count]
-    examples = [TokenizedExample(tuple(prompts[key]), Judgement((0.0,) * len(prompts[key]))) for key in order]
+    examples = [TokenizedExample(tuple(prompts[key]), Label((0.0,) * len(prompts[key]))) for key in order]
     laid_out = SharedPrefixCollator().lay_out(examples)
     device = batch["input_ids"].device
     return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in laid_out.items()}
@@ -231,10 +231,10 @@ class ForeignCollator:
         if count % 2:
             raise ValueError(f"a preference batch has an even number of rows, preferred first; got {count}")
         pairs = torch.arange(count // 2)
-        said = [tokenized_example(row).judgement for row in rows]
-        if any(judged.strength not in (None, 1.0) for judged in said):
-            strength = [1.0 if judged.strength is None else judged.strength for judged in said]
-            batch = {"strength": torch.tensor(strength), **batch}
+        said = [tokenized_example(row).label for row in rows]
+        if any(judged.preference_prob not in (None, 1.0) for judged in said):
+            preference_prob = [1.0 if judged.preference_prob is None else judged.preference_prob for judged in said]
+            batch = {"preference_prob": torch.tensor(preference_prob), **batch}
         if any(judged.weight is not None for judged in said):
             batch = {"weight": torch.tensor([1.0 if one.weight is None else one.weight for one in said]), **batch}
         # The last attended token, wherever the padding is.
@@ -258,8 +258,8 @@ def tokenized_example(row: Mapping[str, Any]) -> TokenizedExample:
         ids, scores = tuple(row["response_ids"]), tuple(row["scores"])
     else:
         ids, scores = (row["chosen_ids"], row["rejected_ids"]), (1.0, 0.0)
-    said = {name: float(row[name]) for name in ("margin", "strength", "weight") if row.get(name) is not None}
-    return TokenizedExample(ids, Judgement(scores, **said))
+    said = {name: float(row[name]) for name in ("margin", "preference_prob", "weight") if row.get(name) is not None}
+    return TokenizedExample(ids, Label(scores, **said))
 
 
 def content_of(example: TokenizedExample) -> int:
@@ -275,8 +275,8 @@ def content_of(example: TokenizedExample) -> int:
     >>> content_of(one) == content_of(one), content_of(one) == content_of(other)
     (True, False)
     """
-    judged = example.judgement
-    said = [*judged.scores, math.nan if judged.strength is None else judged.strength]
+    judged = example.label
+    said = [*judged.ratings, math.nan if judged.preference_prob is None else judged.preference_prob]
     digest = hashlib.blake2b(struct.pack(f"<{len(said)}d", *said), digest_size=8)
     for ids in example.response_ids:
         digest.update(struct.pack("<q", len(ids)))
@@ -337,22 +337,24 @@ def _bookkeeping(examples: Sequence[TokenizedExample], order: Sequence[tuple[int
     }
 
 
-def _judgements(examples: Sequence[TokenizedExample], order: Sequence[tuple[int, int]], *, ties: bool) -> Batch:
+def _labels(examples: Sequence[TokenizedExample], order: Sequence[tuple[int, int]], *, ties: bool) -> Batch:
     """What is compared with what, and what else is said about it."""
     index_of = {place: index for index, place in enumerate(order)}
-    better, worse, margin, strength, share = [], [], [], [], []
+    better, worse, margin, preference_prob, share = [], [], [], [], []
     for g, example in enumerate(examples):
-        judged = example.judgement
-        decided = comparisons_of(judged.scores)
-        tied = ties_of(judged.scores) if ties else []
+        judged = example.label
+        decided = comparisons_of(judged.ratings)
+        tied = ties_of(judged.ratings) if ties else []
         pairs = decided + tied
         better += [index_of[g, one] for one, _ in pairs]
         worse += [index_of[g, other] for _, other in pairs]
         share += [1 / max(len(pairs), 1)] * len(pairs)
         margin += [math.nan if judged.margin is None else judged.margin] * len(pairs)
-        strength += [1.0 if judged.strength is None else judged.strength] * len(decided) + [0.5] * len(tied)
+        preference_prob += [1.0 if judged.preference_prob is None else judged.preference_prob] * len(decided) + [
+            0.5
+        ] * len(tied)
     batch: Batch = {
-        "scores": torch.tensor([goodness_of(examples[g].judgement)[n] for g, n in order]),
+        "scores": torch.tensor([ratings_of(examples[g].label)[n] for g, n in order]),
         "better": torch.tensor(better, dtype=torch.int64),
         "worse": torch.tensor(worse, dtype=torch.int64),
     }
@@ -360,9 +362,9 @@ def _judgements(examples: Sequence[TokenizedExample], order: Sequence[tuple[int,
         batch["comparison_share"] = torch.tensor(share)
     if not all(math.isnan(one) for one in margin):
         batch["margin"] = torch.tensor(margin)
-    if any(one != 1 for one in strength):
-        batch["strength"] = torch.tensor(strength)
-    weights = [example.judgement.weight for example in examples]
+    if any(one != 1 for one in preference_prob):
+        batch["preference_prob"] = torch.tensor(preference_prob)
+    weights = [example.label.weight for example in examples]
     if any(weight is not None for weight in weights):
         batch["weight"] = torch.tensor([1.0 if weight is None else weight for weight in weights])
     return batch
@@ -374,7 +376,7 @@ def _text(examples: Sequence[TokenizedExample], position: Position) -> Batch:
     targets: list[int] = []
     owners: list[int] = []
     for g, example in enumerate(examples):
-        best = max(range(len(example.response_ids)), key=goodness_of(example.judgement).__getitem__)
+        best = max(range(len(example.response_ids)), key=ratings_of(example.label).__getitem__)
         ids = example.response_ids[best]
         # Without a prompt nothing predicts the first token.
         first = max(1, own_start(example))

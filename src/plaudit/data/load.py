@@ -43,8 +43,8 @@ from plaudit.schema import (
     TOKENIZED_COLUMNS,
     TOKENIZED_LIST_COLUMNS,
     columns_read,
-    form_of_row,
     is_tokenized,
+    row_kind_of,
 )
 
 logger = logging.getLogger("plaudit")
@@ -267,9 +267,9 @@ class _CsvCells:
                 values[name] = _literal(cell)
                 expected = "a JSON list"
                 if name == "scores" and "responses" not in cells and values[name] is None:
-                    values[name] = _number_in(cell)  # the grade of a single response
+                    values[name] = _number_in(cell)  # the rating of a single response
                     expected = "a number"
-            elif name in ("margin", "weight", "strength") or (name == "score" and "chosen" not in cells):
+            elif name in ("margin", "weight", "preference_prob") or (name == "score" and "chosen" not in cells):
                 values[name] = _number_in(cell)
                 expected = "a number"
             elif name == "tie" and not cell.strip():
@@ -467,10 +467,10 @@ def prompt_of(row: Mapping[str, Any]) -> Any:
         return row["prompt"]
     if is_tokenized(row):
         return row
-    form = form_of_row(row)
+    row_kind = row_kind_of(row)
     # Without what rows of another form would say: beside a pair it may be anything.
-    row = {name: row[name] for name in columns_read(form) if name in row}
-    columns = RESPONSE_COLUMNS if form == "pairs" else ("response",)
+    row = {name: row[name] for name in columns_read(row_kind) if name in row}
+    columns = RESPONSE_COLUMNS if row_kind == "pairs" else ("response",)
     responses: list[Any] = row.get("responses") or [row.get(name) for name in columns]
     if not all(_is_conversation(response) for response in responses):
         return row

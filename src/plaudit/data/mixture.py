@@ -24,10 +24,10 @@ from plaudit.schema import (
     TOKENIZED_LIST_COLUMNS,
     check_columns,
     columns_read,
-    form_of_row,
     is_tokenized,
     legacy_columns,
     quoted,
+    row_kind_of,
 )
 
 JSON_TEXTS = ("tools", "chat_template_kwargs")
@@ -117,7 +117,7 @@ def open_part(part: DatasetPart, label: str, streaming: bool) -> OpenedPart:
     tokenized = is_tokenized(names)
     wanted: Sequence[str] = (*TOKENIZED_COLUMNS, *TOKENIZED_LIST_COLUMNS, *PAIR_COLUMNS, "weight")
     if not tokenized:
-        wanted = columns_read(form_of_row(next(iter(dataset.take(1)), {})))
+        wanted = columns_read(row_kind_of(next(iter(dataset.take(1)), {})))
     columns = tuple(name for name in names if name in wanted)
     if dataset.column_names:
         dataset = dataset.select_columns(list(columns))
@@ -190,7 +190,7 @@ PART, PART_ROW = "part", "part_row"
 """Columns that a mixture adds: the name of the part a row is from, and its index there."""
 _DEFAULTS: dict[str, tuple[Any, str]] = {
     "margin": (0.0, "margins"),
-    "strength": (1.0, "strengths"),
+    "preference_prob": (1.0, "preference_probs"),
     "weight": (1.0, "weights"),
     "tie": (False, "ties"),
 }
@@ -330,7 +330,7 @@ def _common_features(parts: Sequence[OpenedPart], names: Sequence[str], folds: b
         **dict.fromkeys(TOKENIZED_COLUMNS, Json() if ids and mixed else List(Value("int64"))),
         "response_ids": List(List(Value("int64"))),
         **dict.fromkeys(JSON_TEXTS, Value("string")),
-        **dict.fromkeys(("margin", "strength", "weight", "score"), Value("float64")),
+        **dict.fromkeys(("margin", "preference_prob", "weight", "score"), Value("float64")),
         **dict.fromkeys(("tie", "label"), Value("bool")),
         **dict.fromkeys(("scores", "ranks"), List(Value("float64"))),
     }

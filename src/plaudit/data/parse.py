@@ -17,29 +17,29 @@ from datasets import Dataset, IterableDataset
 from plaudit.data.report import Flag
 from plaudit.errors import DataError
 from plaudit.schema import (
-    FORM_COLUMNS,
     PAIR_COLUMNS,
     RAW_COLUMNS,
     RESPONSE_COLUMNS,
+    ROW_KIND_COLUMNS,
     TOKENIZED_COLUMNS,
     TOKENIZED_LIST_COLUMNS,
-    Form,
-    Judgement,
+    Label,
     PreferenceExample,
+    RowKind,
     Text,
     TokenizedExample,
-    form_of_row,
-    forms_of,
     is_tokenized,
     quoted,
     response_field,
+    row_kind_of,
+    row_kinds_of,
 )
 
-_COMPARED: frozenset[Form] = frozenset(("pairs", "scores", "ranks"))
+_COMPARED: frozenset[RowKind] = frozenset(("pairs", "scores", "ranks"))
 """Forms that one objective can read together."""
 
 
-def survey(dataset: Dataset | IterableDataset) -> tuple[frozenset[Form], frozenset[str]]:
+def survey(dataset: Dataset | IterableDataset) -> tuple[frozenset[RowKind], frozenset[str]]:
     """Say in which forms a data set judges responses, and which of the pairs' further columns say something.
 
     Args:
@@ -48,7 +48,7 @@ def survey(dataset: Dataset | IterableDataset) -> tuple[frozenset[Form], frozens
 
     Returns:
         The forms, none where the rows are lists of token ids, which may be of any form; and those of ``margin``,
-        ``strength`` and ``tie``.
+        ``preference_prob`` and ``tie``.
     """
     dataset = dataset.with_format(None)
     if dataset.column_names:
@@ -57,12 +57,12 @@ def survey(dataset: Dataset | IterableDataset) -> tuple[frozenset[Form], frozens
         dataset = dataset.select_columns([name for name in dataset.column_names if name in read])
     row: Mapping[str, Any] = next(iter(dataset.take(1)), {})
     if not is_tokenized(row):
-        forms = forms_in(dataset, row)
-        return forms, pair_columns_in(dataset, row) if "pairs" in forms else frozenset()
+        row_kinds = row_kinds_in(dataset, row)
+        return row_kinds, pair_columns_in(dataset, row) if "pairs" in row_kinds else frozenset()
     return frozenset() if "response_ids" in row else frozenset(["pairs"]), pair_columns_in(dataset, row)
 
 
-def forms_in(dataset: Dataset | IterableDataset, first_row: Mapping[str, Any]) -> frozenset[Form]:
+def row_kinds_in(dataset: Dataset | IterableDataset, first_row: Mapping[str, Any]) -> frozenset[RowKind]:
     """Name the forms of the rows of a raw data set.
 
     Args:
@@ -73,27 +73,27 @@ def forms_in(dataset: Dataset | IterableDataset, first_row: Mapping[str, Any]) -
     >>> pair, ranking = {"chosen": "a", "rejected": "b"}, {"responses": ["a", "b"], "ranks": [1, 2]}
     >>> nothing = dict.fromkeys([*pair, *ranking])
     >>> rows = Dataset.from_list([nothing | pair, nothing | ranking])
-    >>> sorted(forms_in(rows, rows[0]))
+    >>> sorted(row_kinds_in(rows, rows[0]))
     ['pairs', 'ranks']
     """
     if isinstance(dataset, IterableDataset):
-        form = form_of_row(first_row)
-        to_come = forms_of(name for name, value in first_row.items() if value is None)
-        return frozenset([form, *(other for other in to_come if {form, other} <= _COMPARED)])
+        row_kind = row_kind_of(first_row)
+        to_come = row_kinds_of(name for name, value in first_row.items() if value is None)
+        return frozenset([row_kind, *(other for other in to_come if {row_kind, other} <= _COMPARED)])
     if "chosen" in dataset.column_names and not _nulls(dataset, "chosen").any():
         return frozenset(["pairs"])
-    if len(dataset) and len(forms_of(dataset.column_names)) == 1:
-        return frozenset(forms_of(dataset.column_names))
-    judging = {name for columns in FORM_COLUMNS.values() for name in columns} | {"score"}
+    if len(dataset) and len(row_kinds_of(dataset.column_names)) == 1:
+        return frozenset(row_kinds_of(dataset.column_names))
+    judging = {name for columns in ROW_KIND_COLUMNS.values() for name in columns} | {"score"}
     filled = {name: ~_nulls(dataset, name) for name in judging & set(dataset.column_names)}
     patterns = set(zip(*(column.tolist() for column in filled.values()), strict=True))
     return frozenset(
-        form_of_row({name: one or None for name, one in zip(filled, row, strict=True)}) for row in patterns
+        row_kind_of({name: one or None for name, one in zip(filled, row, strict=True)}) for row in patterns
     )
 
 
 def pair_columns_in(dataset: Dataset | IterableDataset, first_row: Mapping[str, Any]) -> frozenset[str]:
-    """Name those of the columns ``margin``, ``strength`` and ``tie`` that say something.
+    """Name those of the columns ``margin``, ``preference_prob`` and ``tie`` that say something.
 
     Args:
         dataset: A table, which is looked through, or a stream, of which the first row speaks for all.
@@ -110,7 +110,7 @@ def pair_columns_in(dataset: Dataset | IterableDataset, first_row: Mapping[str, 
     return frozenset(found)
 
 
-_SAYS_NOTHING = {"tie": 0, "strength": 1}
+_SAYS_NOTHING = {"tie": 0, "preference_prob": 1}
 """What a pair that has the column says by this value is what one without it says."""
 
 
@@ -184,17 +184,17 @@ def check_one_form(texts: Mapping[str, Text], conversational: bool | None, place
     Raises:
         DataError: The row has another form.
     """
-    forms = {field: not isinstance(text, str) for field, text in texts.items()}
-    if len({*forms.values()}) == 1 and conversational in (None, *forms.values()):
+    row_kinds = {field: not isinstance(text, str) for field, text in texts.items()}
+    if len({*row_kinds.values()}) == 1 and conversational in (None, *row_kinds.values()):
         return
     name = {True: "a list of messages", False: "plain text"}
-    reference, expected = next(iter(forms.items()))
-    for field, form in forms.items():
-        if form != expected:
+    reference, expected = next(iter(row_kinds.items()))
+    for field, row_kind in row_kinds.items():
+        if row_kind != expected:
             place.refuse(
                 field,
-                f"is {name[form]}, but `{reference}` is {name[expected]}",
-                f"Give {quoted(forms)} in one form: all plain text, or all lists of messages.",
+                f"is {name[row_kind]}, but `{reference}` is {name[expected]}",
+                f"Give {quoted(row_kinds)} in one form: all plain text, or all lists of messages.",
             )
     if conversational is not None and expected != conversational:
         place.refuse(
@@ -433,7 +433,7 @@ def kind_of(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
-def read_judgement(row: Mapping[str, Any], form: Form, responses: int, place: Place) -> Judgement:
+def read_label(row: Mapping[str, Any], row_kind: RowKind, responses: int, place: Place) -> Label:
     """Read what one row says about its responses.
 
     Args:
@@ -446,30 +446,32 @@ def read_judgement(row: Mapping[str, Any], form: Form, responses: int, place: Pl
         DataError: It cannot be read.
     """
     weight = read_weight(row["weight"], place) if "weight" in row else None
-    if form == "pairs":
+    if row_kind == "pairs":
         return _read_pair(row, weight, place)
-    if form == "labels":
-        return Judgement((_read_label(row.get("label"), place),), weight=weight)
-    if form == "ranks":
-        return Judgement(_read_ranks(row.get("ranks"), responses, place), weight=weight)
-    if form == "grades":
-        return Judgement(_read_grade(row, place), weight=weight)
-    return Judgement(read_scores(row.get("scores"), "scores", responses, place), weight=weight)
+    if row_kind == "labels":
+        return Label((_read_flag(row.get("label"), place),), weight=weight)
+    if row_kind == "ranks":
+        return Label(_read_ranks(row.get("ranks"), responses, place), weight=weight)
+    if row_kind == "ratings":
+        return Label(_read_rating(row, place), weight=weight)
+    return Label(read_scores(row.get("scores"), "scores", responses, place), weight=weight)
 
 
-def _read_pair(row: Mapping[str, Any], weight: float | None, place: Place) -> Judgement:
+def _read_pair(row: Mapping[str, Any], weight: float | None, place: Place) -> Label:
     margin = read_margin(row["margin"], place) if "margin" in row else None
     tie = _read_tie(row.get("tie"), place)
-    strength = row.get("strength")
-    if "strength" in row and (strength is not None or not tie):
-        strength = read_strength(strength, place)
+    preference_prob = row.get("preference_prob")
+    if "preference_prob" in row and (preference_prob is not None or not tie):
+        preference_prob = read_strength(preference_prob, place)
     if tie:
-        if strength not in (None, 0.5):
+        if preference_prob not in (None, 0.5):
             place.refuse(
-                "strength", f"is {strength}, but the row is a tie", "Put 0.5 or null there, or take back the tie."
+                "preference_prob",
+                f"is {preference_prob}, but the row is a tie",
+                "Put 0.5 or null there, or take back the tie.",
             )
-        strength = 0.5
-    return Judgement(margin=margin, strength=strength, weight=weight)
+        preference_prob = 0.5
+    return Label(margin=margin, preference_prob=preference_prob, weight=weight)
 
 
 def _read_number(value: Any, field: str, place: Place) -> float:
@@ -506,14 +508,14 @@ def read_strength(value: Any, place: Place) -> float:
     Raises:
         DataError: It is no number from 0 to 1.
     """
-    strength = _read_number(value, "strength", place)
-    if not 0 <= strength <= 1:
+    preference_prob = _read_number(value, "preference_prob", place)
+    if not 0 <= preference_prob <= 1:
         place.refuse(
-            "strength",
-            f"is {strength}, not a probability",
+            "preference_prob",
+            f"is {preference_prob}, not a probability",
             "Give the share of judges who prefer `chosen`, from 0 to 1.",
         )
-    return strength
+    return preference_prob
 
 
 def read_weight(value: Any, place: Place) -> float:
@@ -542,14 +544,14 @@ def _read_tie(value: Any, place: Place) -> bool:
     place.refuse("tie", f"is {kind_of(value)}, not true or false", "Write true for a tie, and false or null otherwise.")
 
 
-def _read_label(value: Any, place: Place) -> float:
+def _read_flag(value: Any, place: Place) -> float:
     fix = "Write true for a good response and false for a bad one."
     if isinstance(value, bool) or (isinstance(value, numbers.Real) and value in (0, 1)):
         return float(value)
     place.refuse("label", "is null" if value is None else f"is {kind_of(value)}, not true or false", fix)
 
 
-def _read_grade(row: Mapping[str, Any], place: Place) -> tuple[float]:
+def _read_rating(row: Mapping[str, Any], place: Place) -> tuple[float]:
     field = "scores" if row.get("scores") is not None else "score"
     value = row.get(field)
     if isinstance(value, list | tuple):
@@ -636,7 +638,7 @@ def read_example(
     >>> read_example({"prompt": "2+2=", "chosen": "4", "rejected": "5"}, row_number=0).responses
     ('2+2=4', '2+2=5')
     >>> row = {"prompt": "2+2=", "responses": ["4", "22", "5"], "ranks": [1, 3, 2]}
-    >>> read_example(row, row_number=0).judgement.scores
+    >>> read_example(row, row_number=0).label.ratings
     (-1.0, -3.0, -2.0)
     """
     return read_flagged_example(
@@ -673,8 +675,8 @@ def read_flagged_example(
         DataError: The row cannot be read as a preference.
     """
     place = Place(row_number, dataset_name, features or {})
-    form = form_of_row(row)
-    texts = _read_responses(row, form, place)
+    row_kind = row_kind_of(row)
+    texts = _read_responses(row, row_kind, place)
     responses: list[Any] = list(texts.values())
     prompt: Any = None
     if "prompt" in row:
@@ -683,18 +685,18 @@ def read_flagged_example(
     check_one_form(texts, conversational, place)
     example = PreferenceExample(
         responses=tuple(responses if prompt is None else (prompt + response for response in responses)),
-        form=form,
-        judgement=read_judgement(row, form, len(responses), place),
+        row_kind=row_kind,
+        label=read_label(row, row_kind, len(responses), place),
         tools=read_tools(row.get("tools"), place),
         chat_template_kwargs=read_template_kwargs(row.get("chat_template_kwargs"), place),
     )
     return example, _suspicions(responses)
 
 
-def _read_responses(row: Mapping[str, Any], form: Form, place: Place) -> dict[str, Text]:
+def _read_responses(row: Mapping[str, Any], row_kind: RowKind, place: Place) -> dict[str, Text]:
     """Field -> response, in order."""
-    if form in ("pairs", "grades", "labels"):
-        columns = RESPONSE_COLUMNS if form == "pairs" else ("response",)
+    if row_kind in ("pairs", "ratings", "labels"):
+        columns = RESPONSE_COLUMNS if row_kind == "pairs" else ("response",)
         return {name: read_text(row.get(name), name, place, place.features.get(name)) for name in columns}
     values = row["responses"]
     if not isinstance(values, list | tuple):
@@ -705,7 +707,7 @@ def _read_responses(row: Mapping[str, Any], form: Form, place: Place) -> dict[st
     feature = item_feature(place.features.get("responses"))
     return {
         field: read_text(value, field, place, feature)
-        for field, value in ((response_field(form, index), value) for index, value in enumerate(values))
+        for field, value in ((response_field(row_kind, index), value) for index, value in enumerate(values))
     }
 
 
@@ -716,7 +718,7 @@ def read_tokenized_example(
 
     Args:
         row: The columns of the row: ``chosen_ids`` and ``rejected_ids``, or ``response_ids`` and ``scores``; and
-            optionally ``margin``, ``strength`` and ``weight``.
+            optionally ``margin``, ``preference_prob`` and ``weight``.
         row_number: Its index in the data set as it was passed in, counted from 0.
         dataset_name: Which data set it is.
 
@@ -730,19 +732,19 @@ def read_tokenized_example(
     # A mixture of tokenised pairs and lists has the columns of both.
     if row.get("response_ids") is None and ("response_ids" not in row or row.get("chosen_ids") is not None):
         ids = tuple(_read_ids(row.get(field), field, place) for field in TOKENIZED_COLUMNS)
-        return TokenizedExample(ids, read_judgement(row, "pairs", 2, place))
+        return TokenizedExample(ids, read_label(row, "pairs", 2, place))
     values = row["response_ids"]
     if not isinstance(values, list | tuple) or not values:
         place.refuse("response_ids", "is no list of responses", "Give a list with the token ids of each response.")
     ids = tuple(_read_ids(value, f"response_ids[{index}]", place) for index, value in enumerate(values))
-    optional = {name: row[name] for name in ("margin", "strength") if row.get(name) is not None}
-    judgement = Judgement(
+    optional = {name: row[name] for name in ("margin", "preference_prob") if row.get(name) is not None}
+    label = Label(
         read_scores(row.get("scores"), "scores", len(ids), place),
         margin=read_margin(optional["margin"], place) if "margin" in optional else None,
-        strength=read_strength(optional["strength"], place) if "strength" in optional else None,
+        preference_prob=read_strength(optional["preference_prob"], place) if "preference_prob" in optional else None,
         weight=read_weight(row["weight"], place) if "weight" in row else None,
     )
-    return TokenizedExample(ids, judgement)
+    return TokenizedExample(ids, label)
 
 
 def _read_ids(value: Any, field: str, place: Place) -> list[int]:

@@ -19,10 +19,10 @@ from transformers import PreTrainedTokenizerBase
 
 from plaudit.data.encode import CACHE_BYTES, RENDER_ERRORS, ConversationEncoder, Encoder, TextEncoder
 from plaudit.data.load import prompt_of
-from plaudit.data.parse import forms_in, kind_of, read_example, read_flagged_example, read_tokenized_example
+from plaudit.data.parse import kind_of, read_example, read_flagged_example, read_tokenized_example, row_kinds_in
 from plaudit.data.report import DataReport, Flag, Overlong, Purpose
 from plaudit.errors import ConfigError, DataError
-from plaudit.objectives import FORM_NAMES, BradleyTerry, Objective, objectives_for
+from plaudit.objectives import ROW_KIND_NAMES, BradleyTerry, Objective, objectives_for
 from plaudit.prefix_tree import common_prefix_length
 from plaudit.schema import (
     LEGACY_COLUMNS,
@@ -31,9 +31,9 @@ from plaudit.schema import (
     RESPONSE_COLUMNS,
     TOKENIZED_COLUMNS,
     TOKENIZED_LIST_COLUMNS,
-    Form,
-    Judgement,
+    Label,
     PreferenceExample,
+    RowKind,
     check_columns,
     columns_read,
     comparisons_of,
@@ -53,10 +53,10 @@ class _Row:
 
     index: int
     example: PreferenceExample | None = None
-    form: Form = "pairs"
+    row_kind: RowKind = "pairs"
     prompt: int = 0
     ids: list[Any] = field(default_factory=list)
-    judgement: Judgement = field(default_factory=Judgement)
+    label: Label = field(default_factory=Label)
     flags: int = 0
     lengths: list[int] = field(default_factory=list)
     error: DataError | None = None
@@ -72,7 +72,7 @@ class RowPreparer:
         objective: What the rows are for: it decides which forms can be read.
         pairs: Whether all rows are pairs, which are written as ``chosen_ids`` and ``rejected_ids``; otherwise all
             rows are written as ``response_ids`` with ``scores``.
-        optional: Those of the columns ``margin``, ``strength``, ``tie`` and ``weight`` that the rows have.
+        optional: Those of the columns ``margin``, ``preference_prob``, ``tie`` and ``weight`` that the rows have.
         has_prompt: Whether the rows have a prompt of their own.
         max_length: Limit for one response, in tokens (None: no limit).
         overlong: The policy for over-long rows; here it matters only whether they are cut.
@@ -97,8 +97,8 @@ class RowPreparer:
     def result_columns(self) -> list[str]:
         """Names of the columns that a trainer reads."""
         names = list(TOKENIZED_COLUMNS if self.pairs else TOKENIZED_LIST_COLUMNS)
-        read = {"strength" if name == "tie" else name for name in self.optional}
-        return names + [name for name in ("margin", "strength", "weight") if name in read]
+        read = {"preference_prob" if name == "tie" else name for name in self.optional}
+        return names + [name for name in ("margin", "preference_prob", "weight") if name in read]
 
     @property
     def features(self) -> Features:
@@ -173,19 +173,22 @@ class RowPreparer:
             "lengths": [row.lengths for row in rows],
             "prompt": [row.prompt for row in rows],
             "error": [None if row.error is None else dump_error(row.error) for row in rows],
-            "margin": [row.judgement.margin for row in rows],
-            "strength": [row.judgement.strength for row in rows],
-            "weight": [row.judgement.weight for row in rows],
+            "margin": [row.label.margin for row in rows],
+            "preference_prob": [row.label.preference_prob for row in rows],
+            "weight": [row.label.weight for row in rows],
         }
         if self.pairs:
             columns["chosen_ids"], columns["rejected_ids"] = (
                 [row.ids[place] if row.error is None else [] for row in rows] for place in (0, 1)
             )
-            if "strength" in self.result_columns:
-                columns["strength"] = [1.0 if strength is None else strength for strength in columns["strength"]]
+            if "preference_prob" in self.result_columns:
+                columns["preference_prob"] = [
+                    1.0 if preference_prob is None else preference_prob
+                    for preference_prob in columns["preference_prob"]
+                ]
         else:
             columns["response_ids"] = [[list(ids) for ids in row.ids] for row in rows]
-            columns["scores"] = [list(row.judgement.scores) for row in rows]
+            columns["scores"] = [list(row.label.ratings) for row in rows]
         return columns
 
     def _read(self, raw: dict[str, Any], index: int) -> _Row:
@@ -196,15 +199,15 @@ class RowPreparer:
             row.prompt = _number_of(prompt_of(raw) if self.encoder is not None else None)
             if self.encoder is None:
                 ids = read_tokenized_example(raw, **place)
-                row.ids, row.judgement = [list(one) for one in ids.response_ids], ids.judgement
-                row.form = "pairs" if self.pairs else "scores"
+                row.ids, row.label = [list(one) for one in ids.response_ids], ids.label
+                row.row_kind = "pairs" if self.pairs else "scores"
                 row.prompt = _number_of(row.ids[0][: common_prefix_length(row.ids)])
                 row.flags = Flag.IDENTICAL if _all_equal(row.ids) else 0
             else:
                 row.example, row.flags = read_flagged_example(
                     raw, conversational=self.conversational, features=self.source_features, **place
                 )
-                row.form, row.judgement = row.example.form, row.example.judgement
+                row.row_kind, row.label = row.example.row_kind, row.example.label
             self._check_readable(row, raw)
         except DataError as error:
             self._fail(row, error)
@@ -212,21 +215,23 @@ class RowPreparer:
 
     def _check_readable(self, row: _Row, raw: Mapping[str, Any]) -> None:
         """Hold a row against the objective, which was chosen by the columns or by the first row of a stream."""
-        if self.encoder is not None and row.form not in self.objective.forms:
-            fix = f"Use another objective ({', '.join(objectives_for([row.form], [])) or 'none reads it'})."
-            message = f"is of the form {FORM_NAMES[row.form]}, from which {self.objective.name} cannot learn"
-            raise self._error(row, response_field(row.form, 0).partition("[")[0], message, fix)
-        if self.pairs and row.form != "pairs":
+        if self.encoder is not None and row.row_kind not in self.objective.row_kinds:
+            fix = f"Use another objective ({', '.join(objectives_for([row.row_kind], [])) or 'none reads it'})."
+            message = f"is of the form {ROW_KIND_NAMES[row.row_kind]}, from which {self.objective.name} cannot learn"
+            raise self._error(row, response_field(row.row_kind, 0).partition("[")[0], message, fix)
+        if self.pairs and row.row_kind != "pairs":
             fix = "Give all rows the columns of all forms, null where a row has none, or pass a `Dataset`."
-            message = f"is of the form {FORM_NAMES[row.form]}, but the first row is a pair and has no such columns"
-            raise self._error(row, response_field(row.form, 0).partition("[")[0], message, fix)
-        if row.form == "pairs" and raw.get("tie") and "tie" not in self.objective.columns:
-            fix = f"Use another objective ({' or '.join(objectives_for([row.form], ['tie']))}), or drop the row."
+            message = (
+                f"is of the form {ROW_KIND_NAMES[row.row_kind]}, but the first row is a pair and has no such columns"
+            )
+            raise self._error(row, response_field(row.row_kind, 0).partition("[")[0], message, fix)
+        if row.row_kind == "pairs" and raw.get("tie") and "tie" not in self.objective.columns:
+            fix = f"Use another objective ({' or '.join(objectives_for([row.row_kind], ['tie']))}), or drop the row."
             raise self._error(row, "tie", f"is true, and {self.objective.name} knows no ties", fix)
-        problem = self.objective.problem(row.judgement)
+        problem = self.objective.problem(row.label)
         if problem is not None:
             raise self._error(row, *problem)
-        scores = row.judgement.scores
+        scores = row.label.ratings
         tied = self.objective.learns_ties and len(scores) > 1
         if self.objective.compares and not tied and not comparisons_of(scores):
             row.flags |= Flag.NOTHING_TO_COMPARE
@@ -237,7 +242,7 @@ class RowPreparer:
         A stream without declared types fills a batch with null wherever a row lacks a column, and so does a table
         whose rows have several forms.
         """
-        for column in ("margin", "strength", "tie", "weight", "prompt"):
+        for column in ("margin", "preference_prob", "tie", "weight", "prompt"):
             if column in self.optional or (column == "prompt" and self.has_prompt):
                 raw.setdefault(column, None)
                 if not self.pairs and column in (*PAIR_COLUMNS, "weight") and raw[column] is None:
@@ -279,7 +284,7 @@ class RowPreparer:
             except RENDER_ERRORS as error:
                 message = f"the chat template refuses it: {type(error).__name__}: {error}"
                 fix = "Change or drop the row, or use a chat template that accepts such conversations."
-                self._fail(row, self._error(row, response_field(row.form, index), message, fix))
+                self._fail(row, self._error(row, response_field(row.row_kind, index), message, fix))
                 return []
         return texts
 
@@ -287,7 +292,7 @@ class RowPreparer:
         for index, ids in enumerate(row.ids):
             if not ids:
                 fix = "Drop the row, or use a chat template that prints something for it."
-                self._fail(row, self._error(row, response_field(row.form, index), "has no tokens", fix))
+                self._fail(row, self._error(row, response_field(row.row_kind, index), "has no tokens", fix))
 
     def _measure(self, row: _Row) -> None:
         row.lengths = [len(ids) for ids in row.ids]
@@ -395,8 +400,8 @@ def prepare_dataset(
 
     Returns:
         The prepared data set: ``chosen_ids`` and ``rejected_ids`` where all rows are pairs, ``response_ids`` (lists
-        of lists) and ``scores`` otherwise; and, where the source has them, ``margin``, ``strength`` (0.5 for ties)
-        and ``weight``. And what was read, dropped and found suspicious. The rows of a stream are read, checked
+        of lists) and ``scores`` otherwise; and, where the source has them, ``margin``, ``preference_prob`` (0.5 for
+        ties) and ``weight``. And what was read, dropped and found suspicious. The rows of a stream are read, checked
         and counted as they are asked for; row numbers count them in the order in which the stream gives them.
 
     Raises:
@@ -461,7 +466,7 @@ class _Source:
         dataset: Legacy columns renamed, rows as plain Python values.
         first: The first row (None: the data is tokenised already).
         pairs: Whether all rows are pairs.
-        optional: Those of the columns ``margin``, ``strength``, ``tie`` and ``weight`` that rows have.
+        optional: Those of the columns ``margin``, ``preference_prob``, ``tie`` and ``weight`` that rows have.
         has_prompt: Whether rows have a prompt of their own.
     """
 
@@ -495,7 +500,7 @@ def _open(dataset: Dataset | IterableDataset, dataset_name: str) -> _Source:
         read_tokenized_example(row, row_number=0, dataset_name=dataset_name)
     else:
         first = read_example(row, row_number=0, dataset_name=dataset_name)
-    pairs = "response_ids" not in row if tokenized else forms_in(dataset, row) == {"pairs"}
+    pairs = "response_ids" not in row if tokenized else row_kinds_in(dataset, row) == {"pairs"}
     optional = frozenset({*PAIR_COLUMNS, "weight"} & row.keys())
     return _Source(dataset, first, pairs, optional, has_prompt="prompt" in row and not tokenized)
 
@@ -529,7 +534,7 @@ def _prepare_table(
 ) -> Dataset:
     prepared = _map_cached(dataset, preparer, num_proc)
     flags, lengths = (prepared.data.column(name).combine_chunks() for name in ("flags", "lengths"))
-    kept = _count(report, flags.to_numpy(), lengths, form="pairs" if preparer.pairs else "scores")
+    kept = _count(report, flags.to_numpy(), lengths, row_kind="pairs" if preparer.pairs else "scores")
     report.check_usable()
     report.log()
     report.prompts = prepared.data.column("prompt").to_numpy()[kept]
@@ -566,14 +571,14 @@ def _worth_starting(num_proc: int | None, rows: int) -> int | None:
     return worth if worth > 1 else None
 
 
-def _count(report: DataReport, flags: np.ndarray, lengths: Any, form: Form) -> np.ndarray:
+def _count(report: DataReport, flags: np.ndarray, lengths: Any, row_kind: RowKind) -> np.ndarray:
     """Fill the report from the columns ``flags`` (G,) and ``lengths`` (G lists); return the rows kept."""
     report.lengths.add_all(lengths.flatten().to_numpy())
     if report.overlong == "error":
         overlong = np.flatnonzero(flags & Flag.OVERLONG)
         if len(overlong):
             row = int(overlong[0])
-            raise report.overlong_error(row, lengths[row].as_py(), len(overlong), form=form)
+            raise report.overlong_error(row, lengths[row].as_py(), len(overlong), row_kind=row_kind)
     kept = np.ones(len(flags), dtype=bool)
     for row in np.flatnonzero(flags).tolist():
         kept[row] = report.add(row, int(flags[row]))
@@ -588,7 +593,7 @@ def _prepare_stream(dataset: IterableDataset, preparer: RowPreparer, report: Dat
     preparer = replace(preparer, collect_errors=True)
     every = list(preparer.features)
     extra = ["row"] if report.purpose == "predict" else []
-    gate = _StreamGate(report, [*preparer.result_columns, *extra], form="pairs" if preparer.pairs else "scores")
+    gate = _StreamGate(report, [*preparer.result_columns, *extra], row_kind="pairs" if preparer.pairs else "scores")
     prepared = dataset.map(preparer, batched=True, batch_size=STREAM_BATCH, with_indices=True)
     # Batches of one row, not `filter`, which cannot follow a typed `map` in older releases of `datasets`.
     return prepared.select_columns(every).map(
@@ -613,7 +618,7 @@ class _StreamGate:
 
     report: DataReport
     columns: list[str]
-    form: Form
+    row_kind: RowKind
     next_row: int = 0
 
     def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
@@ -625,7 +630,7 @@ class _StreamGate:
             raise load_error(row["error"])
         report, number, flags, lengths = self.report, row["row"], row["flags"], row["lengths"]
         if report.overlong == "error" and flags & Flag.OVERLONG:
-            raise report.overlong_error(number, lengths, form=self.form)
+            raise report.overlong_error(number, lengths, row_kind=self.row_kind)
         if number < self.next_row:
             # A later pass over the stream: these rows are counted already.
             return report.keeps(flags)
@@ -768,8 +773,8 @@ def _read(
         place = single + str(error.field).removeprefix("response")
         raise DataError(error.message, row=number, field=place, fix=error.fix) from None
     count = len(example.responses)
-    form = example.form
-    fields = (single,) if shape == "one" else tuple(response_field(form, index) for index in range(count))
+    row_kind = example.row_kind
+    fields = (single,) if shape == "one" else tuple(response_field(row_kind, index) for index in range(count))
     return ReadRow(number, shape, example, (), fields, flags & _SUSPICIOUS)
 
 

@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from plaudit.errors import DataError
-from plaudit.schema import Form, response_field
+from plaudit.schema import RowKind, response_field
 
 logger = logging.getLogger("plaudit")
 Purpose: TypeAlias = Literal["train", "eval", "predict"]
@@ -241,7 +241,9 @@ class DataReport:
                     found = f"{self.dataset_name} data: {title}: {self.describe(flag, count)}"
                     logger.warning("%s; more of this kind are counted silently", found)
 
-    def overlong_error(self, row: int, lengths: Sequence[int], count: int = 1, *, form: Form = "pairs") -> DataError:
+    def overlong_error(
+        self, row: int, lengths: Sequence[int], count: int = 1, *, row_kind: RowKind = "pairs"
+    ) -> DataError:
         """Make the error for a row that is too long where that is not allowed.
 
         Args:
@@ -255,7 +257,7 @@ class DataReport:
         return DataError(
             f"has {lengths[worst]} tokens, more than `max_length` {self.max_length}{others}",
             row=row,
-            field=response_field(form, worst),
+            field=response_field(row_kind, worst),
             dataset=self.dataset_name,
             fix='Raise `max_length`, or set `overlong` to "drop", "truncate_left" or "truncate_right".',
         )

@@ -120,7 +120,7 @@ class _Scan:
     marks: Marks
     sample: Sample
     lengths: Lengths
-    forms: Counter[str]
+    row_kinds: Counter[str]
     tokens: np.ndarray
     rows: int = 0
 
@@ -144,7 +144,7 @@ class _Scan:
             check.add(row)
         if row.error is not None:
             return
-        self.forms[row.form] += 1
+        self.row_kinds[row.row_kind] += 1
         self.sample.add(row)
         self.lengths.add(row)
         for length in row.lengths:
@@ -196,7 +196,7 @@ def _conclude(
     return DataCheck(
         source.label,
         scan.rows,
-        dict(scan.forms),
+        dict(scan.row_kinds),
         findings,
         shortcuts,
         leaks,

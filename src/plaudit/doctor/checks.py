@@ -109,7 +109,7 @@ class Flagged:
             return ""
         if kind == "empty":
             blank = [n for n, answer in enumerate(row.parts.answers) if not answer.strip()]
-            return ", ".join(f"`{response_field(row.form, place)}` is empty" for place in blank)
+            return ", ".join(f"`{response_field(row.row_kind, place)}` is empty" for place in blank)
         return excerpt(row.parts.answers[0]) if kind == "identical" else ""
 
     def findings(self) -> list[Finding]:
@@ -195,7 +195,7 @@ class Endings:
             if places:
                 rows.append(row.number)
                 if len(examples) < EXAMPLES:
-                    field = response_field(row.form, places[0])
+                    field = response_field(row.row_kind, places[0])
                     why = reasons.get(places[0], "has no full stop")
                     text = f"`{field}` {why}: {excerpt(row.parts.answers[places[0]], 70, end=True)}"
                     examples.append(Example((row.number,), text))
@@ -248,8 +248,8 @@ class Marks:
         if row.parts is None:
             return
         answers = row.parts.answers
-        if row.form == "labels":
-            self.counts.add(self._marker.marks(answers[0]), preferred=row.goodness[0] > 0.5)
+        if row.row_kind == "labels":
+            self.counts.add(self._marker.marks(answers[0]), preferred=row.ratings[0] > 0.5)
         elif row.sides is not None:
             for preferred, place in zip((True, False), row.sides, strict=True):
                 self.counts.add(self._marker.marks(answers[place]), preferred=preferred)
@@ -258,7 +258,9 @@ class Marks:
             if token is not None:
                 self._special.append(row.number)
                 if len(self._examples) < EXAMPLES:
-                    self._examples.append(Example((row.number,), f"`{response_field(row.form, place)}` has {token}"))
+                    self._examples.append(
+                        Example((row.number,), f"`{response_field(row.row_kind, place)}` has {token}")
+                    )
                 break
 
     def findings(self) -> list[Finding]:

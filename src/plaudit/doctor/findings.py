@@ -289,7 +289,7 @@ class DataCheck:
 
     name: str
     rows: int
-    forms: dict[str, int]
+    row_kinds: dict[str, int]
     findings: list[Finding]
     shortcuts: list[Shortcut] = field(default_factory=list)
     leaks: list[Leak] = field(default_factory=list)
@@ -336,7 +336,7 @@ class DataCheck:
             "ok": self.ok,
             "verdict": self.verdict,
             "rows": self.rows,
-            "forms": self.forms,
+            "row_kinds": self.row_kinds,
             "seconds": round(self.seconds, 3),
             "findings": [one.to_dict(self.rows) for one in self.findings],
             "shortcuts": [one.to_dict() for one in self.shortcuts],

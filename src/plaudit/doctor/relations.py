@@ -26,7 +26,7 @@ from plaudit.doctor.rows import (
     ways_of,
 )
 from plaudit.errors import DataError
-from plaudit.schema import forms_of, is_tokenized
+from plaudit.schema import is_tokenized, row_kinds_of
 
 GRAM = 13
 """Words in a row that a prompt shares with a benchmark's: the length usual since GPT-3 (Brown et al. 2020)."""
@@ -170,7 +170,7 @@ def _prompts_in(path: Checkable) -> Iterator[tuple[int, tuple[str, ...]]]:
     """Row numbers and prompts of a benchmark, without system messages."""
     rows: Any = load_preference_dataset(path) if isinstance(path, str | os.PathLike) else path
     columns = list(getattr(rows, "column_names", None) or dict.fromkeys(name for row in rows for name in row))
-    if forms_of(columns) and not is_tokenized(columns):
+    if row_kinds_of(columns) and not is_tokenized(columns):
         source = open_source(path, name="benchmark")
         for row in RowReader(source, ways_of(source), None, None):
             if row.parts is not None and row.parts.prompt is not None:
@@ -220,7 +220,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self._rows, self._row_keys, self._ends = array("q"), array("Q"), array("q")
-        self._keys, self._goodness, self._kinds = array("Q"), array("d"), array("b")
+        self._keys, self._ratings, self._kinds = array("Q"), array("d"), array("b")
 
     def add(self, row: CheckedRow) -> None:
         """Remember a row.
@@ -231,11 +231,11 @@ class Ledger:
         self._rows.append(row.number)
         self._row_keys.append(row.row_key)
         self._keys.extend(row.keys)
-        self._goodness.extend(row.goodness)
+        self._ratings.extend(row.ratings)
         self._ends.append(len(self._keys))
-        # One response with several grades is nothing unusual; thumbs up and down for it are a contradiction.
-        silent = row.form == "grades" or is_flagged(row, Flag.IDENTICAL)
-        self._kinds.append(_SILENT if silent else _LABEL if row.form == "labels" else _COMPARES)
+        # One response with several ratings is nothing unusual; labels for it are a contradiction.
+        silent = row.row_kind == "ratings" or is_flagged(row, Flag.IDENTICAL)
+        self._kinds.append(_SILENT if silent else _LABEL if row.row_kind == "labels" else _COMPARES)
 
     def repeats(self) -> Repeats:
         """Find duplicates, contradictions and cycles."""
@@ -278,9 +278,7 @@ class Ledger:
         for place in candidates.tolist():
             span = self._responses(place)
             said = [
-                (int(node), good)
-                for node, good in zip(node_of[span], self._goodness[span], strict=True)
-                if shared[node]
+                (int(node), good) for node, good in zip(node_of[span], self._ratings[span], strict=True) if shared[node]
             ]
             if self._kinds[place] == _LABEL:
                 # A label says that a response is better, or worse, than a doubtful one.
@@ -300,7 +298,7 @@ class Ledger:
         for place in np.flatnonzero(several):
             span = self._responses(int(place))
             scores: dict[int, float] = {}
-            for key, good in zip(self._keys[span], self._goodness[span], strict=True):
+            for key, good in zip(self._keys[span], self._ratings[span], strict=True):
                 if scores.setdefault(key, good) != good:
                     found.add(int(inverse[place]))
         return found

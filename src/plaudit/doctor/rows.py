@@ -31,15 +31,15 @@ from plaudit.schema import (
     RAW_COLUMNS,
     TOKENIZED_COLUMNS,
     TOKENIZED_LIST_COLUMNS,
-    Form,
     PreferenceExample,
+    RowKind,
     Text,
     check_columns,
     comparisons_of,
-    form_of_row,
-    goodness_of,
     is_tokenized,
     legacy_columns,
+    ratings_of,
+    row_kind_of,
 )
 
 logger = logging.getLogger("plaudit")
@@ -191,7 +191,7 @@ class Ways:
         refusal: Why training would refuse to choose; then the objective is the one that reads most rows.
         pairs: Whether all rows are pairs.
         tokenized: Whether they come as token ids.
-        optional: Those of the columns ``margin``, ``strength``, ``tie`` and ``weight`` that rows have.
+        optional: Those of the columns ``margin``, ``preference_prob``, ``tie`` and ``weight`` that rows have.
         has_prompt: Whether rows have a prompt of their own.
     """
 
@@ -215,20 +215,20 @@ def ways_of(source: Source) -> Ways:
     usual = {name for name in source.columns if source.declared or 2 * filled[name] > len(first)}
     tokenized = is_tokenized(source.columns)
     if isinstance(source.dataset, Dataset) and not source.renames:
-        forms, columns = survey(source.dataset)
+        row_kinds, columns = survey(source.dataset)
     elif tokenized:
-        forms, columns = frozenset[Form](["pairs"]), frozenset({*PAIR_COLUMNS} & filled.keys())
+        row_kinds, columns = frozenset[RowKind](["pairs"]), frozenset({*PAIR_COLUMNS} & filled.keys())
     else:
-        forms = frozenset(form_of_row(row) for row in first)
+        row_kinds = frozenset(row_kind_of(row) for row in first)
         columns = frozenset({*PAIR_COLUMNS} & filled.keys())
     refusal = None
     try:
-        name = choose_objective(forms, columns)[0]
+        name = choose_objective(row_kinds, columns)[0]
     except ConfigError as error:
         refusal = str(error).partition("\n")[0]
-        usual_form = Counter(form_of_row(row) for row in first).most_common(1)[0][0]
+        usual_form = Counter(row_kind_of(row) for row in first).most_common(1)[0][0]
         name = next(iter([*objectives_for([usual_form], columns), *objectives_for([usual_form], [])]))
-    pairs = "response_ids" not in source.columns if tokenized else forms == {"pairs"}
+    pairs = "response_ids" not in source.columns if tokenized else row_kinds == {"pairs"}
     optional = frozenset({*PAIR_COLUMNS, "weight"} & usual)
     has_prompt = "prompt" in usual and not tokenized
     return Ways(make_objective(name), refusal, pairs, tokenized, optional, has_prompt)
@@ -378,13 +378,13 @@ class SampledRow:
         number: Its index in the data set.
         prompt_key: A number for its prompt.
         answers: Its responses without their prompt, cut at :data:`MOST_CHARACTERS`.
-        goodness: How good each is.
+        ratings: How good each is.
     """
 
     number: int
     prompt_key: int
     answers: tuple[str, ...]
-    goodness: tuple[float, ...]
+    ratings: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -438,7 +438,7 @@ class Sample:
 
     def _taken(self, row: CheckedRow) -> SampledRow:
         assert row.parts is not None
-        places = list(range(len(row.goodness)))
+        places = list(range(len(row.ratings)))
         if len(places) > MOST_RESPONSES and row.sides is not None:
             others = [place for place in places if place not in row.sides]
             places = [*row.sides, *self._random.sample(others, MOST_RESPONSES - 2)]
@@ -446,7 +446,7 @@ class Sample:
             row.number,
             row.prompt_key,
             tuple(row.parts.answers[place][:MOST_CHARACTERS] for place in places),
-            tuple(row.goodness[place] for place in places),
+            tuple(row.ratings[place] for place in places),
         )
 
     @property
@@ -461,7 +461,7 @@ class Sample:
         draw = random.Random(0)
         found = []
         for row in rows:
-            pairs = comparisons_of(row.goodness)
+            pairs = comparisons_of(row.ratings)
             for better, worse in pairs if len(pairs) <= each else draw.sample(pairs, each):
                 found.append(Comparison(row.number, row.prompt_key, row.answers[better], row.answers[worse]))
         return found
@@ -486,7 +486,7 @@ class CheckedRow:
         error: Why it cannot be read (None: it can).
         flags: Sum of the values of its :class:`~plaudit.data.report.Flag`.
         form: In which form it says what is better.
-        goodness: How good each of its N responses is, higher is better.
+        ratings: How good each of its N responses is, higher is better.
         keys: A number for each whole response, equal for equal ones.
         row_key: A number for all that the row says.
         prompt_key: A number for its prompt, up to case and white space; for the row where it has none.
@@ -497,8 +497,8 @@ class CheckedRow:
     number: int
     error: DataError | None = None
     flags: int = 0
-    form: Form = "pairs"
-    goodness: tuple[float, ...] = ()
+    row_kind: RowKind = "pairs"
+    ratings: tuple[float, ...] = ()
     keys: tuple[int, ...] = ()
     row_key: int = 0
     prompt_key: int = 0
@@ -508,9 +508,9 @@ class CheckedRow:
     @property
     def sides(self) -> tuple[int, int] | None:
         """Places of a best and a worst response; None where no two differ."""
-        if len(self.goodness) < 2 or max(self.goodness) == min(self.goodness):
+        if len(self.ratings) < 2 or max(self.ratings) == min(self.ratings):
             return None
-        return self.goodness.index(max(self.goodness)), self.goodness.index(min(self.goodness))
+        return self.ratings.index(max(self.ratings)), self.ratings.index(min(self.ratings))
 
 
 class _Unencoded(Encoder):
@@ -561,24 +561,24 @@ class _Preparer(RowPreparer):
 
 
 def _checked(row: Any, example: PreferenceExample | None, prompt: Text | None) -> CheckedRow:
-    judgement = row.judgement
-    said = (judgement.margin, judgement.strength, judgement.weight)
+    label = row.label
+    said = (label.margin, label.preference_prob, label.weight)
     if example is None:
         parts, keys = None, tuple(key_of(ids) for ids in row.ids)
     else:
         parts = take_apart(example, prompt)
         beside = (example.tools, example.chat_template_kwargs)
         keys = tuple(key_of(response, beside) for response in example.responses)
-    goodness = goodness_of(judgement)
+    ratings = ratings_of(label)
     # The order in which a row lists its responses says nothing.
-    row_key = key_of(sorted(zip(keys, goodness, strict=True)), said)
+    row_key = key_of(sorted(zip(keys, ratings, strict=True)), said)
     prompt_key = prompt_key_of(parts, keys) if parts is not None else row.prompt % 2**64
     return CheckedRow(
         row.index,
         None,
         int(row.flags),
-        row.form,
-        goodness,
+        row.row_kind,
+        ratings,
         keys,
         row_key,
         prompt_key,
@@ -657,8 +657,8 @@ class RowReader:
         preparer = self._preparer()
         read = [row.example for row in (preparer._read(dict(raw), n) for n, raw in enumerate(batch)) if not row.error]
         examples = [example for example in read if example is not None]
-        forms = Counter(example.conversational for example in examples)
-        self._most = forms.most_common(1)[0][0] if forms else False
+        row_kinds = Counter(example.conversational for example in examples)
+        self._most = row_kinds.most_common(1)[0][0] if row_kinds else False
         if self._tokenizer is not None and examples:
             encoder = ConversationEncoder(self._tokenizer) if self._most else TextEncoder(self._tokenizer)
             encoder.check(next(one for one in examples if one.conversational == self._most))

@@ -239,7 +239,7 @@ class Lengths:
         Args:
             row: A row that was read; one that compares nothing is passed over.
         """
-        pairs = comparisons_of(row.goodness)
+        pairs = comparisons_of(row.ratings)
         if not pairs:
             return
         if row.parts is not None:

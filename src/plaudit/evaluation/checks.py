@@ -19,7 +19,7 @@ from plaudit.evaluation.suites.registry import LoadedSuite
 from plaudit.evaluation.table import ScoredRow, ScoredSet
 from plaudit.inference.reward_model import RewardModel
 from plaudit.model.shared_prefix import BatchLayout
-from plaudit.schema import form_of_row
+from plaudit.schema import row_kind_of
 
 logger = logging.getLogger("plaudit")
 
@@ -61,7 +61,7 @@ def _scored(model: RewardModel, suite: LoadedSuite, rows: Sequence[SuiteRow], se
 def _swapped(
     model: RewardModel, suite: LoadedSuite, before: ScoredSet, again: Sequence[SuiteRow], settings: ScoringSettings
 ) -> Check:
-    listed = [place for place, row in enumerate(again) if form_of_row(row.raw) in ("pairs", "scores", "ranks")]
+    listed = [place for place, row in enumerate(again) if row_kind_of(row.raw) in ("pairs", "scores", "ranks")]
     turned = [replace(again[place], raw=swap_labels(again[place].raw)) for place in listed]
     straight = ScoredSet(before[place] for place in listed)
     return check_swapped_labels(straight, _scored(model, suite, turned, settings))

@@ -270,7 +270,7 @@ def _check_same_rows(first: ScoredSet, second: ScoredSet, names: tuple[str, str]
         fix = "Compare on the rows that both have."
         raise ConfigError(f"{names[0]} was scored on {len(first)} rows and {names[1]} on {len(second)}", fix=fix)
     for one, other in zip(first, second, strict=True):
-        if (one.row, one.id, one.judgement, one.cluster) != (other.row, other.id, other.judgement, other.cluster):
+        if (one.row, one.id, one.label, one.cluster) != (other.row, other.id, other.label, other.cluster):
             raise ConfigError(
                 f"the models were not scored on the same rows: row {one.row} of {names[0]} stands where "
                 f"{names[1]} has row {other.row}, or the data says something else about it",

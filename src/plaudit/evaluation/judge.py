@@ -47,10 +47,10 @@ def confident_mistakes(
 
 def _worst(row: ScoredRow) -> tuple[float, int | None, int | None]:
     """The most wrong comparison of a row: its margin, and which responses it compares."""
-    if row.form == "labels":
-        good = row.judgement.scores[0] > 0.5
+    if row.row_kind == "labels":
+        good = row.label.ratings[0] > 0.5
         return (row.rewards[0], 0, None) if good else (-row.rewards[0], None, 0)
-    pairs = comparisons_of(row.goodness)
+    pairs = comparisons_of(row.ratings)
     if not pairs:
         return 0.0, None, None
     return min((row.rewards[better] - row.rewards[worse], better, worse) for better, worse in pairs)
@@ -73,7 +73,7 @@ def _mistake(
         row=suite.number_in_source(read),
         id=row.id,
         source=read.source,
-        kind="label" if row.form == "labels" else "comparison",
+        kind="label" if row.row_kind == "labels" else "comparison",
         margin=margin,
         confidence=1 / (1 + math.exp(max(margin / temperature, -700.0))),
         prompt=shortened(prompt_text(read.raw)),
@@ -123,8 +123,8 @@ def reward_histogram(scored: ScoredSet) -> Histogram | None:
     """
     better, worse = list(scored.rewards_N[scored.better_P]), list(scored.rewards_N[scored.worse_P])
     for row in scored:
-        if row.form == "labels":
-            (better if row.judgement.scores[0] > 0.5 else worse).append(row.rewards[0])
+        if row.row_kind == "labels":
+            (better if row.label.ratings[0] > 0.5 else worse).append(row.rewards[0])
     if not better and not worse:
         return None
     edges = _edges(np.array([*better, *worse]))
@@ -176,9 +176,9 @@ def length_points(scored: ScoredSet, *, most: int = POINTS, seed: int = 0) -> tu
 
 
 def _quality(row: ScoredRow, index: int) -> str:
-    if row.form == "labels":
-        return "better" if row.judgement.scores[0] > 0.5 else "worse"
-    best, worst = max(row.goodness), min(row.goodness)
-    if best == worst or worst < row.goodness[index] < best:
+    if row.row_kind == "labels":
+        return "better" if row.label.ratings[0] > 0.5 else "worse"
+    best, worst = max(row.ratings), min(row.ratings)
+    if best == worst or worst < row.ratings[index] < best:
         return "other"
-    return "better" if row.goodness[index] == best else "worse"
+    return "better" if row.ratings[index] == best else "worse"

@@ -276,7 +276,7 @@ class RowRewards:
         source: Where it comes from.
         form: In which form it says what is better.
         rewards: Reward of each response.
-        goodness: How good each is by the data, higher is better.
+        ratings: How good each is by the data, higher is better.
         tokens: Tokens of each, without prompt and template.
         columns: Values of the columns that were sliced by.
     """
@@ -284,9 +284,9 @@ class RowRewards:
     row: int
     id: str
     source: str
-    form: str
+    row_kind: str
     rewards: tuple[float, ...]
-    goodness: tuple[float, ...]
+    ratings: tuple[float, ...]
     tokens: tuple[int, ...]
     columns: Mapping[str, Any] = field(default_factory=dict)
 
@@ -358,7 +358,7 @@ class SuiteEvaluation:
 
     @property
     def accuracy(self) -> Proportion | None:
-        """Share of comparisons (or else of thumbs) that the model is right about; None where there are none."""
+        """Share of comparisons (or else of labels) that the model is right about; None where there are none."""
         if self.statistics.pairs is not None:
             return self.statistics.pairs.accuracy
         return None if self.statistics.labels is None else self.statistics.labels.accuracy
@@ -550,9 +550,9 @@ def rewards_of(
             row=numbers[row.row][0],
             id=row.id,
             source=numbers[row.row][1],
-            form=row.form,
+            row_kind=row.row_kind,
             rewards=row.rewards,
-            goodness=row.goodness,
+            ratings=row.ratings,
             tokens=row.tokens or (),
             columns={name: row.columns.get(name) for name in columns},
         )
@@ -801,7 +801,7 @@ def lines(suite: SuiteEvaluation) -> list[tuple[str, str]]:
     found = [
         ("Ranking", _ranking(suite)),
         ("Labels", _labels(suite)),
-        ("Grades", _grades(suite)),
+        ("Ratings", _ratings(suite)),
         ("Calibration", _calibration(suite)),
         ("Length", _length(suite)),
         ("Markdown", _markdown(suite)),
@@ -829,8 +829,8 @@ def _labels(suite: SuiteEvaluation) -> str:
     return f"{one.accuracy.value:.1%} of {one.responses:,} on the right side of zero{auc}"
 
 
-def _grades(suite: SuiteEvaluation) -> str:
-    one = suite.statistics.grades
+def _ratings(suite: SuiteEvaluation) -> str:
+    one = suite.statistics.ratings
     if one is None or one.pearson is None or one.spearman is None:
         return ""
     return f"correlation {one.pearson:.2f}, rank correlation {one.spearman:.2f} over {one.responses:,} responses"

@@ -21,7 +21,7 @@ from plaudit.evaluation.table import ScoredRow
 from plaudit.inference.reward_model import RewardModel
 from plaudit.model.head import score_heads_of
 from plaudit.model.peft import base_model_of
-from plaudit.schema import RAW_COLUMNS, form_of_row, response_field
+from plaudit.schema import RAW_COLUMNS, response_field, row_kind_of
 
 
 @contextlib.contextmanager
@@ -170,11 +170,11 @@ def _not_finite(
     alone = [model.score([{"response_ids": [list(ids)]}])[0][0] for ids in prepared.ids or ()]
     values = rewards if all(map(math.isfinite, alone)) else alone
     index = next(place for place, value in enumerate(values) if not math.isfinite(value))
-    form: Any = form_of_row(row.raw)
+    row_kind: Any = row_kind_of(row.raw)
     return DataError(
         f"the reward is {float(values[index])}",
         row=suite.number_in_source(row),
-        field=response_field(form, index),
+        field=response_field(row_kind, index),
         dataset=row.source,
         fix="Look at the model (its dtype, a damaged checkpoint) and at the text of the row.",
     )

@@ -97,7 +97,7 @@ def _comparisons(suite: LoadedSuite, seed: int) -> tuple[list[str], list[str], l
     for row in suite.rows:
         texts = row.texts()
         scored = row.scored([0.0] * len(texts))
-        pairs = comparisons_of(scored.goodness)
+        pairs = comparisons_of(scored.ratings)
         for one, other in pairs if len(pairs) <= _MOST_OF_A_ROW else draw.sample(pairs, _MOST_OF_A_ROW):
             found.append((texts[one], texts[other], scored.cluster))
     if len(found) > MOST_COMPARISONS:

@@ -351,17 +351,17 @@ def spearman(first_M: np.ndarray, second_M: np.ndarray) -> float | None:
     return correlation(ranks_of(first_M), ranks_of(second_M))
 
 
-def best_found(rewards_N: np.ndarray, goodness_N: np.ndarray) -> float:
+def best_found(rewards_N: np.ndarray, ratings_N: np.ndarray) -> float:
     """Chance that a response with the highest reward, drawn among equals, is one of the best.
 
     Args:
         rewards_N: Rewards of the responses of one row.
-        goodness_N: How good they are.
+        ratings_N: How good they are.
 
     >>> best_found(np.array([2.0, 2.0, 1.0]), np.array([1.0, 0.0, 0.0]))
     0.5
     """
-    return float(np.mean((goodness_N == goodness_N.max())[rewards_N == rewards_N.max()]))
+    return float(np.mean((ratings_N == ratings_N.max())[rewards_N == rewards_N.max()]))
 
 
 def ranking_statistics(scored: ScoredSet, *, seed: int = 0) -> RankingStatistics | None:
@@ -371,18 +371,18 @@ def ranking_statistics(scored: ScoredSet, *, seed: int = 0) -> RankingStatistics
         scored: The rows.
         seed: Decides the draws of the bootstrap.
     """
-    kept = [place for place, row in enumerate(scored) if row.listed and len(set(row.goodness)) > 1]
+    kept = [place for place, row in enumerate(scored) if row.listed and len(set(row.ratings)) > 1]
     if not kept:
         return None
     values = []
     for place in kept:
-        rewards_N, goodness_N = np.array(scored[place].rewards), np.array(scored[place].goodness)
-        chance = float(np.mean(goodness_N == goodness_N.max()))
+        rewards_N, ratings_N = np.array(scored[place].rewards), np.array(scored[place].ratings)
+        chance = float(np.mean(ratings_N == ratings_N.max()))
         values.append(
             (
-                best_found(rewards_N, goodness_N),
-                kendall_tau(goodness_N, rewards_N),
-                spearman(goodness_N, rewards_N) or 0.0,
+                best_found(rewards_N, ratings_N),
+                kendall_tau(ratings_N, rewards_N),
+                spearman(ratings_N, rewards_N) or 0.0,
                 chance,
             )
         )
@@ -398,11 +398,11 @@ class PointwiseStatistics:
 
     Attributes:
         responses: How many.
-        accuracy: Of thumbs up and down: share of rewards on the right side of zero, as in training; None for grades.
-        auc: Of thumbs: chance that a good response has a higher reward than a bad one, equal rewards counting half.
-        pearson: Of grades: correlation with the rewards.
-        spearman: Of grades: rank correlation.
-        mse: Of grades: mean squared difference from the rewards.
+        accuracy: Of labels: share of rewards on the right side of zero, as in training; None for ratings.
+        auc: Of labels: chance that a good response has a higher reward than a bad one, equal rewards counting half.
+        pearson: Of ratings: correlation with the rewards.
+        spearman: Of ratings: rank correlation.
+        mse: Of ratings: mean squared difference from the rewards.
     """
 
     responses: int
@@ -417,19 +417,19 @@ class PointwiseStatistics:
         return asdict(self)
 
 
-def pointwise_statistics(scored: ScoredSet, form: Literal["labels", "grades"]) -> PointwiseStatistics | None:
-    """Agreement with judgements of single responses; None if there are none.
+def pointwise_statistics(scored: ScoredSet, row_kind: Literal["labels", "ratings"]) -> PointwiseStatistics | None:
+    """Agreement with labels of single responses; None if there are none.
 
     Args:
         scored: The rows.
-        form: Which judgements: thumbs or grades.
+        form: Which labels: labels or ratings.
     """
-    chosen = scored.where(lambda row: row.form == form)
+    chosen = scored.where(lambda row: row.row_kind == row_kind)
     if not len(chosen):
         return None
     rewards_N = chosen.rewards_N
-    scores_N = np.array([row.judgement.scores[0] for row in chosen])
-    if form == "grades":
+    scores_N = np.array([row.label.ratings[0] for row in chosen])
+    if row_kind == "ratings":
         return PointwiseStatistics(
             len(chosen),
             pearson=correlation(scores_N, rewards_N),
@@ -452,15 +452,15 @@ class Statistics:
         rows: How many rows.
         pairs: Of their comparisons; None where there are none.
         rankings: Of rows with several responses; None where there are none.
-        labels: Of thumbs up and down; None where there are none.
-        grades: Of grades; None where there are none.
+        labels: Of labels; None where there are none.
+        ratings: Of ratings; None where there are none.
     """
 
     rows: int
     pairs: PairStatistics | None = None
     rankings: RankingStatistics | None = None
     labels: PointwiseStatistics | None = None
-    grades: PointwiseStatistics | None = None
+    ratings: PointwiseStatistics | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain values, for JSON."""
@@ -485,7 +485,7 @@ def statistics_of(scored: ScoredSet, *, seed: int = 0) -> Statistics:
         pairs=pairs if pairs.comparisons else None,
         rankings=ranking_statistics(scored, seed=seed),
         labels=pointwise_statistics(scored, "labels"),
-        grades=pointwise_statistics(scored, "grades"),
+        ratings=pointwise_statistics(scored, "ratings"),
     )
 
 
@@ -693,18 +693,18 @@ def sigmoid(values: np.ndarray) -> np.ndarray:
     return np.exp(-np.logaddexp(0.0, -values))
 
 
-def log_loss(margin_P: np.ndarray, temperature: float = 1.0, strength_P: np.ndarray | None = None) -> float:
-    """Mean negative log likelihood of the judgements.
+def log_loss(margin_P: np.ndarray, temperature: float = 1.0, preference_prob_P: np.ndarray | None = None) -> float:
+    """Mean negative log likelihood of the labels.
 
     Args:
         margin_P: Reward of the better response less that of the worse one.
         temperature: What margins are divided by.
-        strength_P: Probability that the better one is better (None: 1).
+        preference_prob_P: Probability that the better one is better (None: 1).
     """
     scaled_P = margin_P / temperature
     loss_P = np.logaddexp(0.0, -scaled_P)
-    if strength_P is not None:
-        loss_P = loss_P + (1 - strength_P) * scaled_P
+    if preference_prob_P is not None:
+        loss_P = loss_P + (1 - preference_prob_P) * scaled_P
     return float(np.mean(loss_P))
 
 
@@ -760,7 +760,7 @@ def calibration_scores(
     margin_P: np.ndarray,
     cluster_P: np.ndarray,
     *,
-    strength_P: np.ndarray | None = None,
+    preference_prob_P: np.ndarray | None = None,
     temperature: float = 1.0,
     bins: int = BINS,
 ) -> CalibrationScores:
@@ -769,38 +769,38 @@ def calibration_scores(
     Args:
         margin_P: Reward of the better response less that of the worse one; at least one.
         cluster_P: Number of the prompt of each comparison.
-        strength_P: Probability that the better response is better (None: 1).
+        preference_prob_P: Probability that the better response is better (None: 1).
         temperature: What margins are divided by.
         bins: How many bins.
     """
-    strength_P = np.ones(len(margin_P)) if strength_P is None else strength_P
+    preference_prob_P = np.ones(len(margin_P)) if preference_prob_P is None else preference_prob_P
     probability_P = sigmoid(margin_P / temperature)
     confidence_P = np.maximum(probability_P, 1 - probability_P)
-    right_P = np.where(margin_P > 0, strength_P, np.where(margin_P < 0, 1 - strength_P, 0.5))
+    right_P = np.where(margin_P > 0, preference_prob_P, np.where(margin_P < 0, 1 - preference_prob_P, 0.5))
     curves = [
         reliability(confidence_P, right_P, cluster_P, bins=bins, binning=binning) for binning in ("width", "mass")
     ]
-    brier_P = strength_P * (1 - probability_P) ** 2 + (1 - strength_P) * probability_P**2
+    brier_P = preference_prob_P * (1 - probability_P) ** 2 + (1 - preference_prob_P) * probability_P**2
     return CalibrationScores(
         n=len(margin_P),
         temperature=temperature,
         ece=calibration_error(curves[0]),
         ece_mass=calibration_error(curves[1]),
         brier=float(np.mean(brier_P)),
-        log_loss=log_loss(margin_P, temperature, strength_P),
+        log_loss=log_loss(margin_P, temperature, preference_prob_P),
         curve=curves[0],
         curve_mass=curves[1],
     )
 
 
-def fit_temperature(margin_P: np.ndarray, strength_P: np.ndarray | None = None) -> tuple[float, bool] | None:
+def fit_temperature(margin_P: np.ndarray, preference_prob_P: np.ndarray | None = None) -> tuple[float, bool] | None:
     """Find the temperature with the least log loss.
 
     The loss is convex in 1/T. It is searched between a thousandth and a thousandfold of the margins' size.
 
     Args:
         margin_P: Reward of the better response less that of the worse one.
-        strength_P: Probability that the better response is better (None: 1).
+        preference_prob_P: Probability that the better response is better (None: 1).
 
     Returns:
         The temperature, and whether it is at a bound; None where all margins are 0.
@@ -812,7 +812,7 @@ def fit_temperature(margin_P: np.ndarray, strength_P: np.ndarray | None = None) 
         return None
     bound = float(np.log(1000.0))
     found = minimize_scalar(
-        lambda log_t: log_loss(margin_P / scale, float(np.exp(log_t)), strength_P),
+        lambda log_t: log_loss(margin_P / scale, float(np.exp(log_t)), preference_prob_P),
         bounds=(-bound, bound),
         method="bounded",
         options={"xatol": 1e-8},
@@ -851,10 +851,10 @@ def calibrate(scored: ScoredSet, *, bins: int = BINS, seed: int = 0) -> Calibrat
     """
     if not len(scored.margin_P):
         return None
-    compared = scored.where(lambda row: len(set(row.goodness)) > 1)
+    compared = scored.where(lambda row: len(set(row.ratings)) > 1)
     scores = _scores_of(compared, 1.0, bins)
     train, test = halves(compared, seed=seed)
-    fitted = fit_temperature(train.margin_P, train.strength_P)
+    fitted = fit_temperature(train.margin_P, train.preference_prob_P)
     if fitted is None or not len(test.margin_P):
         return Calibration(scores)
     temperature, at_bound = fitted
@@ -864,5 +864,9 @@ def calibrate(scored: ScoredSet, *, bins: int = BINS, seed: int = 0) -> Calibrat
 
 def _scores_of(scored: ScoredSet, temperature: float, bins: int) -> CalibrationScores:
     return calibration_scores(
-        scored.margin_P, scored.cluster_P, strength_P=scored.strength_P, temperature=temperature, bins=bins
+        scored.margin_P,
+        scored.cluster_P,
+        preference_prob_P=scored.preference_prob_P,
+        temperature=temperature,
+        bins=bins,
     )

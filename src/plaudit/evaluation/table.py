@@ -18,13 +18,13 @@ from plaudit.errors import ConfigError, DataError
 from plaudit.schema import (
     PAIR_COLUMNS,
     RAW_COLUMNS,
-    Form,
-    Judgement,
+    Label,
     Message,
     PreferenceExample,
+    RowKind,
     Text,
     comparisons_of,
-    goodness_of,
+    ratings_of,
     response_field,
 )
 
@@ -132,8 +132,8 @@ def scored_row(
     return ScoredRow(
         row=row_number,
         rewards=tuple(float(reward) for reward in rewards),
-        judgement=example.judgement,
-        form=example.form,
+        label=example.label,
+        row_kind=example.row_kind,
         prompt=prompt_key(row),
         id=row_id,
         tokens=None if tokens is None else tuple(tokens),
@@ -154,7 +154,7 @@ class ScoredRow:
     Attributes:
         row: Index of the row in its data set, counted from 0.
         rewards: Reward of each response.
-        judgement: What the data says about the responses.
+        label: What the data says about the responses.
         form: In which form it says so.
         prompt: Stands for the prompt: rows that share it are not independent and are resampled together. Empty: the
             row stands alone.
@@ -168,7 +168,7 @@ class ScoredRow:
     Raises:
         DataError: A reward is NaN or infinite, or a value is missing for a response; the message names the row.
 
-    >>> ScoredRow(3, (1.5, 0.5)).goodness
+    >>> ScoredRow(3, (1.5, 0.5)).ratings
     (1.0, 0.0)
     >>> ScoredRow(3, (1.5, float("nan")))
     Traceback (most recent call last):
@@ -179,8 +179,8 @@ class ScoredRow:
 
     row: int
     rewards: tuple[float, ...]
-    judgement: Judgement = field(default_factory=Judgement)
-    form: Form = "pairs"
+    label: Label = field(default_factory=Label)
+    row_kind: RowKind = "pairs"
     prompt: str = ""
     id: str = ""
     tokens: tuple[int, ...] | None = None
@@ -190,7 +190,7 @@ class ScoredRow:
     gold: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
-        expected = len(self.judgement.scores)
+        expected = len(self.label.ratings)
         for name in ("rewards", "tokens", "characters", "texts", "gold"):
             values = getattr(self, name)
             if values is not None and len(values) != expected:
@@ -199,25 +199,25 @@ class ScoredRow:
         for index, reward in enumerate(self.rewards):
             if not math.isfinite(reward):
                 fix = "Look at the model: it gives no finite reward for this response."
-                place = response_field(self.form, index)
+                place = response_field(self.row_kind, index)
                 raise DataError(f"the reward is {float(reward)}", row=self.row, field=place, fix=fix)
 
     @property
-    def goodness(self) -> tuple[float, ...]:
+    def ratings(self) -> tuple[float, ...]:
         """How good each response is by the data, higher is better."""
-        return goodness_of(self.judgement)
+        return ratings_of(self.label)
 
     @property
     def listed(self) -> bool:
         """Whether the row ranks several responses, rather than being a pair or a single response."""
-        return self.form in ("scores", "ranks")
+        return self.row_kind in ("scores", "ranks")
 
     @property
     def gold_scores(self) -> tuple[float, ...] | None:
         """The gold score of each response: `gold`, or else the scores of a row of the form ``"scores"``."""
         if self.gold is not None:
             return self.gold
-        return self.judgement.scores if self.form == "scores" else None
+        return self.label.ratings if self.row_kind == "scores" else None
 
     @property
     def cluster(self) -> str:
@@ -234,7 +234,7 @@ class ScoredSet(Sequence[ScoredRow]):
     Args:
         rows: The rows.
 
-    >>> scored = ScoredSet([ScoredRow(0, (2.0, 0.5)), ScoredRow(1, (0.0, 1.0), Judgement(strength=0.25))])
+    >>> scored = ScoredSet([ScoredRow(0, (2.0, 0.5)), ScoredRow(1, (0.0, 1.0), Label(preference_prob=0.25))])
     >>> scored.margin_P.tolist()
     [1.5, 1.0]
     """
@@ -275,7 +275,7 @@ class ScoredSet(Sequence[ScoredRow]):
     def _comparisons(self) -> tuple[np.ndarray, np.ndarray]:
         better, worse, start = [], [], 0
         for row in self.rows:
-            for one, other in comparisons_of(row.goodness):
+            for one, other in comparisons_of(row.ratings):
                 better.append(start + one)
                 worse.append(start + other)
             start += len(row.rewards)
@@ -307,10 +307,10 @@ class ScoredSet(Sequence[ScoredRow]):
         return self.cluster_N[self.better_P]
 
     @cached_property
-    def strength_P(self) -> np.ndarray:
+    def preference_prob_P(self) -> np.ndarray:
         """Probability that the better response is better, 1 where the data gives none, shape (P,)."""
-        strengths = [row.judgement.strength for row in self.rows]
-        known_G = np.array([1.0 if one is None else max(one, 1 - one) for one in strengths])
+        preference_probs = [row.label.preference_prob for row in self.rows]
+        known_G = np.array([1.0 if one is None else max(one, 1 - one) for one in preference_probs])
         return known_G[self.row_P] if len(self.rows) else np.empty(0)
 
     def lengths_N(self, unit: LengthUnit) -> np.ndarray:

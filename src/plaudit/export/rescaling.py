@@ -17,7 +17,7 @@ from plaudit.errors import ConfigError, DataError
 from plaudit.inference.engine import Scorer
 from plaudit.inference.io import open_input
 from plaudit.model.calibration import RewardCalibration
-from plaudit.schema import TOKENIZED_COLUMNS, Judgement, comparisons_of
+from plaudit.schema import TOKENIZED_COLUMNS, Label, comparisons_of
 
 Rows: TypeAlias = str | os.PathLike[str] | Iterable[Any]
 """A file, a folder, a data set on the Hub, or rows in memory."""
@@ -113,16 +113,16 @@ def _normalized(scorer: Scorer, now: RewardCalibration, rows: Rows, wishes: Wish
 
 def _fitted(scorer: Scorer, now: RewardCalibration, rows: Rows, wishes: Wishes) -> RewardCalibration:
     margins: list[float] = []
-    strengths: list[float] = []
+    preference_probs: list[float] = []
     for place, row, score in _scored(scorer, rows, wishes):
-        judgement, rewards = _judgement_of(row, *place), _as_list(score)
-        for better, worse in comparisons_of(judgement.scores):
+        label, rewards = _label_of(row, *place), _as_list(score)
+        for better, worse in comparisons_of(label.ratings):
             margin = rewards[better] - rewards[worse]
             if not math.isnan(margin):
                 margins.append(margin)
-                strengths.append(1.0 if judgement.strength is None else judgement.strength)
+                preference_probs.append(1.0 if label.preference_prob is None else label.preference_prob)
     name = _name_of(rows)
-    temperature = fit_temperature(np.array(margins), np.array(strengths))
+    temperature = fit_temperature(np.array(margins), np.array(preference_probs))
     if temperature is None:
         raise ConfigError(
             f"no temperature fits the {len(margins):,} comparisons of {name}: the model is right in all of them, or no "
@@ -134,15 +134,15 @@ def _fitted(scorer: Scorer, now: RewardCalibration, rows: Rows, wishes: Wishes) 
     return _per_temperature(now, temperature, words)
 
 
-def fit_temperature(margin_P: np.ndarray, strength_P: np.ndarray) -> float | None:
-    r"""The temperature at which the sigmoid of margins explains judgements best.
+def fit_temperature(margin_P: np.ndarray, preference_prob_P: np.ndarray) -> float | None:
+    r"""The temperature at which the sigmoid of margins explains labels best.
 
     The log loss is convex in :math:`\beta = 1/t`; its slope,
     :math:`\overline{m (1 - s) - m \sigma(-\beta m)}`, is brought to zero by bisection.
 
     Args:
         margin_P: Reward of the better response less that of the worse one, m.
-        strength_P: Probability that the better one is better, s.
+        preference_prob_P: Probability that the better one is better, s.
 
     Returns:
         The temperature; None where none between a thousandth and a thousandfold of the margins' size is best.
@@ -158,7 +158,7 @@ def fit_temperature(margin_P: np.ndarray, strength_P: np.ndarray) -> float | Non
 
     def slope(log_beta: float) -> float:
         x_P = math.exp(log_beta) / size * margin_P
-        return float(np.mean(margin_P * ((1 - strength_P) - np.exp(-np.logaddexp(0.0, x_P)))))
+        return float(np.mean(margin_P * ((1 - preference_prob_P) - np.exp(-np.logaddexp(0.0, x_P)))))
 
     low, high = -_BOUND, _BOUND
     if not slope(low) < 0 < slope(high):
@@ -205,14 +205,14 @@ def _as_list(score: Score) -> list[float]:
     return [score] if isinstance(score, int | float) else list(score)
 
 
-def _judgement_of(row: Any, number: int, features: Mapping[str, Any] | None) -> Judgement:
+def _label_of(row: Any, number: int, features: Mapping[str, Any] | None) -> Label:
     if not isinstance(row, Mapping):
         fix = "Give it `chosen` and `rejected`, or `responses` with `scores` or `ranks`."
         raise DataError("does not say which response is better", row=number, fix=fix)
     filled = {name for name, value in row.items() if value is not None}
     if set(TOKENIZED_COLUMNS) <= filled or "response_ids" in filled:
-        return read_tokenized_example(row, row_number=number).judgement
-    return read_example(row, row_number=number, features=features).judgement
+        return read_tokenized_example(row, row_number=number).label
+    return read_example(row, row_number=number, features=features).label
 
 
 def _name_of(rows: Rows) -> str:

@@ -235,7 +235,7 @@ class Scorer:
         progress: bool = False,
         errors: OnError = "raise",
         uncertainty: bool = False,
-        caution: float = 1.0,
+        k: float = 1.0,
     ) -> Any:
         """Rewards of some rows, in their order and shaped like them.
 
@@ -247,24 +247,24 @@ class Scorer:
             errors: ``"raise"`` the first row that cannot be scored, before any is computed; or put ``"nan"`` in its
                 place, and count such rows in the log.
             uncertainty: Give an :class:`~plaudit.inference.engine.UncertainReward` instead, whose ``mean``,
-                ``spread`` and ``lower`` are each shaped like the rows. The model must have an ensemble.
-            caution: How many spreads below the mean ``lower`` is.
+                ``std`` and ``lower_bound`` are each shaped like the rows. The model must have an ensemble.
+            k: How many standard deviations below the mean ``lower_bound`` is.
 
         Raises:
             DataError: A row cannot be scored; it names the row, the field, and what to do.
             ConfigError: The model has no ensemble.
         """
         alone = is_one_row(rows)
-        asked = caution if uncertainty else None
+        asked = k if uncertainty else None
         scores = self._scores([rows] if alone else rows, progress, errors, asked)
         if alone:
             return scores[0]
         return UncertainReward.together(scores) if uncertainty else scores
 
-    def _scores(self, rows: Any, progress: bool, errors: OnError, caution: float | None) -> list[Any]:
-        """Scores of some rows; with a caution, how sure they are."""
+    def _scores(self, rows: Any, progress: bool, errors: OnError, k: float | None) -> list[Any]:
+        """Scores of some rows; with a k, how sure they are."""
         _check_errors(errors)
-        members = 0 if caution is None else require_ensemble(self.model, self.name, caution)
+        members = 0 if k is None else require_ensemble(self.model, self.name, k)
         tally = Tally(self._said)
         windows = []
         for window in self._preparation.windows(rows):
@@ -272,7 +272,7 @@ class Scorer:
             windows.append(window)
         total = sum(row.responses for window in windows for row in window if row.ids is not None)
         with tqdm(total=total, unit=" responses", desc="Scoring", disable=not progress) as bar:
-            scores = [score for window in windows for score in self._compute(window, bar.update, members, caution)]
+            scores = [score for window in windows for score in self._compute(window, bar.update, members, k)]
         tally.say(self.max_length, self.overlong)
         return scores
 
@@ -284,7 +284,7 @@ class Scorer:
         errors: OnError = "raise",
         window: int | None = None,
         uncertainty: bool = False,
-        caution: float = 1.0,
+        k: float = 1.0,
     ) -> Iterator[Any]:
         """Rewards of any number of rows, one row after the other, in bounded memory.
 
@@ -295,7 +295,7 @@ class Scorer:
             window: Rows that are read, sorted by length and computed at a time; by default as many as have about a
                 thousand responses, and less of very long texts.
             uncertainty: As for `score`: an `UncertainReward` for each row.
-            caution: As for `score`.
+            k: As for `score`.
 
         Raises:
             DataError: A row cannot be scored.
@@ -306,7 +306,7 @@ class Scorer:
             raise ConfigError("`score_stream` was given a single row", fix="Pass an iterable of rows, or use `score`.")
         if window is not None and window < 1:
             raise ConfigError(f"`window` is {window}", fix="Use a positive number of rows, or None.")
-        asked = caution if uncertainty else None
+        asked = k if uncertainty else None
         members = 0 if asked is None else require_ensemble(self.model, self.name, asked)
         return self._stream(rows, progress, errors, window, members, asked)
 
@@ -317,7 +317,7 @@ class Scorer:
         errors: OnError = "raise",
         first_row: int = 0,
         features: Mapping[str, Any] | None = None,
-        caution: float | None = None,
+        k: float | None = None,
     ) -> Iterator[tuple[PreparedRow, Any]]:
         """Rewards as `score_stream` gives them, each with what became of its row, which the log does not say then.
 
@@ -326,17 +326,17 @@ class Scorer:
             errors: As for `score`.
             first_row: Number of the first row, for messages.
             features: Types of the columns as `datasets` declares them, where known.
-            caution: Say how sure each is, with the lower bound this many spreads below the mean; None: rewards alone.
+            k: How many standard deviations below the mean the lower bound is; None returns rewards alone.
 
         Raises:
             DataError: A row cannot be scored.
             ConfigError: The model has no ensemble, and that was asked for.
         """
         _check_errors(errors)
-        members = 0 if caution is None else require_ensemble(self.model, self.name, caution)
+        members = 0 if k is None else require_ensemble(self.model, self.name, k)
         for window in self._preparation.windows(rows, first_row=first_row, features=features):
             self._check(window, errors, Tally(set()))
-            yield from zip(window, self._compute(window, lambda count: None, members, caution), strict=True)
+            yield from zip(window, self._compute(window, lambda count: None, members, k), strict=True)
 
     def _stream(
         self,
@@ -345,13 +345,13 @@ class Scorer:
         errors: OnError,
         window: int | None,
         members: int,
-        caution: float | None,
+        k: float | None,
     ) -> Iterator[Any]:
         tally = Tally(self._said)
         with tqdm(unit=" responses", desc="Scoring", disable=not progress) as bar:
             for prepared in self._preparation.windows(rows, window):
                 self._check(prepared, errors, tally)
-                yield from self._compute(prepared, bar.update, members, caution)
+                yield from self._compute(prepared, bar.update, members, k)
         tally.say(self.max_length, self.overlong)
 
     def _check(self, window: Sequence[PreparedRow], errors: OnError, tally: Tally) -> None:
@@ -365,17 +365,15 @@ class Scorer:
         window: Sequence[PreparedRow],
         done: Callable[[int], object],
         members: int = 0,
-        caution: float | None = None,
+        k: float | None = None,
     ) -> list[Any]:
         raw = iter(self._engine([row.ids for row in window if row.ids is not None], done, members=members > 0))
         nan: Any = float("nan") if not members else [float("nan")] * (1 + members)
-        return [
-            self._shaped(row, next(raw) if row.ids is not None else [nan] * row.responses, caution) for row in window
-        ]
+        return [self._shaped(row, next(raw) if row.ids is not None else [nan] * row.responses, k) for row in window]
 
-    def _shaped(self, row: PreparedRow, raw: Sequence[Any], caution: float | None) -> Any:
-        if caution is not None:
-            return UncertainReward.of(row.shape, *calibrated(raw, self.calibration), caution)
+    def _shaped(self, row: PreparedRow, raw: Sequence[Any], k: float | None) -> Any:
+        if k is not None:
+            return UncertainReward.of(row.shape, *calibrated(raw, self.calibration), k)
         rewards = list(raw) if self.calibration is None else [self.calibration.reward(one) for one in raw]
         if row.shape == "one":
             return rewards[0]
@@ -590,32 +588,32 @@ class UncertainReward:
 
     Attributes:
         mean: The rewards themselves: the mean over members.
-        spread: Standard deviation over members, in units of the reward.
-        lower: ``mean - caution * spread``.
+        std: Standard deviation over members, in units of the reward.
+        lower_bound: ``mean - k * std``.
         members: What each member says: the last dimension of an array, or a list of arrays, one a row.
     """
 
     mean: Any
-    spread: Any
-    lower: Any
+    std: Any
+    lower_bound: Any
     members: Any = field(repr=False)
 
     @classmethod
-    def of(cls, shape: Shape, rewards: Sequence[float], members_NK: np.ndarray, caution: float) -> UncertainReward:
+    def of(cls, shape: Shape, rewards: Sequence[float], members_NK: np.ndarray, k: float) -> UncertainReward:
         """What is to be said of one row.
 
         Args:
             shape: Shape of its rewards.
             rewards: Its rewards, calibrated.
             members_NK: What the members say, calibrated, shape (N, K).
-            caution: How many spreads below the mean the lower bound is.
+            k: How many standard deviations below the mean the lower bound is.
         """
-        spread = spread_of(members_NK)
-        lower = [mean - caution * one for mean, one in zip(rewards, spread, strict=True)]
+        std = std_of(members_NK)
+        lower_bound = [mean - k * one for mean, one in zip(rewards, std, strict=True)]
         if shape == "one":
-            return cls(rewards[0], spread[0], lower[0], members_NK[0])
+            return cls(rewards[0], std[0], lower_bound[0], members_NK[0])
         kind: Any = tuple if shape == "pair" else list
-        return cls(kind(rewards), kind(spread), kind(lower), members_NK)
+        return cls(kind(rewards), kind(std), kind(lower_bound), members_NK)
 
     @classmethod
     def together(cls, rows: Sequence[UncertainReward]) -> UncertainReward:
@@ -624,26 +622,26 @@ class UncertainReward:
         Args:
             rows: The rows.
         """
-        return cls(*([getattr(row, name) for row in rows] for name in ("mean", "spread", "lower", "members")))
+        return cls(*([getattr(row, name) for row in rows] for name in ("mean", "std", "lower_bound", "members")))
 
-    def margin(self, caution: float) -> UncertainReward:
+    def margin(self, k: float) -> UncertainReward:
         """How much better the first response of a pair is than the second, and how far members disagree about that.
 
         Args:
-            caution: How many spreads below the mean the lower bound is.
+            k: How many standard deviations below the mean the lower bound is.
         """
         chosen, rejected = self.mean
         members_1K = (self.members[0] - self.members[1])[None]
-        return UncertainReward.of("one", [chosen - rejected], members_1K, caution)
+        return UncertainReward.of("one", [chosen - rejected], members_1K, k)
 
 
-def spread_of(members_NK: np.ndarray) -> list[float]:
+def std_of(members_NK: np.ndarray) -> list[float]:
     """Standard deviation over members, K - 1 in the denominator: they are a sample of what might have been learned.
 
     Args:
         members_NK: What each member says of each response, shape (N, K).
 
-    >>> spread_of(np.array([[1.0, 3.0], [2.0, 2.0]]))
+    >>> std_of(np.array([[1.0, 3.0], [2.0, 2.0]]))
     [1.4142135623730951, 0.0]
     """
     found: list[float] = members_NK.std(axis=1, ddof=1).tolist()
@@ -705,20 +703,20 @@ def load_ensemble(model: Any, name: str, revision: str | None = None) -> None:
         install_training_heads(base_model, heads.eval().requires_grad_(False))
 
 
-def require_ensemble(model: Any, name: str, caution: float) -> int:
+def require_ensemble(model: Any, name: str, k: float) -> int:
     """How many members a model has.
 
     Args:
         model: The reward model, or an adapter around it.
         name: What it is called.
-        caution: How many spreads below the mean the lower bound is to be.
+        k: How many standard deviations below the mean the lower bound is to be.
 
     Raises:
-        ConfigError: It has none, or `caution` is no number of spreads.
+        ConfigError: It has none, or `k` is no number of standard deviations.
     """
-    if isinstance(caution, bool) or not isinstance(caution, int | float) or not 0 <= caution < math.inf:
-        raise ConfigError(f"`caution` is {caution!r}", fix="Give 0 or more: how many spreads below the mean.")
+    if isinstance(k, bool) or not isinstance(k, int | float) or not 0 <= k < math.inf:
+        raise ConfigError(f"`k` is {k!r}", fix="Give 0 or more: how many standard deviations below the mean.")
     heads = heads_of(base_model_of(model))
     if heads is None or heads.ensemble is None:
-        raise ConfigError(f"{name!r} has no ensemble, and so no spread", fix=_FIX)
+        raise ConfigError(f"{name!r} has no ensemble, and so no std", fix=_FIX)
     return heads.ensemble.out_features

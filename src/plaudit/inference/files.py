@@ -80,19 +80,19 @@ class Part:
     beside: list[Any] = field(default_factory=list)
 
     @classmethod
-    def of(cls, start: int, scored: Iterable[tuple[PreparedRow, Any]], caution: float | None = None) -> Part:
+    def of(cls, start: int, scored: Iterable[tuple[PreparedRow, Any]], k: float | None = None) -> Part:
         """Collect the rewards of a window.
 
         Args:
             start: Number of its first row.
-            scored: Its rows with their rewards; with a caution, how sure these are.
-            caution: How many spreads below the mean the lower bound of a margin is.
+            scored: Its rows with their rewards; with a k, how sure these are.
+            k: How many standard deviations below the mean the lower bound of a margin is.
         """
         part = cls(start)
         for number, (row, score) in enumerate(scored, start=start):
-            if caution is not None:
-                about = score.margin(caution) if row.shape == "pair" else score
-                part.beside.append([_without_nan(about.spread), _without_nan(about.lower)])
+            if k is not None:
+                about = score.margin(k) if row.shape == "pair" else score
+                part.beside.append([_without_nan(about.std), _without_nan(about.lower_bound)])
                 score = score.mean
             part.shapes.append(row.shape)
             part.scores.append(None if row.error is not None else _without_nan(score))
@@ -486,7 +486,7 @@ def score_file(
     progress: bool = False,
     patience: float = PATIENCE,
     uncertainty: bool = False,
-    caution: float = 1.0,
+    k: float = 1.0,
 ) -> FileScores | None:
     """Score every row of a file or data set into a new file: the same rows in the same order, with a column more.
 
@@ -509,9 +509,9 @@ def score_file(
         streaming: Read a data set on the Hub while scoring; it is then read a second time to write the file.
         progress: Show a progress bar.
         patience: Seconds without a sign of life after which another process is taken to be gone.
-        uncertainty: Also write ``<column>_spread`` and ``<column>_lower``, of pairs ``<column>_margin_spread`` and
-            ``<column>_margin_lower``. The model must have an ensemble.
-        caution: How many spreads below the mean the lower bound is.
+        uncertainty: Also write ``<column>_std`` and ``<column>_lower_bound``, of pairs ``<column>_margin_std`` and
+            ``<column>_margin_lower_bound``. The model must have an ensemble.
+        k: How many standard deviations below the mean the lower bound is.
 
     Returns:
         What became of the rows; None in every process but the first.
@@ -526,9 +526,9 @@ def score_file(
         raise ConfigError(f"`window` is {window}", fix="Use a positive number of rows.")
     processes = Processes.current()
     columns = RewardColumns(column, overwrite_column, uncertainty)
-    asked = caution if uncertainty else None
+    asked = k if uncertainty else None
     if uncertainty:
-        require_ensemble(model.model, model.name, caution)
+        require_ensemble(model.model, model.name, k)
     opened: list[RowInput] = []
 
     def examine() -> dict[str, Any]:
@@ -579,7 +579,7 @@ class _Job:
     window: int
     progress: bool
     patience: float
-    caution: float | None
+    k: float | None
 
     def run(self) -> bool:
         """Score this process's windows; the first process then waits for the others and merges."""
@@ -631,9 +631,9 @@ class _Job:
             errors=self.errors,
             first_row=chunk.start,
             features=self.rows.features,
-            caution=self.caution,
+            k=self.k,
         )
-        return Part.of(chunk.start, scored, self.caution)
+        return Part.of(chunk.start, scored, self.k)
 
     def _wait(self, counts: Sequence[int]) -> None:
         """Wait for the other processes' windows."""

@@ -33,7 +33,7 @@ from plaudit.model.peft import base_model_of
 from plaudit.schema import quoted
 
 _PAIR = ("chosen", "rejected")
-_BESIDE = ("spread", "lower")
+_BESIDE = ("std", "lower_bound")
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class RewardColumns:
     Attributes:
         name: A number for one response, a list for several; pairs have ``chosen_<name>`` and ``rejected_<name>``.
         overwrite: Whether a column of that name may be replaced.
-        uncertainty: Whether ``<name>_spread`` and ``<name>_lower`` go beside them; pairs have those of their margin, as
-            ``<name>_margin_spread`` and ``<name>_margin_lower``.
+        uncertainty: Whether to add ``<name>_std`` and ``<name>_lower_bound``; pairs have those of their margin, as
+            ``<name>_margin_std`` and ``<name>_margin_lower_bound``.
 
     >>> RewardColumns("reward").values("pair", [0.5, -1.0], ["pair"])
     {'chosen_reward': 0.5, 'rejected_reward': -1.0}

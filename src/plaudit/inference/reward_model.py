@@ -21,7 +21,7 @@ from plaudit.inference.engine import (
     check_settings,
     compared,
     load_ensemble,
-    spread_of,
+    std_of,
 )
 from plaudit.model.calibration import FILE_NAME as CALIBRATION_FILE
 from plaudit.model.calibration import RewardCalibration, load_calibration
@@ -53,15 +53,15 @@ class UncertainResponse(NamedTuple):
         response: As it was passed in.
         reward: Its reward.
         position: Its place, counted from 0.
-        spread: Standard deviation, over the members of the ensemble, of its reward less the mean of all responses'.
-        lower: ``reward - caution * spread``, by which responses are ranked.
+        std: Standard deviation, over the members of the ensemble, of its reward less the mean of all responses'.
+        lower_bound: ``reward - k * std``, by which responses are ranked.
     """
 
     response: Any
     reward: float
     position: int
-    spread: float
-    lower: float
+    std: float
+    lower_bound: float
 
 
 class RewardModel(Scorer):
@@ -146,7 +146,7 @@ class RewardModel(Scorer):
         tools: Sequence[Any] | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         uncertainty: bool = False,
-        caution: float = 1.0,
+        k: float = 1.0,
     ) -> list[Any]:
         """Some responses to one prompt, the best first; equal ones in the order given.
 
@@ -156,7 +156,7 @@ class RewardModel(Scorer):
             tools: JSON schemas of the tools that the conversation may call.
             chat_template_kwargs: Further variables for the chat template.
             uncertainty: Rank by a lower bound of the reward; the model must have an ensemble.
-            caution: How many spreads below the reward that is.
+            k: How many standard deviations below the reward that is.
 
         Returns:
             A `RankedResponse` for each; with `uncertainty` an `UncertainResponse`.
@@ -175,9 +175,9 @@ class RewardModel(Scorer):
         if not uncertainty:
             rewarded = zip(said, self.score(row), range(len(said)), strict=True)
             return _sorted([RankedResponse(*one) for one in rewarded], "reward")
-        found = self.score(row, uncertainty=True, caution=caution)
-        of_response = zip(said, found.mean, range(len(said)), spread_of(compared(found.members)), strict=True)
-        return _sorted([UncertainResponse(*one, one[1] - caution * one[3]) for one in of_response], "lower")
+        found = self.score(row, uncertainty=True, k=k)
+        of_response = zip(said, found.mean, range(len(said)), std_of(compared(found.members)), strict=True)
+        return _sorted([UncertainResponse(*one, one[1] - k * one[3]) for one in of_response], "lower_bound")
 
     def best_of_n(self, prompt: Text | None, responses: Sequence[Any], **options: Any) -> Any:
         """The best of some responses to one prompt; of equal ones the first.
@@ -203,7 +203,7 @@ class RewardModel(Scorer):
         progress: bool = False,
         errors: OnError = "raise",
         uncertainty: bool = False,
-        caution: float = 1.0,
+        k: float = 1.0,
     ) -> Any:
         """How much more reward ``chosen`` gets than ``rejected``.
 
@@ -213,7 +213,7 @@ class RewardModel(Scorer):
             errors: As for `score`.
             uncertainty: Give an :class:`~plaudit.inference.engine.UncertainReward` of the margins: how far members
                 disagree about the difference, not about either reward. The model must have an ensemble.
-            caution: How many spreads below the mean its ``lower`` is.
+            k: How many standard deviations below the mean its ``lower_bound`` is.
 
         Returns:
             A number for each pair; for a single one, a number.
@@ -223,19 +223,19 @@ class RewardModel(Scorer):
             ConfigError: The model has no ensemble, and `uncertainty` was asked for.
         """
         alone = is_one_row(pairs)
-        margins = self._margins([pairs] if alone else pairs, progress, errors, caution if uncertainty else None)
+        margins = self._margins([pairs] if alone else pairs, progress, errors, k if uncertainty else None)
         if alone:
             return margins[0]
         return UncertainReward.together(margins) if uncertainty else margins
 
-    def _margins(self, pairs: Any, progress: bool, errors: OnError, caution: float | None) -> list[Any]:
+    def _margins(self, pairs: Any, progress: bool, errors: OnError, k: float | None) -> list[Any]:
         pairs = pairs if hasattr(pairs, "__len__") else list(pairs)
         for number, row in enumerate(pairs):
             if not isinstance(row, Mapping) or not _is_pair(row):
                 raise DataError("is no pair", row=number, fix="Give each row `chosen` and `rejected`.")
-        scores = self._scores(pairs, progress, errors, caution)
-        if caution is not None:
-            return [one.margin(caution) for one in scores]
+        scores = self._scores(pairs, progress, errors, k)
+        if k is not None:
+            return [one.margin(k) for one in scores]
         return [chosen - rejected for chosen, rejected in scores]
 
     def probability(self, pairs: Any, *, progress: bool = False, errors: OnError = "raise") -> Any:

@@ -115,7 +115,7 @@ class TrainingHeads(nn.Module):
         assert self.ensemble is not None
         weight_KH = self.ensemble.weight.float()
         with torch.autocast(pooled_NH.device.type, enabled=False):
-            # Members learn from the trunk, and the trunk does not learn from them: the reward is what it would be.
+            # Detached: members learn from the backbone without changing it, so the reward stays what it would be.
             return pooled_NH.detach().float() @ (weight_KH - weight_KH.mean(dim=0)).T
 
 
@@ -262,7 +262,7 @@ def language_model_weight(model: PreTrainedModel) -> torch.Tensor | None:
                 return weights.get_tensor("lm_head.weight").to(model.dtype)
     raise ConfigError(
         f"the text-generation regulariser needs the language-model head, and {source or 'the model'} has none",
-        fix="Start from a causal language model, or leave `text_generation_coefficient` out.",
+        fix="Start from a causal language model, or leave `lm_loss_coefficient` out.",
     )
 
 

@@ -44,8 +44,8 @@ class RewardOutput(ModelOutput):
 
 def trunk_of(model: PreTrainedModel) -> nn.Module | None:
     """The model below the head, or None where the model is built otherwise."""
-    trunk = getattr(model, getattr(model, "base_model_prefix", ""), None)
-    return trunk if isinstance(trunk, nn.Module) and trunk is not model else None
+    backbone = getattr(model, getattr(model, "base_model_prefix", ""), None)
+    return backbone if isinstance(backbone, nn.Module) and backbone is not model else None
 
 
 def score_heads_of(model: nn.Module) -> list[nn.Linear]:
@@ -80,12 +80,12 @@ def install_reward_forward(model: PreTrainedModel) -> None:
     """Teach a decoder reward model to read rewards at given positions; without them it behaves as before.
 
     Args:
-        model: A sequence-classification model with a trunk and a linear ``score`` head. Changed in place: its
+        model: A sequence-classification model with a backbone and a linear ``score`` head. Changed in place: its
             ``forward`` and that of its head, on the instance only.
     """
     heads = score_heads_of(model)
     if not heads or trunk_of(model) is None:
-        raise TypeError(f"{type(model).__name__} has no trunk with a linear `score` head")
+        raise TypeError(f"{type(model).__name__} has no backbone with a linear `score` head")
     for head in heads:
         head.forward = MethodType(_float32_linear_forward, head)  # type: ignore[method-assign]
     # Not functools.wraps: whoever unwraps the function would find the stock forward again.
@@ -99,7 +99,7 @@ def _float32_linear_forward(self: nn.Linear, hidden: torch.Tensor) -> torch.Tens
         return nn.functional.linear(hidden.float(), self.weight.float(), bias)
 
 
-# What it is told of the layout changes from batch to batch; below it the trunk compiles.
+# What it is told of the layout changes from batch to batch; below it the backbone compiles.
 @torch.compiler.disable(recursive=False)
 def _reward_forward(
     self: Any,
@@ -139,8 +139,8 @@ def _reward_forward(
         kwargs["shared_prefix_layout"] = layout
     if position_ids is not None:
         kwargs["position_ids"] = position_ids
-    trunk = getattr(self, self.base_model_prefix)
-    outputs = trunk(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **kwargs)
+    backbone = getattr(self, self.base_model_prefix)
+    outputs = backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **kwargs)
     states_TH = outputs[0].flatten(0, 1)
     pooled_NH = states_TH.index_select(0, reward_positions)
     router_logits = getattr(outputs, "router_logits", None)

@@ -109,7 +109,7 @@ def wrap_with_adapter(model: nn.Module, peft_config: Any, *, trained_tokens: Seq
 
 
 def store_trained_head_in_float32(model: nn.Module) -> None:
-    """Keep a head that is trained on a frozen trunk in float32, whatever the trunk is stored in.
+    """Keep a head that is trained on a frozen backbone in float32, whatever the backbone is stored in.
 
     Steps of a small learning rate would be rounded away in bfloat16.
 

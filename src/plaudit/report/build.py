@@ -725,13 +725,13 @@ def headline_numbers(suite: Suite) -> list[Number]:
 
 
 def _pointwise_numbers(statistics: Mapping[str, Any]) -> list[Number]:
-    labels, grades = statistics.get("labels") or {}, statistics.get("grades") or {}
-    detail = count_of(int(grades.get("responses") or 0), "graded response")
+    labels, ratings = statistics.get("labels") or {}, statistics.get("ratings") or {}
+    detail = count_of(int(ratings.get("responses") or 0), "rated response")
     wanted: list[tuple[str, Any, Any, str]] = [
         ("AUC", labels.get("auc"), "number", "good above bad; chance 0.5"),
-        ("Correlation", grades.get("pearson"), "signed", detail),
-        ("Rank correlation", grades.get("spearman"), "signed", detail),
-        ("Mean squared error", grades.get("mse"), "number", detail),
+        ("Correlation", ratings.get("pearson"), "signed", detail),
+        ("Rank correlation", ratings.get("spearman"), "signed", detail),
+        ("Mean squared error", ratings.get("mse"), "number", detail),
     ]
     return [Number(label, value, kind, detail=said) for label, value, kind, said in wanted if value is not None]
 
@@ -741,7 +741,7 @@ def _pair(interval: Any) -> tuple[float, float] | None:
 
 
 def accuracy_of(statistics: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The accuracy over comparisons, or else over thumbs up and down; empty where there is none.
+    """The accuracy over comparisons, or else over labels; empty where there is none.
 
     Args:
         statistics: Those of a suite or a slice.
@@ -1282,10 +1282,10 @@ _CURVES: dict[str, tuple[str, str]] = {
         "Mean reward of the better response less that of the worse one. It grows as the model gets surer.",
     ),
     "best_of_n_accuracy": ("Best-of-N accuracy", "How often the highest reward goes to one of the best responses."),
-    "tie_accuracy": ("Tie accuracy", "Share of judgements right, ties among them."),
+    "tie_accuracy": ("Tie accuracy", "Share of labels right, ties among them."),
     "kendall_tau": ("Kendall's tau", "Agreement of the rankings, from −1 to 1."),  # noqa: RUF001
-    "mse": ("Mean squared error", "Of rewards as estimates of grades. It should fall."),
-    "correlation": ("Correlation", "Of rewards with grades."),
+    "mse": ("Mean squared error", "Of rewards as estimates of ratings. It should fall."),
+    "correlation": ("Correlation", "Of rewards with ratings."),
     "learning_rate": ("Learning rate", "As scheduled."),
     "grad_norm": ("Gradient norm", "Before clipping. Single peaks are usual; steady growth is not."),
 }
@@ -1767,7 +1767,7 @@ def _few_rows(suite: Mapping[str, Any]) -> list[tuple[str, Any]]:
         return []
     low, high = accuracy["interval"]
     width = 100 * (high - low)
-    return [(f"There are only {accuracy['n']} judgements: the interval is {width:.0f} points wide.", "note")]
+    return [(f"There are only {accuracy['n']} labels: the interval is {width:.0f} points wide.", "note")]
 
 
 def _calibration_finding(suite: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -66,14 +66,14 @@ _TRAINED: dict[ObjectiveName, str] = {
     "davidson": "Trained on comparisons and ties with the Davidson loss.",
     "hinge": "Trained on comparisons with the hinge loss.",
     "plackett_luce": "Trained on rankings with the Plackett-Luce loss.",
-    "regression": "Trained on graded answers with the squared error: the reward estimates the grade.",
+    "regression": "Trained on rated answers with the squared error: the reward estimates the rating.",
     "binary_cross_entropy": (
         "Trained on answers labelled good or bad with the binary cross-entropy: "
         "the sigmoid of the reward estimates the probability of good."
     ),
 }
 _HEIGHT: dict[ObjectiveName, str] = {
-    "regression": "Rewards are estimates of grades, on the scale of the grades.",
+    "regression": "Rewards are estimates of ratings, on the scale of the ratings.",
     "binary_cross_entropy": "Above 0 an answer is more likely good than bad.",
 }
 _NO_HEIGHT = "Rewards compare answers to the same prompt; their absolute height means nothing."

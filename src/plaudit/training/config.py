@@ -23,7 +23,7 @@ OBJECTIVE_SETTINGS = (
     "center_rewards_coefficient",
     "length_penalty_coefficient",
     "length_head_coefficient",
-    "text_generation_coefficient",
+    "lm_loss_coefficient",
     "ensemble_size",
 )
 """The settings of `RewardConfig` that say what is learned."""
@@ -169,7 +169,7 @@ class RewardConfig(TrainingArguments):
             "is a good value."
         },
     )
-    text_generation_coefficient: float | None = field(
+    lm_loss_coefficient: float | None = field(
         default=None,
         metadata={
             "help": "Weight of predicting the tokens of the better response with the language-model head (GRM); 0.01 "

@@ -94,12 +94,12 @@ class RewardLoss:
     """An objective with its regularisers.
 
     Attributes:
-        objective: What is learned from the judgements.
+        objective: What is learned from the labels.
         center_rewards: Coefficient of the penalty on rewards far from zero.
         length_penalty: Coefficient of the correlation of rewards with lengths, as a number without its sign.
         length_head: Coefficient of ODIN's losses: the length head takes what length explains, the reward head loses
             it. The objective then sees the sum of both heads; the reward that is reported and saved is the first.
-        text_generation: Coefficient of the loss of predicting the best responses' tokens (GRM).
+        lm_loss: Coefficient of the loss of predicting the best responses' tokens (GRM).
         ensemble_size: Members of an ensemble around the reward; 0 for none. They learn from the objective alone, and
             the loss that is reported is without theirs.
         seed: Seed of what each member sees.
@@ -109,12 +109,12 @@ class RewardLoss:
     center_rewards: float = 0.0
     length_penalty: float = 0.0
     length_head: float = 0.0
-    text_generation: float = 0.0
+    lm_loss: float = 0.0
     ensemble_size: int = 0
     seed: int = 0
 
     def count(self, batch: Batch) -> torch.Tensor:
-        """What a batch counts for in the mean over a step: its rows, or its responses for grades and labels."""
+        """What a batch counts for in the mean over a step: its rows, or its responses for ratings and labels."""
         return self.objective.units(batch)[0].sum()
 
     def __call__(self, rewards: Rewards, batch: Batch) -> Scored:
@@ -150,10 +150,10 @@ class RewardLoss:
             explained = length_correlation(extras["length_rewards"], lengths_N, real_N.float())
             loss = loss + self.length_head * (extras["head_overlap"] - explained) * count
         text_loss = None
-        if self.text_generation:
+        if self.lm_loss:
             text_G = _mean_by_example(extras["text_losses"], batch["text_example"], torch.zeros_like(count_G))
             text_loss = _weighted_sum(text_G, count_G) / at_least_a_little(count)
-            loss = loss + self.text_generation * text_loss * count
+            loss = loss + self.lm_loss * text_loss * count
         return Scored(
             rewards_N=rewards_N,
             lengths_N=batch["response_lengths"],
@@ -166,7 +166,7 @@ class RewardLoss:
             loss=loss,
             count=count,
             tokens_computed=rewards.tokens_computed,
-            strength_P=batch.get("strength"),
+            preference_prob_P=batch.get("preference_prob"),
             tie_width=None if tie_parameter is None else self.objective.tie_width(tie_parameter),
             pointwise=self.objective.pointwise,
             listed=batch.get("listed", False),

@@ -66,21 +66,21 @@ def settle_loss(args: RewardConfig, dataset: Dataset | IterableDataset) -> Rewar
     Raises:
         ConfigError: The objective cannot learn from the data, or none can.
     """
-    forms, columns = survey(dataset)
+    row_kinds, columns = survey(dataset)
     name, reason = str(args.objective), "as asked for"
     if name == "auto":
-        name, reason = choose_objective(forms, columns)
-        if name == "bradley_terry" and columns <= {"margin"} and forms == {"pairs"}:
+        name, reason = choose_objective(row_kinds, columns)
+        if name == "bradley_terry" and columns <= {"margin"} and row_kinds == {"pairs"}:
             reason = "the data has pairs"
     objective = make_objective(name, label_smoothing=args.label_smoothing_factor, top_k=args.plackett_luce_top_k)
-    check_objective(name, forms, columns, "train")
+    check_objective(name, row_kinds, columns, "train")
     logger.info("Objective: %s (%s).", name, reason)
     return RewardLoss(
         objective,
         center_rewards=args.center_rewards_coefficient or 0.0,
         length_penalty=args.length_penalty_coefficient or 0.0,
         length_head=args.length_head_coefficient or 0.0,
-        text_generation=args.text_generation_coefficient or 0.0,
+        lm_loss=args.lm_loss_coefficient or 0.0,
         ensemble_size=args.ensemble_size,
         seed=args.seed,
     )
@@ -116,8 +116,8 @@ def check_collator(collator: Any, loss: RewardLoss, dataset: Dataset | IterableD
         return
     if "response_ids" in (dataset.column_names or ()):
         problem = "reads pairs, and the training data has rows of any number of responses"
-    elif loss.text_generation:
-        problem = "does not say where the text is that `text_generation_coefficient` asks to predict"
+    elif loss.lm_loss:
+        problem = "does not say where the text is that `lm_loss_coefficient` asks to predict"
     elif loss.length_head or loss.length_penalty:
         problem = "does not say how long the responses are without their prompts"
     else:
@@ -140,7 +140,7 @@ def add_training_heads(ready: ReadyModel, loss: RewardLoss) -> None:
     needed = {
         f"the objective {loss.objective.name}": loss.objective.learns_ties,
         "`length_head_coefficient`": bool(loss.length_head),
-        "`text_generation_coefficient`": bool(loss.text_generation),
+        "`lm_loss_coefficient`": bool(loss.lm_loss),
         "`ensemble_size`": bool(loss.ensemble_size),
     }
     wanted = [what for what, asked in needed.items() if asked]
@@ -152,10 +152,10 @@ def add_training_heads(ready: ReadyModel, loss: RewardLoss) -> None:
             "is none",
             fix="Use another model, or leave it out.",
         )
-    if loss.text_generation and is_prompt_learning(ready.model):
+    if loss.lm_loss and is_prompt_learning(ready.model):
         raise ConfigError(
-            "`text_generation_coefficient` cannot find the text behind an adapter's virtual tokens",
-            fix="Use another kind of adapter, or leave `text_generation_coefficient` out.",
+            "`lm_loss_coefficient` cannot find the text behind an adapter's virtual tokens",
+            fix="Use another kind of adapter, or leave `lm_loss_coefficient` out.",
         )
     heads = TrainingHeads(
         base_model.config.get_text_config().hidden_size,
@@ -163,7 +163,7 @@ def add_training_heads(ready: ReadyModel, loss: RewardLoss) -> None:
         length=bool(loss.length_head),
         ensemble_size=loss.ensemble_size,
         seed=loss.seed,
-        language_model_weight=language_model_weight(base_model) if loss.text_generation else None,
+        language_model_weight=language_model_weight(base_model) if loss.lm_loss else None,
     )
     install_training_heads(base_model, heads)
 

@@ -550,7 +550,7 @@ class RewardTrainer(SteppingTrainer):
             return ForeignCollator(own, content=bool(self._loss.ensemble_size))
         options = {
             "ties": self._loss.objective.learns_ties,
-            "text": bool(self._loss.text_generation),
+            "text": bool(self._loss.lm_loss),
             "content": bool(self._loss.ensemble_size),
         }
         if self.batch_layout == "shared_prefix":
@@ -559,7 +559,7 @@ class RewardTrainer(SteppingTrainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
-            columns: Any = [*TOKENIZED_COLUMNS, *TOKENIZED_LIST_COLUMNS, "margin", "strength", "weight"]
+            columns: Any = [*TOKENIZED_COLUMNS, *TOKENIZED_LIST_COLUMNS, "margin", "preference_prob", "weight"]
             self._signature_columns = columns
 
     def _get_dataloader(

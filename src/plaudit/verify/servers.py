@@ -188,13 +188,13 @@ def server_paths(talk: Conversation) -> Iterator[Observation]:
     Args:
         talk: What is asked, of a server whose kind is known.
     """
-    forms: Mapping[str, Callable[[Conversation], Iterator[Observation]]] = {
+    row_kinds: Mapping[str, Callable[[Conversation], Iterator[Observation]]] = {
         "plaudit": _plaudit,
         "vllm": _vllm,
         "sglang": _sglang,
         "openrlhf": _openrlhf,
     }
-    yield from forms[talk.server.kind](talk)
+    yield from row_kinds[talk.server.kind](talk)
 
 
 def _plaudit(talk: Conversation) -> Iterator[Observation]:

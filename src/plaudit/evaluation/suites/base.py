@@ -485,10 +485,10 @@ def pair_outcomes(scored: ScoredSet, suite: str) -> list[float]:
     """
     outcomes = []
     for row in scored:
-        if len(row.rewards) != 2 or row.goodness[0] == row.goodness[1]:
+        if len(row.rewards) != 2 or row.ratings[0] == row.ratings[1]:
             fix = "Score the rows that the suite gave."
             raise DataError("is no pair with a better response", row=row.row, dataset=suite, fix=fix)
-        sign = 1 if row.goodness[0] > row.goodness[1] else -1
+        sign = 1 if row.ratings[0] > row.ratings[1] else -1
         outcomes.append(float(sign * (row.rewards[0] - row.rewards[1]) > 0))
     return outcomes
 

@@ -24,7 +24,7 @@ from plaudit.schema import RAW_COLUMNS, check_columns
 
 
 class Preferences(Suite):
-    """Any file or data set on the Hub that Plaudit reads: pairs, rankings, thumbs.
+    """Any file or data set on the Hub that Plaudit reads: pairs, rankings, labels.
 
     Args:
         slices: Columns to slice by.
@@ -34,8 +34,8 @@ class Preferences(Suite):
     title: ClassVar[str] = "Preferences"
     rule: ClassVar[str] = (
         "A pair is right if the better response has the higher reward, a ranking if the response with the highest "
-        "reward is one of the best (a share of it where several have the highest), a thumb if the reward is on its "
-        "side of zero. Rows that say nothing is better, and grades, do not count. Score: mean over rows."
+        "reward is one of the best (a share of it where several have the highest), a label if the reward is on its "
+        "side of zero. Rows that say nothing is better, and ratings, do not count. Score: mean over rows."
     )
     reference: ClassVar[str] = "the metrics of training: plaudit.metrics"
 
@@ -108,12 +108,12 @@ def outcome_of(row: ScoredRow) -> float | None:
     >>> outcome_of(ScoredRow(0, (1.0, 1.0))), outcome_of(ScoredRow(0, (2.0, 1.0)))
     (0.0, 1.0)
     """
-    if row.form == "grades":
+    if row.row_kind == "ratings":
         return None
-    if row.form == "labels":
-        return float((row.rewards[0] > 0) == (row.judgement.scores[0] > 0.5))
-    if len(set(row.goodness)) < 2:
+    if row.row_kind == "labels":
+        return float((row.rewards[0] > 0) == (row.label.ratings[0] > 0.5))
+    if len(set(row.ratings)) < 2:
         return None
-    if row.form == "pairs":
-        return float((row.rewards[0] - row.rewards[1]) * (row.goodness[0] - row.goodness[1]) > 0)
-    return best_found(np.array(row.rewards), np.array(row.goodness))
+    if row.row_kind == "pairs":
+        return float((row.rewards[0] - row.rewards[1]) * (row.ratings[0] - row.ratings[1]) > 0)
+    return best_found(np.array(row.rewards), np.array(row.ratings))

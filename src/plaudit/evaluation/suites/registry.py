@@ -22,9 +22,9 @@ from plaudit.evaluation.suites.preferences import Preferences, preference_rows
 from plaudit.evaluation.suites.reward_bench import RewardBench
 from plaudit.evaluation.suites.reward_bench_2 import RewardBench2
 from plaudit.evaluation.suites.rm_bench import RMBench
-from plaudit.schema import RAW_COLUMNS, check_columns, columns_read, form_of_row
+from plaudit.schema import RAW_COLUMNS, check_columns, columns_read, row_kind_of
 
-_NOT_GIVEN: dict[str, Any] = {"margin": 0.0, "strength": 1.0, "tie": False, "weight": 1.0}
+_NOT_GIVEN: dict[str, Any] = {"margin": 0.0, "preference_prob": 1.0, "tie": False, "weight": 1.0}
 """What an optional column holds where a row says nothing: the same as saying nothing."""
 
 
@@ -54,7 +54,7 @@ def suite_dataset(suite: SuiteLike, *, split: str | None = None, max_rows: int |
     (source,) = resolve_suites([suite], split=split)
     loaded = source.load().at_most(max_rows, seed)
     raws = [{name: row.raw[name] for name in RAW_COLUMNS if row.raw.get(name) is not None} for row in loaded.rows]
-    read = {name for raw in raws for name in columns_read(form_of_row(raw))}
+    read = {name for raw in raws for name in columns_read(row_kind_of(raw))}
     present = [name for name in RAW_COLUMNS if name in read and any(name in raw for raw in raws)]
     filled = [{name: raw.get(name, _NOT_GIVEN.get(name)) for name in present} for raw in raws]
     return Dataset.from_list(filled)

@@ -109,8 +109,8 @@ def best_of_four(row: ScoredRow) -> float:
     Args:
         row: One row, its right answer first.
 
-    >>> from plaudit.schema import Judgement
-    >>> best_of_four(ScoredRow(0, (2.0, 2.0, 1.0, 0.0), Judgement((1.0, 0.0, 0.0, 0.0)), "scores"))
+    >>> from plaudit.schema import Label
+    >>> best_of_four(ScoredRow(0, (2.0, 2.0, 1.0, 0.0), Label((1.0, 0.0, 0.0, 0.0)), "scores"))
     0.5
     """
     highest = max(row.rewards)
@@ -118,8 +118,8 @@ def best_of_four(row: ScoredRow) -> float:
 
 
 def _split(row: ScoredRow) -> tuple[list[float], list[float]]:
-    right = [reward for reward, good in zip(row.rewards, row.judgement.scores, strict=True) if good > 0]
-    wrong = [reward for reward, good in zip(row.rewards, row.judgement.scores, strict=True) if good <= 0]
+    right = [reward for reward, good in zip(row.rewards, row.label.ratings, strict=True) if good > 0]
+    wrong = [reward for reward, good in zip(row.rewards, row.label.ratings, strict=True) if good <= 0]
     return right, wrong
 
 

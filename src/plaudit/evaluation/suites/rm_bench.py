@@ -98,8 +98,8 @@ def style_matrix(row: ScoredRow) -> np.ndarray:
     Raises:
         DataError: The row has not six responses.
 
-    >>> from plaudit.schema import Judgement
-    >>> row = ScoredRow(0, (1.0, 2.0, 3.0, 0.5, 1.5, 9.0), Judgement((1.0,) * 3 + (0.0,) * 3), "scores")
+    >>> from plaudit.schema import Label
+    >>> row = ScoredRow(0, (1.0, 2.0, 3.0, 0.5, 1.5, 9.0), Label((1.0,) * 3 + (0.0,) * 3), "scores")
     >>> style_matrix(row).astype(int).tolist()
     [[1, 0, 0], [1, 1, 0], [1, 1, 0]]
     """
