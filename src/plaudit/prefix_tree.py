@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import islice, pairwise
 from typing import TypeAlias
 
-from plaudit.schema import TokenizedExample
+from plaudit.schema import EncodedExample
 
 Piece: TypeAlias = tuple[int, int, int]
 """A run of tokens that the same responses have in common: its length, the piece before it (-1: none), and how many
@@ -139,7 +139,7 @@ class _Branch:
     leaf: bool
 
 
-def share_prefixes(examples: Sequence[TokenizedExample]) -> SharedRow:
+def share_prefixes(examples: Sequence[EncodedExample]) -> SharedRow:
     """Lay the responses of a batch out as a tree of their common prefixes.
 
     A prompt is computed once for all of its responses, what prompts have in common (a system prompt, a passage) once
@@ -149,7 +149,7 @@ def share_prefixes(examples: Sequence[TokenizedExample]) -> SharedRow:
     Args:
         examples: The examples of a batch.
 
-    >>> pair, other = TokenizedExample(([1, 2, 3], [1, 2, 4])), TokenizedExample(([1, 2, 3], [1, 2, 5, 6]))
+    >>> pair, other = EncodedExample(([1, 2, 3], [1, 2, 4])), EncodedExample(([1, 2, 3], [1, 2, 5, 6]))
     >>> row = share_prefixes([pair, other])
     >>> row.input_ids, row.tree.pieces
     ([1, 2, 3, 4, 5, 6], ((2, -1, 4), (1, 0, 2), (1, 0, 1), (2, 0, 1)))

@@ -50,7 +50,7 @@ class Label:
         ratings: One number a response, higher is better; equal numbers are a tie. A pair has ``(1, 0)``, a rank r
             has ``-r``, a good response 1 and a bad one 0.
         margin: How much better the chosen response of a pair should be, in reward units (None: not given).
-        preference_prob: Probability that the chosen response of a pair is the better one, 0.5 for a tie (None: not given).
+        preference_prob: Probability that the chosen response of a pair is the better one, 0.5 for a tie.
         weight: How much the row counts (None: not given).
     """
 
@@ -73,7 +73,7 @@ def ratings_of(label: Label) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True)
-class PreferenceExample:
+class Example:
     """One row, read: N whole conversations (or texts) and what is said about them.
 
     Attributes:
@@ -97,7 +97,7 @@ class PreferenceExample:
 
 
 @dataclass(frozen=True)
-class TokenizedExample:
+class EncodedExample:
     """One row as token ids: what the collators read.
 
     Attributes:

@@ -130,10 +130,10 @@ def test_a_list_is_not_shared_between_command_lines():
         ("m", "the following arguments are required: input, --output"),
         ("m i", "the following arguments are required: --output"),
         ("m i j -o f", "unexpected argument 'j'"),
-        ("m i -o f --max_row 3", "there is no setting --max_row\n  How to mend it: Did you mean `--max_rows`?"),
+        ("m i -o f --max_row 3", "there is no setting --max_row\n  Fix: Did you mean `--max_rows`?"),
         ("m i --ouput f", "Did you mean `--output`?"),
         ("m i -o f --write-t g", "Did you mean `--write_to`?"),
-        ("m i -o f --zzz=3", "there is no setting --zzz\n  How to mend it: `plaudit try --help` lists all settings."),
+        ("m i -o f --zzz=3", "there is no setting --zzz\n  Fix: `plaudit try --help` lists all settings."),
         ("m i -o f --max_rows many", "invalid int value: 'many'"),
         ("m i -o f --form round", "invalid choice: 'round'"),
         ("m i -o f --mode slow", "invalid choice: 'slow'"),
@@ -151,8 +151,8 @@ def test_words_with_advice_of_their_own():
     one = Command(
         "one", "", "", (), kinds=(), words=(Word("run", "run folder", missing="Name it.", extra="One each."),)
     )
-    assert error("", one) == "no run folder is named\n  How to mend it: Name it."
-    assert error("a b", one) == "more than one run folder is named\n  How to mend it: One each."
+    assert error("", one) == "no run folder is named\n  Fix: Name it."
+    assert error("a b", one) == "more than one run folder is named\n  Fix: One each."
     many = Command("many", "", "", (), kinds=(), words=(Word("run", many=True),))
     assert parse("a b c", many) == [["a", "b", "c"]]
     assert "required: run" in error("", many)

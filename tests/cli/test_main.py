@@ -52,7 +52,7 @@ def test_errors_are_one_message_without_traceback(monkeypatch, capsys):
     monkeypatch.delenv("PLAUDIT_DEBUG", raising=False)
     assert entry.main(["train"]) == 2
     printed = capsys.readouterr()
-    assert printed.err == "plaudit train: it is wrong\n  How to mend it: mend it\n"
+    assert printed.err == "plaudit train: it is wrong\n  Fix: mend it\n"
     assert printed.out == ""
 
 

@@ -167,7 +167,7 @@ def test_errors_leave_no_folder(train, config, tmp_path, pairs, text, message):
     code, out, err = train(*config(text.replace("PAIRS", str(pairs))), *arguments, data=None, defaults=False)
     assert code == 2
     assert message in err
-    assert err.splitlines()[-1].startswith("  How to mend it:")
+    assert err.splitlines()[-1].startswith("  Fix:")
     assert out == ""
     assert not (tmp_path / "out").exists()
 

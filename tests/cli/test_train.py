@@ -154,7 +154,7 @@ def test_errors_before_training_leave_no_folder(train, tmp_path, arguments, mess
     code, out, err = train(*arguments)
     assert code == 2
     assert message in err
-    assert err.splitlines()[-1].startswith("  How to mend it:")
+    assert err.splitlines()[-1].startswith("  Fix:")
     assert out == ""
     assert not (tmp_path / "out").exists()
 

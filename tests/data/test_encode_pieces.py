@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from builders import CHATML, tiny_tokenizer
 from plaudit.data.encode import ConversationEncoder, PieceTokenizer, TextEncoder, piece_tokenizer_for
-from plaudit.schema import PreferenceExample
+from plaudit.schema import Example
 
 SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>", "<unk>")
 TEXTS = [
@@ -247,8 +247,8 @@ def conversations(seed: int, count: int = 60) -> list[list[dict[str, str]]]:
     return made
 
 
-def examples_of(chats) -> list[PreferenceExample]:
-    return [PreferenceExample((one,)) for one in chats]
+def examples_of(chats) -> list[Example]:
+    return [Example((one,)) for one in chats]
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from plaudit.data.collate import PaddedCollator, SharedPrefixCollator
 from plaudit.prefix_tree import SHORTEST_PIECE, share_prefixes
-from plaudit.schema import Label, TokenizedExample
+from plaudit.schema import EncodedExample, Label
 
 beginnings = st.sampled_from([(), (1,) * 5, (1,) * 9, (1,) * 9 + (2,) * 9, (3,) * 30])
 token_lists = st.builds(
@@ -15,7 +15,7 @@ token_lists = st.builds(
 )
 examples_of = st.lists(
     st.lists(token_lists, min_size=1, max_size=4).map(
-        lambda ids: TokenizedExample(tuple(ids), Label(tuple(float(n) for n in range(len(ids)))))
+        lambda ids: EncodedExample(tuple(ids), Label(tuple(float(n) for n in range(len(ids)))))
     ),
     min_size=1,
     max_size=6,

@@ -273,7 +273,7 @@ def test_a_broken_row_is_named_before_anything_is_computed(folder, row, field, m
         model.score(["fine"] * 1500 + [row])
     assert (caught.value.row, caught.value.field) == (1500, field)
     assert message in str(caught.value)
-    assert "How to mend it" in str(caught.value)
+    assert "Fix:" in str(caught.value)
     assert computed == []
 
 

@@ -20,7 +20,7 @@ from plaudit.model.head import install_reward_forward
 from plaudit.model.load import disable_dropout
 from plaudit.model.shared_prefix import MODEL_KEYS, enable_shared_prefix
 from plaudit.prefix_tree import PrefixTree, share_prefixes
-from plaudit.schema import TokenizedExample
+from plaudit.schema import EncodedExample
 
 CPU = torch.device("cpu")
 
@@ -177,7 +177,7 @@ batches = st.lists(st.lists(responses, min_size=1, max_size=3), min_size=1, max_
 @example(ids=[[[3] * 600, [3] * 600 + [1]]], window=300)
 @given(ids=batches, window=st.sampled_from([None, 1, 4, 100, 130, 1000]))
 def test_of_any_batch_masks_and_blocks_say_what_each_token_sees(ids, window):
-    tree = share_prefixes([TokenizedExample(tuple(one)) for one in ids]).tree
+    tree = share_prefixes([EncodedExample(tuple(one)) for one in ids]).tree
     plan = FlexPlan.of(tree, CPU)
     seen = create_mask(plan.mask_function(window), 1, 1, plan.tokens, plan.tokens, CPU)[0, 0]
     assert torch.equal(seen[: tree.tokens, : tree.tokens], by_hand(tree, window))

@@ -9,7 +9,7 @@ from plaudit.model import cpu_tree as module
 from plaudit.model.attention import SharedPrefixLayout, shared_prefix_attention
 from plaudit.model.cpu_tree import tree_attention, why_not_tree_attention
 from plaudit.prefix_tree import PrefixTree, share_prefixes
-from plaudit.schema import TokenizedExample
+from plaudit.schema import EncodedExample
 
 TREE = PrefixTree(
     # A beginning of two prompts; a response that leaves right after it; a response alone; two without a prompt.
@@ -65,7 +65,7 @@ responses = st.builds(
 @settings(max_examples=60, derandomize=True, deadline=None)
 @given(ids=st.lists(st.lists(responses, min_size=1, max_size=3), min_size=1, max_size=4))
 def test_of_any_batch_each_response_reads_its_own_tokens_only(ids):
-    tree = share_prefixes([TokenizedExample(tuple(one)) for one in ids]).tree
+    tree = share_prefixes([EncodedExample(tuple(one)) for one in ids]).tree
     query, key, value = drawn(tree)
     found = tree_attention(query, key, value, tree, 0.3)[0].transpose(0, 1)
     for path in tree.paths:

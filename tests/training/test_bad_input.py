@@ -34,7 +34,7 @@ def test_a_broken_row_anywhere_stops_before_anything_is_made(model, make_trainer
     message = str(caught.value)
     assert (caught.value.row, caught.value.field) == (4, field)
     assert "train data set, row 4" in message
-    assert "How to mend it" in message
+    assert "Fix:" in message
     assert not (tmp_path / "out").exists()
 
 

@@ -15,7 +15,7 @@ from model_builders import tiny_model
 from plaudit import ConfigError, DataCollatorForPreference, RewardConfig
 from plaudit.data.collate import PaddedCollator, SharedPrefixCollator, content_of
 from plaudit.model.aux_heads import FILE_NAME, heads_of
-from plaudit.schema import Label, TokenizedExample
+from plaudit.schema import EncodedExample, Label
 from plaudit.training.loss import bootstrap_weights
 
 MASK = 2**64 - 1
@@ -169,7 +169,7 @@ def test_the_same_judgement_has_the_same_number_in_any_batch_and_layout():
 def test_the_number_does_not_depend_on_how_ids_are_held():
     judged = Label((1.0, 0.0))
     held = [[5, 6, 300], np.array([5, 6, 300], dtype=np.int32), torch.tensor([5, 6, 300])]
-    assert len({content_of(TokenizedExample((ids, [7]), judged)) for ids in held}) == 1
+    assert len({content_of(EncodedExample((ids, [7]), judged)) for ids in held}) == 1
 
 
 @pytest.mark.parametrize("layout", ["padded", "shared_prefix"])
@@ -189,7 +189,7 @@ def test_losses_and_gradients_of_members_are_those_computed_by_hand(layout, toke
     theirs = heads.ensemble.weight.detach().clone().requires_grad_()
     counts = torch.tensor(
         [
-            [weights_by_hand(content_of(TokenizedExample((row["chosen_ids"], row["rejected_ids"]))), k, 7)
+            [weights_by_hand(content_of(EncodedExample((row["chosen_ids"], row["rejected_ids"]))), k, 7)
              for row in prepared]
             for k in range(members)
         ]

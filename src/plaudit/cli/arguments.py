@@ -345,7 +345,7 @@ def errors_in(path: Path) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        raise ConfigError(f"{path}: {str(error).partition(chr(10))[0]}", fix=error.fix) from None
+        raise ConfigError(f"{path}: {error.summary}", fix=error.fix) from None
 
 
 def read_yaml(path: Path) -> dict[Any, Any]:

@@ -52,7 +52,7 @@ import numpy as np
 import torch
 
 from plaudit.prefix_tree import PrefixTree, common_prefix_length, share_prefixes
-from plaudit.schema import Batch, Label, TokenizedExample, comparisons_of, ratings_of, ties_of
+from plaudit.schema import Batch, EncodedExample, Label, comparisons_of, ratings_of, ties_of
 
 
 @dataclass
@@ -159,7 +159,7 @@ class SharedPrefixCollator:
         """Collate prepared rows."""
         return {**_of_rows(rows), **self.lay_out([tokenized_example(row) for row in rows])}
 
-    def lay_out(self, examples: Sequence[TokenizedExample]) -> Batch:
+    def lay_out(self, examples: Sequence[EncodedExample]) -> Batch:
         """The batch of some examples, without their weights."""
         row = share_prefixes(examples)
         tree = row.tree
@@ -200,7 +200,7 @@ def shortest_examples(batch: Batch, count: int = 2) -> Batch:
         key = path[-2] if len(path) > 1 else -1 - path[-1]
         prompts.setdefault(key, []).append([token for piece in path for token in ids[piece]])
     order = sorted(prompts, key=lambda key: (key < 0, sum(map(len, prompts[key]))))[:count]
-    examples = [TokenizedExample(tuple(prompts[key]), Label((0.0,) * len(prompts[key]))) for key in order]
+    examples = [EncodedExample(tuple(prompts[key]), Label((0.0,) * len(prompts[key]))) for key in order]
     laid_out = SharedPrefixCollator().lay_out(examples)
     device = batch["input_ids"].device
     return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in laid_out.items()}
@@ -252,17 +252,17 @@ class ForeignCollator:
         }
 
 
-def tokenized_example(row: Mapping[str, Any]) -> TokenizedExample:
+def tokenized_example(row: Mapping[str, Any]) -> EncodedExample:
     """Read a prepared row: ``chosen_ids`` and ``rejected_ids``, or ``response_ids`` and ``scores``."""
     if "response_ids" in row:
         ids, scores = tuple(row["response_ids"]), tuple(row["scores"])
     else:
         ids, scores = (row["chosen_ids"], row["rejected_ids"]), (1.0, 0.0)
     said = {name: float(row[name]) for name in ("margin", "preference_prob", "weight") if row.get(name) is not None}
-    return TokenizedExample(ids, Label(scores, **said))
+    return EncodedExample(ids, Label(scores, **said))
 
 
-def content_of(example: TokenizedExample) -> int:
+def content_of(example: EncodedExample) -> int:
     """A number made from the token ids of an example and from what is said about them: the same wherever it is met.
 
     Args:
@@ -271,7 +271,7 @@ def content_of(example: TokenizedExample) -> int:
     Returns:
         A hash of 64 bits, as a signed number.
 
-    >>> one, other = TokenizedExample(([1, 2], [3])), TokenizedExample(([3], [1, 2]))
+    >>> one, other = EncodedExample(([1, 2], [3])), EncodedExample(([3], [1, 2]))
     >>> content_of(one) == content_of(one), content_of(one) == content_of(other)
     (True, False)
     """
@@ -284,17 +284,17 @@ def content_of(example: TokenizedExample) -> int:
     return int.from_bytes(digest.digest(), "little", signed=True)
 
 
-def _content(examples: Sequence[TokenizedExample]) -> Batch:
+def _content(examples: Sequence[EncodedExample]) -> Batch:
     return {"content": torch.tensor([content_of(example) for example in examples])}
 
 
-def own_start(example: TokenizedExample) -> int:
+def own_start(example: EncodedExample) -> int:
     """Where the own tokens of an example's responses start: a single response cannot be told from its prompt.
 
     Args:
         example: The example.
 
-    >>> own_start(TokenizedExample(([1, 2, 3], [1, 4]))), own_start(TokenizedExample(([1, 2, 3],)))
+    >>> own_start(EncodedExample(([1, 2, 3], [1, 4]))), own_start(EncodedExample(([1, 2, 3],)))
     (1, 0)
     """
     return common_prefix_length(example.response_ids) if len(example.response_ids) > 1 else 0
@@ -324,7 +324,7 @@ Position: TypeAlias = Callable[[int, int, int], int]
 """Where token t of response n of example g lies in the flattened ``input_ids``."""
 
 
-def _bookkeeping(examples: Sequence[TokenizedExample], order: Sequence[tuple[int, int]], position: Position) -> Batch:
+def _bookkeeping(examples: Sequence[EncodedExample], order: Sequence[tuple[int, int]], position: Position) -> Batch:
     starts = [own_start(example) for example in examples]
     lengths = [len(examples[g].response_ids[n]) for g, n in order]
     return {
@@ -337,7 +337,7 @@ def _bookkeeping(examples: Sequence[TokenizedExample], order: Sequence[tuple[int
     }
 
 
-def _labels(examples: Sequence[TokenizedExample], order: Sequence[tuple[int, int]], *, ties: bool) -> Batch:
+def _labels(examples: Sequence[EncodedExample], order: Sequence[tuple[int, int]], *, ties: bool) -> Batch:
     """What is compared with what, and what else is said about it."""
     index_of = {place: index for index, place in enumerate(order)}
     better, worse, margin, preference_prob, share = [], [], [], [], []
@@ -370,7 +370,7 @@ def _labels(examples: Sequence[TokenizedExample], order: Sequence[tuple[int, int
     return batch
 
 
-def _text(examples: Sequence[TokenizedExample], position: Position) -> Batch:
+def _text(examples: Sequence[EncodedExample], position: Position) -> Batch:
     """Which positions predict the own tokens of each example's best response."""
     positions: list[int] = []
     targets: list[int] = []

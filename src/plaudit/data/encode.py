@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from plaudit.data.fast_encode import RENDER_ERRORS, Conversation, TemplateSketches, sketches_for
 from plaudit.errors import ConfigError
-from plaudit.schema import PreferenceExample
+from plaudit.schema import Example
 
 logger = logging.getLogger("plaudit")
 CACHE_BYTES = 64 * 2**20
@@ -279,7 +279,7 @@ class Encoder(ABC):
         return {**vars(self), "_pieces": None}
 
     @abstractmethod
-    def check(self, example: PreferenceExample) -> None:
+    def check(self, example: Example) -> None:
         """Refuse a tokenizer that does not suit the data.
 
         Args:
@@ -290,7 +290,7 @@ class Encoder(ABC):
         """
 
     @abstractmethod
-    def render(self, examples: Sequence[PreferenceExample]) -> list[list[str]]:
+    def render(self, examples: Sequence[Example]) -> list[list[str]]:
         """Write out the responses of G examples.
 
         Args:
@@ -399,7 +399,7 @@ class ConversationEncoder(Encoder):
         """Leave out what is made again from the tokenizer where it is needed."""
         return {**super().__getstate__(), "_sketches": None}
 
-    def check(self, example: PreferenceExample) -> None:
+    def check(self, example: Example) -> None:
         """Refuse a tokenizer without a chat template."""
         if not self.tokenizer.chat_template and "chat_template" not in example.chat_template_kwargs:
             raise ConfigError(
@@ -411,11 +411,11 @@ class ConversationEncoder(Encoder):
             variable = re.search(r"set\s+(\w+)\s*=\s*strftime_now", template)
             _warn_of_todays_date(self.tokenizer.name_or_path, variable[1] if variable else None)
 
-    def _template_of(self, example: PreferenceExample) -> str:
+    def _template_of(self, example: Example) -> str:
         own = example.chat_template_kwargs.get("chat_template")
         return self.tokenizer.get_chat_template(own, cast(Any, example.tools))
 
-    def _prints_the_date(self, template: str, example: PreferenceExample) -> bool:
+    def _prints_the_date(self, template: str, example: Example) -> bool:
         """Whether a conversation renders differently on another day."""
         if "strftime_now" not in template:
             return False
@@ -431,7 +431,7 @@ class ConversationEncoder(Encoder):
                 return False  # the row is named when it is read
         return len(texts) > 1
 
-    def render(self, examples: Sequence[PreferenceExample]) -> list[list[str]]:
+    def render(self, examples: Sequence[Example]) -> list[list[str]]:
         """Render conversations, those with equal tools and template variables together."""
         texts: list[list[str]] = [[] for _ in examples]
         groups: dict[str, list[int]] = {}
@@ -444,7 +444,7 @@ class ConversationEncoder(Encoder):
                 texts[index] = [next(rendered) for _ in examples[index].responses]
         return texts
 
-    def _render_group(self, examples: Sequence[PreferenceExample]) -> list[str]:
+    def _render_group(self, examples: Sequence[Example]) -> list[str]:
         """Render all responses of examples that share their tools and template variables."""
         responses = [cast(Conversation, response) for example in examples for response in example.responses]
         tools, variables = examples[0].tools, examples[0].chat_template_kwargs
@@ -498,7 +498,7 @@ class TextEncoder(Encoder):
         self._adds_bos = self._bos is not None and full[:1] == [self._bos] != bare[:1]
         self._adds_eos = self._eos is not None and full[-1:] == [self._eos] != bare[-1:]
 
-    def check(self, example: PreferenceExample) -> None:
+    def check(self, example: Example) -> None:
         """Refuse a tokenizer without an EOS token."""
         if self.tokenizer.eos_token is None:
             raise ConfigError(
@@ -506,7 +506,7 @@ class TextEncoder(Encoder):
                 fix="Set `tokenizer.eos_token` to the token that ends a text.",
             )
 
-    def render(self, examples: Sequence[PreferenceExample]) -> list[list[str]]:
+    def render(self, examples: Sequence[Example]) -> list[list[str]]:
         """End texts with the EOS token, where they do not end with it already."""
         eos = cast(str, self.tokenizer.eos_token)
         return [

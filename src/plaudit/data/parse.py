@@ -23,11 +23,11 @@ from plaudit.schema import (
     ROW_KIND_COLUMNS,
     TOKENIZED_COLUMNS,
     TOKENIZED_LIST_COLUMNS,
+    EncodedExample,
+    Example,
     Label,
-    PreferenceExample,
     RowKind,
     Text,
-    TokenizedExample,
     is_tokenized,
     quoted,
     response_field,
@@ -621,7 +621,7 @@ def read_example(
     dataset_name: str | None = None,
     conversational: bool | None = None,
     features: Mapping[str, Any] | None = None,
-) -> PreferenceExample:
+) -> Example:
     """Read one raw row, in any of the supported forms, as whole responses and what is said about them.
 
     Args:
@@ -657,7 +657,7 @@ def read_flagged_example(
     dataset_name: str | None = None,
     conversational: bool | None = None,
     features: Mapping[str, Any] | None = None,
-) -> tuple[PreferenceExample, int]:
+) -> tuple[Example, int]:
     """Read one raw row like :func:`read_example`, and say what is suspicious about it.
 
     Args:
@@ -683,7 +683,7 @@ def read_flagged_example(
         prompt = read_text(row["prompt"], "prompt", place, place.features.get("prompt"))
         texts["prompt"] = prompt
     check_one_form(texts, conversational, place)
-    example = PreferenceExample(
+    example = Example(
         responses=tuple(responses if prompt is None else (prompt + response for response in responses)),
         row_kind=row_kind,
         label=read_label(row, row_kind, len(responses), place),
@@ -713,7 +713,7 @@ def _read_responses(row: Mapping[str, Any], row_kind: RowKind, place: Place) -> 
 
 def read_tokenized_example(
     row: Mapping[str, Any], *, row_number: int, dataset_name: str | None = None
-) -> TokenizedExample:
+) -> EncodedExample:
     """Read one row that comes as token ids.
 
     Args:
@@ -732,7 +732,7 @@ def read_tokenized_example(
     # A mixture of tokenised pairs and lists has the columns of both.
     if row.get("response_ids") is None and ("response_ids" not in row or row.get("chosen_ids") is not None):
         ids = tuple(_read_ids(row.get(field), field, place) for field in TOKENIZED_COLUMNS)
-        return TokenizedExample(ids, read_label(row, "pairs", 2, place))
+        return EncodedExample(ids, read_label(row, "pairs", 2, place))
     values = row["response_ids"]
     if not isinstance(values, list | tuple) or not values:
         place.refuse("response_ids", "is no list of responses", "Give a list with the token ids of each response.")
@@ -744,7 +744,7 @@ def read_tokenized_example(
         preference_prob=read_strength(optional["preference_prob"], place) if "preference_prob" in optional else None,
         weight=read_weight(row["weight"], place) if "weight" in row else None,
     )
-    return TokenizedExample(ids, label)
+    return EncodedExample(ids, label)
 
 
 def _read_ids(value: Any, field: str, place: Place) -> list[int]:

@@ -31,8 +31,8 @@ from plaudit.schema import (
     RESPONSE_COLUMNS,
     TOKENIZED_COLUMNS,
     TOKENIZED_LIST_COLUMNS,
+    Example,
     Label,
-    PreferenceExample,
     RowKind,
     check_columns,
     columns_read,
@@ -52,7 +52,7 @@ class _Row:
     """One row on its way through a batch."""
 
     index: int
-    example: PreferenceExample | None = None
+    example: Example | None = None
     row_kind: RowKind = "pairs"
     prompt: int = 0
     ids: list[Any] = field(default_factory=list)
@@ -260,7 +260,7 @@ class RowPreparer:
         row.error = row.error or error
 
     def _encode(self, rows: Sequence[_Row], encoder: Encoder) -> None:
-        examples = [cast(PreferenceExample, row.example) for row in rows]
+        examples = [cast(Example, row.example) for row in rows]
         try:
             texts = encoder.render(examples)
         except ConfigError:
@@ -276,7 +276,7 @@ class RowPreparer:
 
     def _render_alone(self, row: _Row, encoder: Encoder) -> list[str]:
         """Render one row; [] where the template refuses one of its responses."""
-        example = cast(PreferenceExample, row.example)
+        example = cast(Example, row.example)
         texts: list[str] = []
         for index, response in enumerate(example.responses):
             try:
@@ -471,7 +471,7 @@ class _Source:
     """
 
     dataset: Dataset | IterableDataset
-    first: PreferenceExample | None
+    first: Example | None
     pairs: bool
     optional: frozenset[str]
     has_prompt: bool
@@ -670,7 +670,7 @@ class ReadRow:
 
     number: int
     shape: Shape
-    example: PreferenceExample | None
+    example: Example | None
     ids: tuple[Sequence[int], ...]
     fields: tuple[str, ...]
     flags: int = 0
@@ -902,7 +902,7 @@ class RowPreparation:
             for row, one in zip(rows, texts, strict=True)
         ]
 
-    def _encoder(self, conversational: bool, example: PreferenceExample) -> Encoder:
+    def _encoder(self, conversational: bool, example: Example) -> Encoder:
         if conversational not in self._encoders:
             encoder: Encoder = (ConversationEncoder if conversational else TextEncoder)(self.tokenizer)
             encoder.cache_bytes = self.cache_bytes

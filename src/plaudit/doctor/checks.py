@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from plaudit.data.report import Flag
-from plaudit.doctor.findings import Example, Finding, row_names
+from plaudit.doctor.findings import Finding, Occurrence, row_names
 from plaudit.doctor.leaks import MarkCounts, Marker, breaks_off, lacks_end, percent, two_proportions
 from plaudit.doctor.relations import Benchmark, Ledger, Prompts, shorten
 from plaudit.doctor.rows import CheckedRow, excerpt, is_flagged
@@ -38,7 +38,7 @@ class Unreadable:
     def __init__(self) -> None:
         self._rows = array("q")
         self._reasons: dict[str, array[int]] = {}
-        self._examples: list[Example] = []
+        self._examples: list[Occurrence] = []
         self._fixes: dict[str, None] = {}
 
     def add(self, row: CheckedRow) -> None:
@@ -52,7 +52,7 @@ class Unreadable:
         if reason not in self._reasons and len(self._reasons) >= REASONS:
             reason = "other reasons"
         elif len(self._examples) < EXAMPLES and reason not in self._reasons:
-            self._examples.append(Example((row.number,), f"`{error.field}` {error.message}"))
+            self._examples.append(Occurrence((row.number,), f"`{error.field}` {error.message}"))
         self._reasons.setdefault(reason, array("q")).append(row.number)
         if error.fix and len(self._fixes) < 2:
             self._fixes[error.fix] = None
@@ -86,7 +86,7 @@ class Flagged:
     def __init__(self, max_length: int | None) -> None:
         self._max_length = max_length
         self._rows: dict[str, array[int]] = {}
-        self._examples: dict[str, list[Example]] = {}
+        self._examples: dict[str, list[Occurrence]] = {}
 
     def add(self, row: CheckedRow) -> None:
         """Count the flags of a row."""
@@ -100,7 +100,7 @@ class Flagged:
             self._rows.setdefault(kind, array("q")).append(row.number)
             examples = self._examples.setdefault(kind, [])
             if len(examples) < EXAMPLES:
-                examples.append(Example((row.number,), self._words(kind, row)))
+                examples.append(Occurrence((row.number,), self._words(kind, row)))
 
     def _words(self, kind: str, row: CheckedRow) -> str:
         if kind == "overlong":
@@ -142,19 +142,19 @@ class Relations:
         pairs = zip(found.first_of.tolist(), found.duplicates.tolist(), strict=True)
         duplicates = [(first, again) for _, (first, again) in zip(range(EXAMPLES), pairs, strict=False)]
         findings = [
-            Finding("duplicate", found.duplicates.tolist(), examples=tuple(map(Example, duplicates))),
+            Finding("duplicate", found.duplicates.tolist(), examples=tuple(map(Occurrence, duplicates))),
             Finding(
                 "contradictory",
                 found.contradictory.tolist(),
                 f"{len(found.contradictions):,} contradictions" if len(found.contradictions) > 1 else "",
-                examples=tuple(map(Example, shorten(found.contradictions, EXAMPLES))),
+                examples=tuple(map(Occurrence, shorten(found.contradictions, EXAMPLES))),
                 advice="Find out which label is right; --fix removes all of them.",
             ),
             Finding(
                 "cycle",
                 found.cyclic.tolist(),
                 f"{len(found.cycles):,} {'cycle' if len(found.cycles) == 1 else 'cycles'}",
-                examples=tuple(map(Example, shorten(found.cycles, EXAMPLES))),
+                examples=tuple(map(Occurrence, shorten(found.cycles, EXAMPLES))),
                 advice="At least one row of each cycle is wrong; nothing tells which.",
             ),
         ]
@@ -166,8 +166,8 @@ class Endings:
 
     def __init__(self) -> None:
         self._rows, self._style_rows = array("q"), array("q")
-        self._examples: list[Example] = []
-        self._style_examples: list[Example] = []
+        self._examples: list[Occurrence] = []
+        self._style_examples: list[Occurrence] = []
         self._sides = {True: [0, 0, 0], False: [0, 0, 0]}  # break off, lack an end, all
         self._long, self._endless = 0, 0
 
@@ -198,7 +198,7 @@ class Endings:
                     field = response_field(row.row_kind, places[0])
                     why = reasons.get(places[0], "has no full stop")
                     text = f"`{field}` {why}: {excerpt(row.parts.answers[places[0]], 70, end=True)}"
-                    examples.append(Example((row.number,), text))
+                    examples.append(Occurrence((row.number,), text))
 
     def _count_sides(self, row: CheckedRow, reasons: dict[int, str], styles: list[int]) -> None:
         for preferred, place in zip((True, False), row.sides or (), strict=False):
@@ -241,7 +241,7 @@ class Marks:
     def __init__(self, special_tokens: Sequence[str] = ()) -> None:
         self._marker = Marker(special_tokens)
         self.counts = MarkCounts(self._marker.names)
-        self._special, self._examples = array("q"), list[Example]()
+        self._special, self._examples = array("q"), list[Occurrence]()
 
     def add(self, row: CheckedRow) -> None:
         """Look at the answers of a row."""
@@ -259,7 +259,7 @@ class Marks:
                 self._special.append(row.number)
                 if len(self._examples) < EXAMPLES:
                     self._examples.append(
-                        Example((row.number,), f"`{response_field(row.row_kind, place)}` has {token}")
+                        Occurrence((row.number,), f"`{response_field(row.row_kind, place)}` has {token}")
                     )
                 break
 
@@ -307,6 +307,8 @@ class Overlaps:
     def _finding(kind: str, hits: dict[str, list[tuple[int, int]]], detail: str) -> Finding:
         rows = sorted({row for found in hits.values() for row, _ in found})
         examples = [
-            Example((row,), f"row {other} of {name}") for name, found in hits.items() for row, other in found[:EXAMPLES]
+            Occurrence((row,), f"row {other} of {name}")
+            for name, found in hits.items()
+            for row, other in found[:EXAMPLES]
         ]
         return Finding(kind, rows, detail, (), tuple(examples[:EXAMPLES]))

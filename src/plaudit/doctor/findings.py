@@ -143,7 +143,7 @@ KINDS = {
 
 
 @dataclass(frozen=True)
-class Example:
+class Occurrence:
     """A row that shows a finding.
 
     Attributes:
@@ -172,7 +172,7 @@ class Finding:
     rows: Sequence[int] = field(default=(), repr=False)
     detail: str = ""
     lines: tuple[str, ...] = ()
-    examples: tuple[Example, ...] = ()
+    examples: tuple[Occurrence, ...] = ()
     advice: str = ""
 
     @property

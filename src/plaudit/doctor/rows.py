@@ -31,7 +31,7 @@ from plaudit.schema import (
     RAW_COLUMNS,
     TOKENIZED_COLUMNS,
     TOKENIZED_LIST_COLUMNS,
-    PreferenceExample,
+    Example,
     RowKind,
     Text,
     check_columns,
@@ -225,7 +225,7 @@ def ways_of(source: Source) -> Ways:
     try:
         name = choose_objective(row_kinds, columns)[0]
     except ConfigError as error:
-        refusal = str(error).partition("\n")[0]
+        refusal = error.summary
         usual_form = Counter(row_kind_of(row) for row in first).most_common(1)[0][0]
         name = next(iter([*objectives_for([usual_form], columns), *objectives_for([usual_form], [])]))
     pairs = "response_ids" not in source.columns if tokenized else row_kinds == {"pairs"}
@@ -261,14 +261,14 @@ class Parts:
     calls: tuple[bool, ...]
 
 
-def take_apart(example: PreferenceExample, prompt: Text | None) -> Parts:
+def take_apart(example: Example, prompt: Text | None) -> Parts:
     """Take the answers of a row apart from its prompt.
 
     Args:
         example: The row, read.
         prompt: Its column ``prompt`` (None: it has none).
 
-    >>> row = PreferenceExample(("Human: Hi\\n\\nAssistant: Hello!", "Human: Hi\\n\\nAssistant: Help!"))
+    >>> row = Example(("Human: Hi\\n\\nAssistant: Hello!", "Human: Hi\\n\\nAssistant: Help!"))
     >>> take_apart(row, None).prompt, take_apart(row, None).answers
     (('Human: Hi\\n\\nAssistant: ',), ('Hello!', 'Help!'))
     """
@@ -521,10 +521,10 @@ class _Unencoded(Encoder):
     def __init__(self) -> None:
         """Nothing to copy."""
 
-    def check(self, example: PreferenceExample) -> None:
+    def check(self, example: Example) -> None:
         """Accept any row."""
 
-    def render(self, examples: Sequence[PreferenceExample]) -> list[list[str]]:
+    def render(self, examples: Sequence[Example]) -> list[list[str]]:
         """Render nothing."""
         return [[] for _ in examples]
 
@@ -560,7 +560,7 @@ class _Preparer(RowPreparer):
             yield _checked(row, row.example, prompt)
 
 
-def _checked(row: Any, example: PreferenceExample | None, prompt: Text | None) -> CheckedRow:
+def _checked(row: Any, example: Example | None, prompt: Text | None) -> CheckedRow:
     label = row.label
     said = (label.margin, label.preference_prob, label.weight)
     if example is None:

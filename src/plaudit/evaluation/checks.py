@@ -128,7 +128,7 @@ def check_finite(rewards: Iterable[Sequence[float]], rows: Iterable[int] | None 
     Traceback (most recent call last):
         ...
     plaudit.errors.DataError: row 17: the reward of response 0 is nan (in 1 row: 17)
-      How to mend it: Look at the model (its dtype, a damaged checkpoint) and at the text of the row.
+      Fix: Look at the model (its dtype, a damaged checkpoint) and at the text of the row.
     """
     numbered = enumerate(rewards) if rows is None else zip(rows, rewards, strict=True)
     broken = [(row, np.asarray(values, dtype=np.float64)) for row, values in numbered if not np.isfinite(values).all()]

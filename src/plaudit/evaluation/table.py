@@ -18,9 +18,9 @@ from plaudit.errors import ConfigError, DataError
 from plaudit.schema import (
     PAIR_COLUMNS,
     RAW_COLUMNS,
+    Example,
     Label,
     Message,
-    PreferenceExample,
     RowKind,
     Text,
     comparisons_of,
@@ -54,7 +54,7 @@ def prompt_key(row: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def response_texts(row: Mapping[str, Any], example: PreferenceExample) -> tuple[str, ...]:
+def response_texts(row: Mapping[str, Any], example: Example) -> tuple[str, ...]:
     """The responses of a row as plain text, without their prompt.
 
     Of conversations that hold their prompt it is what follows the messages that all share, up to the last of the
@@ -174,7 +174,7 @@ class ScoredRow:
     Traceback (most recent call last):
         ...
     plaudit.errors.DataError: row 3, field `rejected`: the reward is nan
-      How to mend it: Look at the model: it gives no finite reward for this response.
+      Fix: Look at the model: it gives no finite reward for this response.
     """
 
     row: int

@@ -342,8 +342,7 @@ def _caught(call: Callable[[], Any]) -> tuple[Any, PlauditError | None]:
     try:
         return call(), None
     except PlauditError as error:
-        # Errors travel between processes as what they say; a data error also knows how to be copied.
-        return None, error if isinstance(error, DataError) else ConfigError(str(error))
+        return None, error
 
 
 @contextmanager

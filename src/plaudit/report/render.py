@@ -434,7 +434,7 @@ def _evaluations(run: Run, named: Sequence[Path]) -> tuple[list[Evaluation], lis
         try:
             evaluations.append(read_evaluation(folder))
         except ConfigError as error:  # not named by anybody: no reason to give no report
-            problems.append(f"An evaluation was left out: {str(error).splitlines()[0]}.")
+            problems.append(f"An evaluation was left out: {error.summary}.")
     return evaluations, problems
 
 

@@ -33,9 +33,8 @@ class RequestError(PlauditError):
         fix: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        self.status, self.message, self.field, self.fix = status, message, field, fix
-        self.headers = dict(headers or {})
-        super().__init__(f"{field}: {message}" if field else message)
+        self.status, self.headers = status, dict(headers or {})
+        super().__init__(message, field=field, fix=fix)
 
     def body(self) -> dict[str, Any]:
         """What the client is told."""

@@ -295,8 +295,7 @@ class ScoringService:
         try:
             rows = [row for window in self._preparation.windows(question.rows) for row in window]
         except ConfigError as error:
-            message, _, fix = str(error).partition("\n  How to mend it: ")
-            raise RequestError(422, message, fix=fix or None) from error
+            raise RequestError(422, error.summary, fix=error.fix) from error
         for index, row in enumerate(rows):
             self._check(row, index, question)
         return question, rows

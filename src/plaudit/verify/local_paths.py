@@ -19,7 +19,7 @@ from plaudit.inference.reward_model import RewardModel
 from plaudit.model.golden import GoldenRow, GoldenRows, chat_template_hash
 from plaudit.model.load import Source, load_reward_model, load_tokenizer_of
 from plaudit.model.peft import base_model_of
-from plaudit.schema import PreferenceExample
+from plaudit.schema import Example
 from plaudit.training.artifacts import computed_in
 from plaudit.verify.observations import Observation
 
@@ -84,15 +84,15 @@ def tried(path: str, rows: Sequence[int], run: Callable[[], Observation]) -> Obs
 # ---- token ids ------------------------------------------------------------------------------------------------
 
 
-def example_of(row: GoldenRow) -> PreferenceExample:
+def example_of(row: GoldenRow) -> Example:
     """A golden row as what is rendered.
 
     Args:
         row: A row whose text or messages are known.
     """
     if row.messages is None:
-        return PreferenceExample(responses=(row.text or "",))
-    return PreferenceExample(
+        return Example(responses=(row.text or "",))
+    return Example(
         responses=(list(row.messages),), tools=row.tools, chat_template_kwargs=dict(row.chat_template_kwargs)
     )
 
