@@ -90,7 +90,7 @@ def test_no_difference_is_not_called_one(random):
     first, second = random.random((2, 200)) < 0.7
     found = compare(*models(first, second)).overall
     assert not found.real
-    assert found.verdict.startswith("no difference shown: A less B is ")
+    assert found.verdict.startswith("no difference shown: A minus B is ")
     same = compare(*models(first, first)).overall
     assert (same.p_value, same.difference) == (1.0, 0.0)
 

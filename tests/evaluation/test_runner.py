@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import Dataset
@@ -15,6 +16,7 @@ from model_builders import tiny_model
 from plaudit import ConfigError, DataError, RewardModel
 from plaudit.evaluation.results import Evaluation
 from plaudit.model.calibration import RewardCalibration
+from plaudit.report.render import evaluation_page
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +49,7 @@ def test_rewards_and_accuracy_are_those_of_plain_transformers(folder, rows, rewa
     found = plaudit.evaluate(folder, {"pairs": rows}, batch_layout=layout, max_tokens_per_batch=200)
     assert found.models[0].batch_layout == layout
     expected = [[reward(row["prompt"] + row[name]) for name in ("chosen", "rejected")] for row in rows]
-    assert np.allclose([row.rewards for row in found["pairs"].rewards], expected, atol=1e-4)
+    assert np.allclose(list(found["pairs"].rewards.values()), expected, atol=1e-4)
     margins = [chosen - rejected for chosen, rejected in expected]
     one = found["pairs"]
     assert one.score == one.accuracy.value == 0.8
@@ -62,14 +64,15 @@ def test_rewards_and_accuracy_are_those_of_plain_transformers(folder, rows, rewa
     assert one.mistakes[0].confidence == pytest.approx(1 / (1 + np.exp(margins[worst])), abs=1e-4)
     assert len(one.mistakes) == 8
     assert sum(one.histogram.better) == sum(one.histogram.worse) == sum(one.margins.counts) == 40
-    assert one.rewards[0].tokens == tuple(len(rows[0][name][0]["content"]) for name in ("chosen", "rejected"))
+    tokens = one.table.column("tokens").to_pylist()[:2]
+    assert tokens == [len(rows[0][name][0]["content"]) for name in ("chosen", "rejected")]
 
 
 def test_every_part_is_there(found, rows):
     one = found["pairs"]
     assert list(one.slices) == ["source"]
     assert {name: part.rows for name, part in one.slices["source"].items()} == {"x": 14, "y": 13, "z": 13}
-    x_right = [row.rewards[0] > row.rewards[1] for row in one.rewards if row.columns["source"] == "x"]
+    x_right = [chosen > rejected for (_, row), (chosen, rejected) in one.rewards.items() if rows[row]["source"] == "x"]
     assert one.slices["source"]["x"].pairs.accuracy.value == np.mean(x_right)
     assert one.calibration.scores.n == 40
     assert one.length.unit == "tokens"
@@ -133,8 +136,8 @@ def test_a_model_with_its_head_turned_round_is_really_worse(folder, negated, row
     assert (one.overall.only_first, one.overall.only_second) == (32, 8)
     assert one.verdict.startswith(f"{folder} is better than {negated} by 60.0 points")
     assert second["pairs"].statistics == found["pairs"].statistics
-    turned = [[-value for value in row.rewards] for row in second["pairs"].rewards]
-    assert np.allclose(turned, [row.rewards for row in second.models[1]["pairs"].rewards], atol=1e-5)
+    turned = [[-value for value in rewards] for rewards in second["pairs"].rewards.values()]
+    assert np.allclose(turned, list(second.models[1]["pairs"].rewards.values()), atol=1e-5)
 
 
 def test_models_are_compared_on_rows_that_both_have_scored(folder, rows, tmp_path):
@@ -147,7 +150,7 @@ def test_models_are_compared_on_rows_that_both_have_scored(folder, rows, tmp_pat
     (dropped,) = found.models[1]["pairs"].dropped
     assert (dropped.reason, dropped.count, dropped.rows) == ("more than 100 tokens", 3, (0, 1, 2))
     assert "3 rows are left out: more than 100 tokens." in found.models[1]["pairs"].notes
-    assert found.models[1]["pairs"].rewards[0].row == 3
+    assert next(iter(found.models[1]["pairs"].rewards)) == ("pairs", 3)
 
 
 def test_long_rows_are_dropped_cut_or_refused(folder, rows, caplog):
@@ -240,11 +243,11 @@ def test_slices_are_refused_before_scoring(folder, rows, monkeypatch):
 
 def test_some_rows_drawn_at_random(folder, rows):
     first, second = (plaudit.evaluate(folder, rows, max_rows=10, sanity_rows=0)["rows"] for _ in range(2))
-    assert [row.row for row in first.rewards] == [row.row for row in second.rewards]
+    assert list(first.rewards) == list(second.rewards)
     assert (first.rows, first.rows_left_out, first.rows_in_source) == (10, 30, 40)
     assert first.notes[0].startswith("10 of 40 rows, drawn at random")
     other = plaudit.evaluate(folder, rows, max_rows=10, sanity_rows=0, seed=1)["rows"]
-    assert [row.row for row in other.rewards] != [row.row for row in first.rewards]
+    assert list(other.rewards) != list(first.rewards)
 
 
 def test_suites_in_memory_and_by_name_get_labels_of_their_own(folder, rows, tmp_path):
@@ -292,8 +295,7 @@ def test_results_survive_saving(found, tmp_path):
     found.save(tmp_path / "results")
     assert sorted(path.name for path in (tmp_path / "results").iterdir()) == [
         "evaluation.json",
-        "evaluation.md",
-        "rewards.jsonl",
+        "rewards.parquet",
     ]
     values = json.loads((tmp_path / "results" / "evaluation.json").read_text(), parse_constant=pytest.fail)
     assert values == json.loads(json.dumps(found.to_dict()))
@@ -301,12 +303,11 @@ def test_results_survive_saving(found, tmp_path):
     assert loaded.to_dict() == found.to_dict()
     assert loaded["pairs"].rewards == found["pairs"].rewards
     assert loaded["pairs"].statistics == found["pairs"].statistics
-    assert loaded.to_markdown() == found.to_markdown() == (tmp_path / "results" / "evaluation.md").read_text()
-    assert "| source=x | 14 |" in found.to_markdown()
-    lines = (tmp_path / "results" / "rewards.jsonl").read_text().splitlines()
-    assert [json.loads(line)["row"] for line in lines] == list(range(40))
+    assert evaluation_page(loaded) == evaluation_page(found)
+    assert "| source=x | 14 |" in evaluation_page(found)
+    assert pq.read_table(tmp_path / "results" / "rewards.parquet").column("row").to_pylist()[::2] == list(range(40))
     with pytest.raises(ConfigError, match="there is no evaluation"):
         Evaluation.load(tmp_path)
-    (tmp_path / "results" / "evaluation.json").write_text('{"version": 7}')
-    with pytest.raises(ConfigError, match="no evaluation of version 1"):
+    (tmp_path / "results" / "evaluation.json").write_text('{"format": "plaudit evaluation", "version": 7}')
+    with pytest.raises(ConfigError, match="version 7, not 1"):
         Evaluation.load(tmp_path / "results")

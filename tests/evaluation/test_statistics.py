@@ -11,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 from evaluation.scored_rows import listed, pairs
 from plaudit.errors import ConfigError, DataError
+from plaudit.evaluation.results import to_plain
 from plaudit.evaluation.stats import (
     by_slice,
     cluster_bootstrap,
@@ -54,7 +55,7 @@ def test_the_order_of_rows_does_not_matter(rewards, order):
     rows = list(pairs(rewards, prompts=[n // 2 for n in range(len(rewards))]))
     shuffled = list(rows)
     order.shuffle(shuffled)
-    first, second = (pair_statistics(ScoredSet(one)).to_dict() for one in (rows, shuffled))
+    first, second = (to_plain(pair_statistics(ScoredSet(one))) for one in (rows, shuffled))
     assert first.pop("margin_interval") == pytest.approx(second.pop("margin_interval"))
     assert first["accuracy"].pop("interval") == pytest.approx(second["accuracy"].pop("interval"))
     for name, value in first.items():
@@ -177,7 +178,7 @@ def test_of_thumbs_and_grades(random):
     assert found.ratings.pearson == pytest.approx(stats.pearsonr(rewards, rewards**3).statistic)
     assert found.ratings.spearman == pytest.approx(1.0)
     assert found.ratings.mse == pytest.approx(np.mean((rewards - rewards**3) ** 2))
-    assert found.to_dict()["labels"]["responses"] == 60
+    assert to_plain(found)["labels"]["responses"] == 60
 
 
 def test_slices_by_any_column():
@@ -189,7 +190,7 @@ def test_slices_by_any_column():
 
 
 def test_nothing_to_count_is_nothing_and_no_error():
-    assert statistics_of(ScoredSet([])).to_dict() == {
+    assert to_plain(statistics_of(ScoredSet([]))) == {
         "rows": 0,
         "pairs": None,
         "rankings": None,

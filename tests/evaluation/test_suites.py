@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from plaudit.errors import ConfigError, DataError
+from plaudit.evaluation.results import to_plain
 from plaudit.evaluation.suites.base import compare_results
 from plaudit.evaluation.suites.registry import SUITES, find_suite
 from plaudit.evaluation.suites.reward_bench import SECTIONS, WEIGHTS
@@ -76,7 +77,7 @@ def test_reward_bench_weighs_subsets_by_prompts_and_math_by_984(tmp_path):
     assert len(found.slices) == 23
     easy = next(one for one in found.slices if one.name == "alpacaeval-easy")
     assert (easy.n, easy.score, easy.margin, easy.group) == (2, 1.0, 1.0, "Chat")
-    assert found.to_dict()["slices"][0]["interval"] == tuple(found.slices[0].interval)
+    assert to_plain(found)["slices"][0]["interval"] == list(found.slices[0].interval)
 
 
 def test_reward_bench_of_a_published_run(tmp_path):
@@ -460,5 +461,5 @@ def test_two_models_are_compared_on_the_rows_of_a_suite(tmp_path):
     assert not found.slices["slice"]["Knowledge"].real
     with pytest.raises(ConfigError, match="different rows"):
         compare_results(good, suite.score(scored(read[:5], [[1, 0]] * 5)))
-    json.dumps(found.to_dict())
-    json.dumps(good.to_dict())
+    json.dumps(to_plain(found))
+    json.dumps(to_plain(good))

@@ -18,20 +18,11 @@ from plaudit.cli.arguments import Command, ComputeArguments, Word, about
 from plaudit.cli.console import bars_where_seen, duration, log_lines, make_console, say
 from plaudit.doctor.rows import excerpt
 from plaudit.errors import ConfigError
-from plaudit.evaluation.results import (
-    HEADINGS,
-    Evaluation,
-    ModelEvaluation,
-    SuiteEvaluation,
-    heading,
-    lines,
-    model_line,
-    table,
-    verdicts,
-)
+from plaudit.evaluation.results import Evaluation, ModelEvaluation, SuiteEvaluation
 from plaudit.evaluation.run import evaluate
 from plaudit.evaluation.suites.registry import SUITES
 from plaudit.model.calibration import RewardCalibration
+from plaudit.report.render import HEADINGS, model_line, suite_heading, suite_lines, suite_table, verdicts
 
 
 @dataclass
@@ -51,7 +42,7 @@ class EvalArguments:
     output: str | None = field(
         default=None,
         metadata=about(
-            "Folder for evaluation.json, evaluation.md and rewards.jsonl. Written after each suite; the same command "
+            "Folder for evaluation.json, evaluation.md and rewards.parquet. Written after each suite; the same command "
             "again goes on where it was."
         ),
     )
@@ -248,15 +239,15 @@ def print_evaluation(evaluation: Evaluation, console: Console, *, mistakes: int)
 
 
 def _print_suite(suite: SuiteEvaluation, console: Console, mistakes: int) -> None:
-    console.print(Text(f"{heading(suite)}, {duration(suite.seconds)}", style="bold"), soft_wrap=True)
+    console.print(Text(f"{suite_heading(suite)}, {duration(suite.seconds)}", style="bold"), soft_wrap=True)
     grid = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     for name in HEADINGS:
         left = name in ("", "95% interval")
         grid.add_column(name, justify="left" if left else "right", no_wrap=bool(name))
-    for cells in table(suite):
+    for cells in suite_table(suite):
         grid.add_row(*(Text(cell) for cell in cells))
     console.print(grid)
-    for title, text in lines(suite):
+    for title, text in suite_lines(suite):
         style = "bold red" if text.startswith("FAILED") else "yellow" if title == "Note" else ""
         console.print(Text(f"{title}: ", style="dim").append(text, style=style), soft_wrap=True)
     for one in suite.mistakes[: max(mistakes, 0)]:

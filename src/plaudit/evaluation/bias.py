@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
+from plaudit.evaluation.results import (
+    Correlation,
+    FormatBias,
+    Interval,
+    LengthBias,
+    LengthBin,
+    LengthControlled,
+    LengthUnit,
+    Proportion,
+)
 from plaudit.evaluation.stats import (
     FEATURES,
-    Interval,
-    Proportion,
     cluster_bootstrap,
     correlation,
     markdown_counts,
@@ -19,26 +25,7 @@ from plaudit.evaluation.stats import (
     spearman,
     sums_by_cluster,
 )
-from plaudit.evaluation.table import LengthUnit, ScoredSet
-
-
-@dataclass(frozen=True)
-class LengthControlled:
-    """The result of the regression.
-
-    Attributes:
-        accuracy: Predicted accuracy for comparisons of equally long responses.
-        interval: Its 95% interval, by the sandwich variance over prompts; None with fewer than two prompts, or where
-            all comparisons are right or all wrong.
-        length_effect: Coefficient of the length term: above 0 the model is right more often where the better response
-            is longer.
-        n: Comparisons.
-    """
-
-    accuracy: float
-    interval: Interval | None
-    length_effect: float
-    n: int
+from plaudit.evaluation.table import ScoredSet
 
 
 def length_controlled_accuracy(
@@ -130,97 +117,6 @@ def _predict(
 
 
 LENGTH_BINS = 8
-
-
-@dataclass(frozen=True)
-class Correlation:
-    """How rewards go with another number of the responses.
-
-    Attributes:
-        pearson: Correlation over all responses; None where one of the two does not vary.
-        pearson_interval: Its 95% bootstrap interval over prompts.
-        spearman: Rank correlation over all responses.
-        within: Correlation of what differs from the mean of the responses to the same prompt: longer prompts with
-            longer and better answers do not enter.
-        within_interval: Its interval.
-    """
-
-    pearson: float | None
-    pearson_interval: Interval | None
-    spearman: float | None
-    within: float | None
-    within_interval: Interval | None
-
-
-@dataclass(frozen=True)
-class LengthBin:
-    """Comparisons with similar differences of length.
-
-    Attributes:
-        low: Smallest length of the better response less that of the worse one (not included, except in the first).
-        high: Largest.
-        accuracy: How often the better response has the higher reward, with interval and number.
-    """
-
-    low: float
-    high: float
-    accuracy: Proportion
-
-
-@dataclass(frozen=True)
-class LengthBias:
-    """How rewards follow length.
-
-    Attributes:
-        unit: What lengths count: tokens or characters.
-        correlation: Of rewards and lengths.
-        longer_right: Of comparisons with different lengths, in how many the longer response is the better one: what
-            always taking the longer one would reach.
-        longer_preferred: In how many the longer response has the higher reward.
-        accuracy_longer_right: Accuracy where the longer response is the better one.
-        accuracy_longer_wrong: Accuracy where the longer response is the worse one.
-        balanced_accuracy: Mean of these two: always taking the longer (or the shorter) one gives 0.5. None where there
-            is only one kind.
-        controlled: Length-controlled accuracy.
-        bins: Accuracy by difference of length, in bins of equal mass.
-    """
-
-    unit: LengthUnit
-    correlation: Correlation
-    longer_right: Proportion
-    longer_preferred: Proportion
-    accuracy_longer_right: Proportion
-    accuracy_longer_wrong: Proportion
-    balanced_accuracy: float | None
-    controlled: LengthControlled | None
-    bins: tuple[LengthBin, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same as plain values, for JSON."""
-        return asdict(self)
-
-
-@dataclass(frozen=True)
-class FormatBias:
-    """How rewards follow one feature of formatting.
-
-    Attributes:
-        feature: Which, one of :data:`plaudit.evaluation.stats.FEATURES`.
-        share: Share of the responses that have any of it.
-        correlation: Of rewards and counts.
-        more_right: Of comparisons with different counts, in how many the response with more is the better one.
-        more_preferred: In how many it has the higher reward. Far above `more_right`, the model likes the looks.
-    """
-
-    feature: str
-    share: float
-    correlation: Correlation
-    more_right: Proportion
-    more_preferred: Proportion
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same as plain values, for JSON."""
-        return asdict(self)
 
 
 def correlate(rewards_N: np.ndarray, values_N: np.ndarray, cluster_N: np.ndarray, *, seed: int = 0) -> Correlation:

@@ -17,8 +17,8 @@ from transformers import (
 )
 
 from plaudit.errors import ConfigError
-from plaudit.evaluation.results import OnBroken, Overlong, ScoringSettings, SuiteEvaluation
-from plaudit.evaluation.row_scoring import as_it_was
+from plaudit.evaluation.results import SuiteEvaluation
+from plaudit.evaluation.row_scoring import OnBroken, Overlong, ScoringSettings, as_it_was
 from plaudit.evaluation.run import EvaluationSettings, evaluate_suite, say_dropped
 from plaudit.evaluation.suites.registry import LoadedSuite, Suites, SuiteSource, resolve_suites
 from plaudit.inference.reward_model import RewardModel

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from plaudit.errors import ConfigError, DataError
-from plaudit.evaluation.results import Check, ScoringSettings
-from plaudit.evaluation.row_scoring import score_rows
+from plaudit.evaluation.results import Check
+from plaudit.evaluation.row_scoring import ScoringSettings, score_rows
 from plaudit.evaluation.stats import pair_statistics
 from plaudit.evaluation.suites.base import SuiteRow
 from plaudit.evaluation.suites.registry import LoadedSuite

@@ -3,74 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from plaudit.errors import ConfigError
-from plaudit.evaluation.stats import Interval, mean_interval, sums_by_cluster
+from plaudit.evaluation.results import Difference, PValueMethod
+from plaudit.evaluation.stats import mean_interval, sums_by_cluster
 from plaudit.evaluation.table import ScoredSet
 
-LEVEL = 0.05
 """A difference with a larger p-value is not called real."""
 FLIPS = 20_000
 _EXACT_CELLS = 50_000_000
-PValueMethod = Literal["mcnemar-exact", "sign-flip-exact", "sign-flip"]
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One model against another on the same comparisons.
-
-    Attributes:
-        names: Of the first and the second model.
-        n: Comparisons (or rows) that both were scored on.
-        prompts: From how many prompts they come.
-        scores: Mean outcome of each model, such as its accuracy.
-        difference: The first less the second.
-        interval: 95% bootstrap interval of the difference over prompts; None with fewer than two.
-        p_value: Chance of a difference at least as large if both were alike.
-        p_adjusted: The same after Holm's correction for the slices looked at; equal to `p_value` for a single test.
-        method: How the p-value was computed.
-        only_first: Comparisons that only the first model has right.
-        only_second: Comparisons that only the second model has right.
-    """
-
-    names: tuple[str, str]
-    n: int
-    prompts: int
-    scores: tuple[float, float]
-    difference: float
-    interval: Interval | None
-    p_value: float
-    p_adjusted: float
-    method: PValueMethod
-    only_first: int
-    only_second: int
-
-    @property
-    def real(self) -> bool:
-        """Whether the difference is called real: p below :data:`LEVEL`, and an interval without 0."""
-        apart = self.interval is not None and (self.interval.low > 0 or self.interval.high < 0)
-        return apart and self.p_adjusted < LEVEL
-
-    @property
-    def verdict(self) -> str:
-        """The outcome in one sentence."""
-        first, second = self.names
-        sign = -1 if self.real and self.difference < 0 else 1
-        low, high = sorted(100 * sign * one for one in self.interval) if self.interval else (None, None)
-        bounds = "" if low is None or high is None else f" (95% {low:.1f} to {high:.1f})"
-        size, chance = 100 * sign * self.difference, _p_text(self.p_adjusted)
-        if not self.real:
-            return f"no difference shown: {first} less {second} is {size:+.1f} points{bounds}, {chance}"
-        better, worse = (second, first) if sign < 0 else (first, second)
-        return f"{better} is better than {worse} by {size:.1f} points{bounds}, {chance}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same as plain values, for JSON."""
-        return {**asdict(self), "real": self.real, "verdict": self.verdict}
 
 
 @dataclass(frozen=True)
@@ -89,17 +33,6 @@ class Comparison:
     def verdict(self) -> str:
         """The outcome over all comparisons, in one sentence."""
         return self.overall.verdict
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same as plain values, for JSON."""
-        slices = {column: {name: one.to_dict() for name, one in parts.items()} for column, parts in self.slices.items()}
-        return {"overall": self.overall.to_dict(), "slices": slices}
-
-
-def _p_text(p: float) -> str:
-    if p < 0.0001:
-        return "p < 0.0001"
-    return f"p = {p:.4f}".rstrip("0") if p < 0.001 else f"p = {p:.2g}"
 
 
 def sign_flip_test(differences_C: np.ndarray, *, seed: int = 0) -> tuple[float, PValueMethod]:

@@ -11,11 +11,31 @@ import numpy as np
 
 from plaudit.data.load import prompt_of
 from plaudit.data.parse import content_text
-from plaudit.evaluation.results import Histogram, Margins, Mistake, shortened
+from plaudit.evaluation.results import Histogram, Margins, Mistake
 from plaudit.evaluation.suites.base import SuiteRow
 from plaudit.evaluation.suites.registry import LoadedSuite
 from plaudit.evaluation.table import ScoredRow, ScoredSet
 from plaudit.schema import comparisons_of
+
+_LONGEST_OF_MISTAKES = 4000
+_CUT = " […] "
+
+
+def shortened(text: str, longest: int = _LONGEST_OF_MISTAKES) -> str:
+    """A text, its middle cut out if it is very long.
+
+    Args:
+        text: The text.
+        longest: Most characters.
+
+    >>> shortened("abcdefghijklmnop", 11)
+    'abc […] nop'
+    """
+    if len(text) <= longest:
+        return text
+    half = (longest - len(_CUT)) // 2
+    return text[:half] + _CUT + text[len(text) - half :]
+
 
 BINS = 40
 POINTS = 2000

@@ -7,14 +7,14 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 from torch import nn
 
 from plaudit.data.prepare import PreparedRow, RowPreparation, ScoringOverlong
 from plaudit.data.report import Flag
-from plaudit.errors import DataError
-from plaudit.evaluation.results import Dropped, ScoringSettings
+from plaudit.errors import ConfigError, DataError
+from plaudit.evaluation.results import Dropped
 from plaudit.evaluation.suites.base import SuiteRow
 from plaudit.evaluation.suites.registry import LoadedSuite
 from plaudit.evaluation.table import ScoredRow
@@ -22,6 +22,45 @@ from plaudit.inference.reward_model import RewardModel
 from plaudit.model.head import score_heads_of
 from plaudit.model.peft import base_model_of
 from plaudit.schema import RAW_COLUMNS, response_field, row_kind_of
+
+Overlong: TypeAlias = Literal["drop", "truncate_left", "truncate_right", "error"]
+"""What happens to a row with a response of more than ``max_length`` tokens."""
+OnBroken: TypeAlias = Literal["raise", "drop"]
+"""What happens to a row that cannot be scored, such as one that the chat template refuses."""
+
+
+@dataclass(frozen=True)
+class ScoringSettings:
+    """How rows are scored.
+
+    Attributes:
+        max_length: Most tokens of a response with its prompt (None: what the model was made to read).
+        overlong: What happens to a row that has more.
+        errors: What happens to a row that cannot be scored.
+    """
+
+    max_length: int | None = None
+    overlong: Overlong = "drop"
+    errors: OnBroken = "raise"
+
+    def __post_init__(self) -> None:
+        for name, value, choices in (
+            ("overlong", self.overlong, get_args(Overlong)),
+            ("errors", self.errors, get_args(OnBroken)),
+        ):
+            if value not in choices:
+                raise ConfigError(f"`{name}` is {value!r}", fix=f"Use one of: {', '.join(choices)}.")
+        if self.max_length is not None and self.max_length < 1:
+            raise ConfigError(f"`max_length` is {self.max_length}", fix="Use at least 1 token, or None.")
+
+    def limit(self, model: RewardModel) -> int | None:
+        """Most tokens of a response under a model.
+
+        Args:
+            model: It.
+        """
+        limits = [one for one in (self.max_length, model.max_length) if one is not None]
+        return min(limits, default=None)
 
 
 @contextlib.contextmanager

@@ -5,18 +5,21 @@ from __future__ import annotations
 import contextlib
 import datetime
 import gc
+import hashlib
+import json
 import logging
 import platform
 import random
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import pyarrow as pa
 from torch import nn
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
@@ -24,29 +27,29 @@ from plaudit.doctor.shortcuts import BagOfWords
 from plaudit.errors import ConfigError, DataError
 from plaudit.evaluation.bias import format_bias, length_bias
 from plaudit.evaluation.checks import sanity_checks
-from plaudit.evaluation.compare import Difference, compare
+from plaudit.evaluation.compare import compare
 from plaudit.evaluation.judge import confident_mistakes, length_points, margin_histogram, reward_histogram
 from plaudit.evaluation.results import (
+    PAGE,
     RESULTS,
+    Calibration,
+    Difference,
     Evaluation,
     ModelComparison,
     ModelEvaluation,
-    OnBroken,
-    Overlong,
-    Previous,
-    ScoringSettings,
     SuiteEvaluation,
-    fingerprint_of,
-    rewards_of,
+    SuiteResult,
 )
-from plaudit.evaluation.row_scoring import Scoring, as_it_was, score_rows
-from plaudit.evaluation.stats import Calibration, best_of_n_curve, by_slice, calibrate, statistics_of
-from plaudit.evaluation.suites.base import Suite, SuiteResult, compare_results
+from plaudit.evaluation.row_scoring import OnBroken, Overlong, Scoring, ScoringSettings, as_it_was, score_rows
+from plaudit.evaluation.stats import best_of_n_curve, by_slice, calibrate, statistics_of
+from plaudit.evaluation.suites.base import Suite, compare_results
 from plaudit.evaluation.suites.preferences import Preferences
 from plaudit.evaluation.suites.registry import LoadedSuite, Rows, Suites, SuiteSource, resolve_suites
-from plaudit.evaluation.table import ScoredSet
+from plaudit.evaluation.table import SCHEMA, ScoredSet, rewards_by_row
 from plaudit.inference.reward_model import RewardModel
+from plaudit.model.calibration import FILE_NAME as CALIBRATION_FILE
 from plaudit.model.peft import base_model_of, is_peft_model
+from plaudit.report.render import evaluation_page
 from plaudit.schema import comparisons_of
 from plaudit.version import __version__
 
@@ -201,8 +204,7 @@ def evaluate_suite(
         points=length_points(scored, seed=settings.seed),
         notes=_notes(scoring, suite, result, [name for name in settings.slices if name not in columns]),
         fingerprint=fingerprint,
-        rewards=rewards_of(scored, _numbers(suite), columns),
-        scored=without_texts(scored),
+        table=table_of(scored, suite),
     )
 
 
@@ -227,34 +229,30 @@ def rule_of(suite: Suite, columns: Sequence[str]) -> Suite:
     return Preferences(columns) if isinstance(suite, Preferences) else suite
 
 
-def without_texts(scored: ScoredSet) -> ScoredSet:
-    """The rows without the texts of their responses, which take most of the memory.
+def table_of(scored: ScoredSet, suite: LoadedSuite) -> pa.Table:
+    """Returns the scored responses as a table."""
+    rows = {row.row: row for row in suite.rows}
+    lines: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
+    for row in scored:
+        read, tokens = rows[row.row], row.tokens or [None] * len(row.rewards)
+        for index, (reward, count) in enumerate(zip(row.rewards, tokens, strict=True)):
+            line = (read.source, suite.number_in_source(read), row.id, index, reward, count, "", 0, None)
+            for name, value in zip(SCHEMA.names, line, strict=True):
+                lines[name].append(value)
+    return pa.table(lines, schema=SCHEMA)
 
-    Args:
-        scored: The rows.
-    """
-    return ScoredSet(replace(row, texts=None) for row in scored)
 
-
-def rebuilt(found: SuiteEvaluation, suite: LoadedSuite) -> SuiteEvaluation:
-    """Results that were loaded, with their rows scored as they were.
-
-    Args:
-        found: The results.
-        suite: The rows that they are of.
-    """
-    rewards = {(one.source, one.row): one for one in found.rewards}
-    rows = []
-    for row in suite.rows:
-        one = rewards.get((row.source, suite.number_in_source(row)))
-        if one is not None:
-            rows.append(row.scored(one.rewards, tokens=one.tokens))
-    return replace(found, scored=without_texts(ScoredSet(rows)))
+def joined(suite: LoadedSuite, table: pa.Table) -> ScoredSet:
+    """Joins the rows of a suite with a table of their rewards."""
+    rewards = rewards_by_row(table)
+    keys = ((row, (row.source, suite.number_in_source(row))) for row in suite.rows)
+    return ScoredSet(replace(row.scored(rewards[key]), texts=None) for row, key in keys if key in rewards)
 
 
 def compare_models(
     names: tuple[str, str],
     source: SuiteSource,
+    suite: LoadedSuite,
     first: SuiteEvaluation,
     second: SuiteEvaluation,
     settings: EvaluationSettings,
@@ -268,7 +266,7 @@ def compare_models(
         second: Results of the second.
         settings: How they were evaluated.
     """
-    one, other = first.scored or ScoredSet(()), second.scored or ScoredSet(())
+    one, other = (joined(suite, found.table) for found in (first, second))
     common = {row.row for row in one} & {row.row for row in other}
     left_out = len({row.row for row in one} | {row.row for row in other}) - len(common)
     one, other = (part.where(lambda row: row.row in common) for part in (one, other))
@@ -295,7 +293,7 @@ def compare_with_baseline(
         found: Results of the model.
         settings: How it was evaluated.
     """
-    own = found.scored or ScoredSet(())
+    own = joined(suite, found.table)
     other = baseline.scored(suite, {row.row for row in own})
     names = (name, baseline.name)
     columns = [column for column in settings.slices if column in found.slices]
@@ -322,10 +320,6 @@ def _calibration(scored: ScoredSet, temperature: float, seed: int) -> Calibratio
     return calibrate(ScoredSet(scaled), seed=seed)
 
 
-def _numbers(suite: LoadedSuite) -> Mapping[int, tuple[int, str]]:
-    return {row.row: (suite.number_in_source(row), row.source) for row in suite.rows}
-
-
 def _notes(scoring: Scoring, suite: LoadedSuite, result: SuiteResult, missing: Sequence[str]) -> tuple[str, ...]:
     notes = [f"{one.count} rows are left out: {one.reason}." for one in scoring.dropped]
     if suite.total > len(suite.rows):
@@ -334,6 +328,92 @@ def _notes(scoring: Scoring, suite: LoadedSuite, result: SuiteResult, missing: S
         )
     notes += [f"No column `{name}` to slice by." for name in missing]
     return (*notes, *scoring.notes, *result.notes)
+
+
+class Previous:
+    """What an earlier evaluation left in the same folder.
+
+    Args:
+        evaluation: It (None: there is none).
+    """
+
+    def __init__(self, evaluation: Evaluation | None = None) -> None:
+        self._evaluation = evaluation
+
+    @classmethod
+    def in_folder(
+        cls, folder: Path | None, *, models: Sequence[str], suites: Sequence[str], overwrite: bool
+    ) -> Previous:
+        """Look into a folder.
+
+        Args:
+            folder: It; None for none.
+            models: Names of the models that will be evaluated.
+            suites: Names of the suites.
+            overwrite: Whether other results may be lost.
+
+        Raises:
+            ConfigError: The folder holds results that would be lost.
+        """
+        if folder is None or overwrite or not (folder.expanduser() / RESULTS).is_file():
+            return cls()
+        found = Evaluation.load(folder)
+        lost = [
+            f"{model.name} on {one.name}"
+            for model in found.models
+            for one in model.suites
+            if model.name not in models or one.name not in suites
+        ]
+        if lost:
+            raise ConfigError(
+                f"{str(folder)!r} holds other results, which would be lost: {', '.join(lost[:3])}",
+                fix="Name another folder, or allow it with `overwrite`.",
+            )
+        return cls(found)
+
+    def find(self, model: str, suite: str, fingerprint: str) -> SuiteEvaluation | None:
+        """Results that still hold; None if there are none.
+
+        Args:
+            model: Name of the model.
+            suite: Name of the suite.
+            fingerprint: Stands for model, rows and settings.
+        """
+        for one in self._evaluation.models if self._evaluation and fingerprint else ():
+            for found in one.suites:
+                if (one.name, found.name, found.fingerprint) == (model, suite, fingerprint):
+                    return found if found.table is not None and len(found.rewards) == found.rows else None
+        return None
+
+
+def fingerprint_of(model: RewardModel, suite: LoadedSuite, settings: ScoringSettings, more: Mapping[str, Any]) -> str:
+    """A name for all that decides the results of a model on a suite; empty where that cannot be told.
+
+    Args:
+        model: The model, as it was loaded from its name.
+        suite: The rows.
+        settings: How they are scored.
+        more: Further settings.
+    """
+    identity = _identity_of(model)
+    if identity is None:
+        return ""
+    digest = hashlib.sha256()
+    about = [identity, asdict(settings), settings.limit(model), model.calibration, str(model.dtype), more]
+    digest.update(json.dumps(about, default=str, sort_keys=True).encode())
+    for row in suite.rows:
+        digest.update(json.dumps([row.row, row.source, row.raw, row.columns], default=str, sort_keys=True).encode())
+    return digest.hexdigest()[:32]
+
+
+def _identity_of(model: RewardModel) -> Any:
+    """Files of a model's folder, or its commit on the Hub."""
+    folder = Path(model.name).expanduser()
+    if folder.is_dir():
+        files = sorted(one for one in folder.iterdir() if one.is_file() and one.name != CALIBRATION_FILE)
+        return [model.name, [(one.name, one.stat().st_size, one.stat().st_mtime_ns) for one in files]]
+    commit = getattr(model.model.config, "_commit_hash", None) if hasattr(model.model, "config") else None
+    return [model.name, commit] if commit else None
 
 
 ModelLike: TypeAlias = RewardModel | nn.Module | str | PathLike[str]
@@ -532,7 +612,7 @@ class _Run:
         known = self._previous.find(name, source.label, fingerprint)
         if known is not None:
             logger.info("%s on %s: taken from %s, nothing has changed.", name, source.label, self._folder)
-            return rebuilt(known, suite)
+            return known
         about = f"{source.label}: {Path(name).name}"
         with tqdm(total=len(suite.rows), unit=" rows", desc=about, disable=not self._progress) as bar:
             found = evaluate_suite(model, source, suite, self._settings, fingerprint=fingerprint, done=bar.update)
@@ -546,18 +626,18 @@ class _Run:
         self._models[-1] = replace(own, suites=(*own.suites, found))
         if own is not first:
             names = (first.name, own.name)
-            self._comparisons.append(compare_models(names, source, first[source.label], found, self._settings))
+            self._comparisons.append(compare_models(names, source, suite, first[source.label], found, self._settings))
         if self._baseline is not None:
             held = compare_with_baseline(own.name, self._baseline, source, suite, found, self._settings)
             self._comparisons.append(held)
         if self._folder is not None:
-            self._evaluation(complete=False).save(self._folder)
+            _save(self._evaluation(complete=False), self._folder)
 
     def finish(self) -> Evaluation:
         """The whole result, written where that was asked for."""
         evaluation = self._evaluation(complete=True)
         if self._folder is not None:
-            evaluation.save(self._folder)
+            _save(evaluation, self._folder)
         return evaluation
 
     def _evaluation(self, *, complete: bool) -> Evaluation:
@@ -570,6 +650,13 @@ class _Run:
             seconds=time.perf_counter() - self._started,
             complete=complete,
         )
+
+
+def _save(evaluation: Evaluation, folder: Path) -> None:
+    folder = evaluation.save(folder)
+    unfinished = folder / (PAGE + ".part")
+    unfinished.write_text(evaluation_page(evaluation), encoding="utf-8")
+    unfinished.replace(folder / PAGE)
 
 
 def _described(name: str, model: RewardModel) -> ModelEvaluation:

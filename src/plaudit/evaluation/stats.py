@@ -16,12 +16,24 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
 from plaudit.errors import DataError
+from plaudit.evaluation.results import (
+    BestOfNCurve,
+    BestOfNPoint,
+    Calibration,
+    CalibrationScores,
+    Interval,
+    PairStatistics,
+    PointwiseStatistics,
+    Proportion,
+    RankingStatistics,
+    ReliabilityBin,
+    Statistics,
+)
 from plaudit.evaluation.table import ScoredSet
 from plaudit.metrics import wilson_interval
 
@@ -57,13 +69,6 @@ def markdown_counts(text: str) -> dict[str, int]:
 SAMPLES = 2000
 """How many times prompts are drawn."""
 _CELLS = 4_000_000  # numbers held at a time
-
-
-class Interval(NamedTuple):
-    """A confidence interval."""
-
-    low: float
-    high: float
 
 
 def sums_by_cluster(values_MK: np.ndarray, cluster_M: np.ndarray) -> np.ndarray:
@@ -160,26 +165,6 @@ def _draws(sums_CK: np.ndarray, samples: int, seed: int) -> Iterator[np.ndarray]
         yield counts_BC @ sums_CK
 
 
-IntervalMethod = Literal["wilson", "bootstrap"]
-
-
-@dataclass(frozen=True)
-class Proportion:
-    """A share with its 95% interval.
-
-    Attributes:
-        value: The share, from 0 to 1; None of nothing.
-        n: Of how many.
-        interval: Its interval; (0, 1) of nothing.
-        method: Wilson's where each prompt counts once, else the bootstrap over prompts.
-    """
-
-    value: float | None
-    n: int
-    interval: Interval
-    method: IntervalMethod = "wilson"
-
-
 def proportion(success_M: np.ndarray, cluster_M: np.ndarray, *, seed: int = 0) -> Proportion:
     """Share of successes, with an interval that respects shared prompts.
 
@@ -208,38 +193,6 @@ def proportion(success_M: np.ndarray, cluster_M: np.ndarray, *, seed: int = 0) -
     return Proportion(value, n, drawn, "bootstrap")
 
 
-@dataclass(frozen=True)
-class PairStatistics:
-    """Of the comparisons in a set of rows.
-
-    Attributes:
-        comparisons: How many pairs of responses the data tells apart.
-        prompts: From how many prompts they come.
-        accuracy: Share in which the better response has the higher reward. Equal rewards are not right, as in
-            training and as in RewardBench.
-        tie_rate: Share with equal rewards; ``accuracy + tie_rate / 2`` counts them half.
-        accuracy_ties_half: That number.
-        margin: Mean reward of the better response less that of the worse one.
-        margin_interval: Its 95% bootstrap interval over prompts; None with fewer than two.
-        margin_median: Median of the same.
-        data_ties: Pairs of responses that the data calls equal, which count nowhere above.
-    """
-
-    comparisons: int
-    prompts: int
-    accuracy: Proportion
-    tie_rate: float | None
-    accuracy_ties_half: float | None
-    margin: float | None
-    margin_interval: Interval | None
-    margin_median: float | None
-    data_ties: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same as plain values, for JSON."""
-        return asdict(self)
-
-
 def pair_statistics(scored: ScoredSet, *, seed: int = 0) -> PairStatistics:
     """Accuracy and margin over all comparisons.
 
@@ -263,36 +216,6 @@ def pair_statistics(scored: ScoredSet, *, seed: int = 0) -> PairStatistics:
         margin_median=float(np.median(margin_P)) if n else None,
         data_ties=pairs - n,
     )
-
-
-@dataclass(frozen=True)
-class RankingStatistics:
-    """Of rows that rank several responses, and call at least two of them different.
-
-    Attributes:
-        rankings: How many such rows.
-        best_of_n: Mean chance that the response with the highest reward is one of the best: 1 or 0, and a share
-            where several have the highest reward.
-        best_of_n_chance: What it would be for random rewards.
-        best_of_n_interval: 95% bootstrap interval over prompts.
-        kendall_tau: Mean of Kendall's tau-b of each row; 0 for a row of equal rewards.
-        kendall_tau_interval: Its interval.
-        spearman: Mean of Spearman's correlation of each row; 0 for a row of equal rewards.
-        spearman_interval: Its interval.
-    """
-
-    rankings: int
-    best_of_n: float
-    best_of_n_chance: float
-    best_of_n_interval: Interval | None
-    kendall_tau: float
-    kendall_tau_interval: Interval | None
-    spearman: float
-    spearman_interval: Interval | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same as plain values, for JSON."""
-        return asdict(self)
 
 
 def kendall_tau(first_N: np.ndarray, second_N: np.ndarray) -> float:
@@ -392,31 +315,6 @@ def ranking_statistics(scored: ScoredSet, *, seed: int = 0) -> RankingStatistics
     return RankingStatistics(len(kept), best, chance, intervals[0], tau, intervals[1], rho, intervals[2])
 
 
-@dataclass(frozen=True)
-class PointwiseStatistics:
-    """Of rows that judge a single response.
-
-    Attributes:
-        responses: How many.
-        accuracy: Of labels: share of rewards on the right side of zero, as in training; None for ratings.
-        auc: Of labels: chance that a good response has a higher reward than a bad one, equal rewards counting half.
-        pearson: Of ratings: correlation with the rewards.
-        spearman: Of ratings: rank correlation.
-        mse: Of ratings: mean squared difference from the rewards.
-    """
-
-    responses: int
-    accuracy: Proportion | None = None
-    auc: float | None = None
-    pearson: float | None = None
-    spearman: float | None = None
-    mse: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same as plain values, for JSON."""
-        return asdict(self)
-
-
 def pointwise_statistics(scored: ScoredSet, row_kind: Literal["labels", "ratings"]) -> PointwiseStatistics | None:
     """Agreement with labels of single responses; None if there are none.
 
@@ -442,29 +340,6 @@ def pointwise_statistics(scored: ScoredSet, row_kind: Literal["labels", "ratings
     auc = (ranks_of(rewards_N)[good_N].sum() / good - (good + 1) / 2) / bad if good and bad else None
     right = proportion((rewards_N > 0) == good_N, chosen.cluster_N)
     return PointwiseStatistics(len(chosen), accuracy=right, auc=None if auc is None else float(auc))
-
-
-@dataclass(frozen=True)
-class Statistics:
-    """All statistics of a set of rows.
-
-    Attributes:
-        rows: How many rows.
-        pairs: Of their comparisons; None where there are none.
-        rankings: Of rows with several responses; None where there are none.
-        labels: Of labels; None where there are none.
-        ratings: Of ratings; None where there are none.
-    """
-
-    rows: int
-    pairs: PairStatistics | None = None
-    rankings: RankingStatistics | None = None
-    labels: PointwiseStatistics | None = None
-    ratings: PointwiseStatistics | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same as plain values, for JSON."""
-        return asdict(self)
 
 
 def statistics_of(scored: ScoredSet, *, seed: int = 0) -> Statistics:
@@ -504,46 +379,6 @@ def by_slice(scored: ScoredSet, columns: Iterable[str], *, seed: int = 0) -> Map
         column: {name: statistics_of(part, seed=seed) for name, part in scored.sliced(column).items()}
         for column in columns
     }
-
-
-@dataclass(frozen=True)
-class BestOfNPoint:
-    """Mean gold score of the response that is picked among n.
-
-    Attributes:
-        n: Responses to choose from.
-        picked: By the reward model.
-        interval: 95% bootstrap interval of it over prompts; None with fewer than two.
-        oracle: By the gold score itself: the most that can be reached.
-        random: At random: what one response is worth.
-    """
-
-    n: int
-    picked: float
-    interval: Interval | None
-    oracle: float
-    random: float
-
-
-@dataclass(frozen=True)
-class BestOfNCurve:
-    """The curve over n.
-
-    Attributes:
-        points: From n = 1.
-        rows: Rows that count; the same ones at every n.
-        rows_too_short: Rows with a gold score that have fewer responses than the largest n, and do not count.
-        rows_without_gold: Rows without a gold score.
-    """
-
-    points: tuple[BestOfNPoint, ...]
-    rows: int
-    rows_too_short: int
-    rows_without_gold: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same as plain values, for JSON."""
-        return asdict(self)
 
 
 def expected_pick(rewards_N: np.ndarray, gold_N: np.ndarray, n: int) -> float:
@@ -612,76 +447,6 @@ def best_of_n_curve(scored: ScoredSet, *, max_n: int | None = None, seed: int = 
 Binning = Literal["width", "mass"]
 """Bins of equal width, or with equally many comparisons."""
 BINS = 10
-
-
-@dataclass(frozen=True)
-class ReliabilityBin:
-    """One point of the reliability curve.
-
-    Attributes:
-        low: Lowest confidence of the bin (not included, except in the first).
-        high: Highest.
-        n: Comparisons in it.
-        confidence: Their mean confidence; None where there are none.
-        accuracy: Share in which the model is right.
-        interval: Its 95% interval.
-    """
-
-    low: float
-    high: float
-    n: int
-    confidence: float | None
-    accuracy: float | None
-    interval: Interval
-
-
-@dataclass(frozen=True)
-class CalibrationScores:
-    """How good the probabilities are at one temperature.
-
-    Attributes:
-        n: Comparisons.
-        temperature: T.
-        ece: Expected calibration error in bins of equal width: mean distance of accuracy and confidence.
-        ece_mass: The same in bins of equal mass.
-        brier: Mean squared error of the probability; 0.25 for always saying one half.
-        log_loss: Mean negative log likelihood in nats; 0.693 for always saying one half.
-        curve: Reliability in bins of equal width.
-        curve_mass: Reliability in bins of equal mass.
-    """
-
-    n: int
-    temperature: float
-    ece: float
-    ece_mass: float
-    brier: float
-    log_loss: float
-    curve: tuple[ReliabilityBin, ...]
-    curve_mass: tuple[ReliabilityBin, ...]
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Calibration of a set of comparisons, and what a temperature would do about it.
-
-    Attributes:
-        scores: Of all comparisons, as they are (T = 1).
-        temperature: Fitted on one half of the prompts; None where there are fewer than two, or where the margins
-            there are all 0.
-        at_bound: Whether the fit ran into a bound: the margins of that half are all right, or no better than none.
-        before: Of the other half as it is.
-        after: Of the other half at the fitted temperature.
-    """
-
-    scores: CalibrationScores
-    temperature: float | None = None
-    at_bound: bool = False
-    before: CalibrationScores | None = None
-    after: CalibrationScores | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same as plain values, for JSON."""
-        return asdict(self)
 
 
 def sigmoid(values: np.ndarray) -> np.ndarray:

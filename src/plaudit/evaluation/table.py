@@ -8,9 +8,12 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from plaudit.data.load import prompt_of
 from plaudit.data.parse import content_text, read_example
@@ -369,3 +372,54 @@ class ScoredSet(Sequence[ScoredRow]):
             value = row.columns.get(column)
             parts.setdefault("(none)" if value is None else str(value), []).append(row)
         return {name: ScoredSet(parts[name]) for name in sorted(parts)}
+
+
+SCHEMA = pa.schema(
+    {
+        "source": pa.string(),
+        "row": pa.int64(),  # number in its source, counted from 0
+        "id": pa.string(),
+        "response": pa.int32(),  # index in its row
+        "reward": pa.float64(),  # null for a row that could not be scored
+        "tokens": pa.int32(),  # without prompt and template
+        "variant": pa.string(),  # empty for the row as it is, else the sanity check that it belongs to
+        "flags": pa.int32(),
+        "error": pa.string(),
+    }
+)
+"""The scored table: one line per response."""
+
+
+def rewards_by_row(table: pa.Table, variant: str = "") -> dict[tuple[str, int], tuple[float, ...]]:
+    """Returns the rewards of each scored row, by its source and its number there."""
+    rewards: dict[tuple[str, int], list[float]] = {}
+    columns = (table.column(name).to_pylist() for name in ("source", "row", "reward", "variant"))
+    for source, row, reward, found in zip(*columns, strict=True):
+        if found == variant and reward is not None:
+            rewards.setdefault((source, row), []).append(reward)
+    return {key: tuple(values) for key, values in rewards.items()}
+
+
+def write_tables(path: Path, tables: Mapping[tuple[str, str], pa.Table | None]) -> None:
+    """Writes the tables of several models and suites as one Parquet file, whole or not at all."""
+    parts = []
+    for (model, suite), table in tables.items():
+        if table is not None:
+            names = {"model": [model] * len(table), "suite": [suite] * len(table)}
+            parts.append(pa.table({**names, **dict(zip(table.column_names, table.columns, strict=True))}))
+    if parts:
+        unfinished = path.with_name(path.name + ".part")
+        pq.write_table(pa.concat_tables(parts), unfinished)
+        unfinished.replace(path)
+
+
+def read_tables(path: Path) -> dict[tuple[str, str], pa.Table]:
+    """Reads what :func:`write_tables` wrote; nothing where there is no such file."""
+    if not path.is_file():
+        return {}
+    whole = pq.read_table(path)
+    keys = list(zip(whole.column("model").to_pylist(), whole.column("suite").to_pylist(), strict=True))
+    return {
+        key: whole.filter(pa.array([other == key for other in keys])).drop_columns(["model", "suite"])
+        for key in dict.fromkeys(keys)
+    }

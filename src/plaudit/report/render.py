@@ -7,11 +7,16 @@ import importlib.resources
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from plaudit.errors import ConfigError
+from plaudit.evaluation.judge import shortened
+from plaudit.evaluation.results import Evaluation as EvaluationResults
+from plaudit.evaluation.results import Interval, ModelEvaluation, Proportion, Statistics, SuiteEvaluation
+from plaudit.evaluation.results import Mistake as MistakeResult
 from plaudit.report.build import (
     Answer,
     Block,
@@ -460,3 +465,293 @@ def _plain(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
     return None if isinstance(value, float) and (value != value or abs(value) == float("inf")) else value
+
+
+class Cells(NamedTuple):
+    """One line of the table of a suite."""
+
+    name: str
+    rows: str
+    score: str
+    interval: str
+    margin: str
+
+
+_ENOUGH = 30
+"""Comparisons below which a feature of markdown is not spoken of."""
+HEADINGS = Cells("", "rows", "score", "95% interval", "margin")
+
+
+def suite_heading(suite: SuiteEvaluation) -> str:
+    """What was evaluated, in one line.
+
+    Args:
+        suite: The results.
+    """
+    title = suite.name if suite.suite == "preferences" else f"{suite.name} ({suite.title})"
+    of = f" of {suite.rows_in_source:,}" if suite.rows != suite.rows_in_source else ""
+    return f"{title}: {suite.rows:,}{of} rows, {suite.responses:,} responses"
+
+
+def suite_table(suite: SuiteEvaluation) -> list[Cells]:
+    """Score and accuracy, over all and by slice.
+
+    Args:
+        suite: The results.
+    """
+    result, pairs = suite.result, suite.statistics.pairs
+    generic = suite.suite == "preferences"
+    margin = None if pairs is None else pairs.margin
+    whole = next((one.interval for one in result.slices if one.name == "all"), None)
+    lines = [_line_cells("score", result.rows, result.score, whole, margin)]
+    if pairs is not None and (not generic or suite.statistics.rankings is not None):
+        lines.append(_of_proportion("accuracy over all pairs", pairs.accuracy, margin))
+    if not generic:
+        for name, value in result.scores.items():
+            if name.lower() != "accuracy over all pairs":
+                lines.append(_line_cells(name, None, value, None, None))
+    for one in result.slices:
+        if one.name != "all":
+            lines.append(_line_cells(f"  {one.name}", one.n, one.score, one.interval, one.margin))
+    for column, parts in suite.slices.items() if not generic else ():
+        lines += [_of_statistics(f"  {column}={name}", part) for name, part in parts.items()]
+    return lines
+
+
+def _line_cells(
+    name: str, n: int | None, score: float | None, interval: Interval | None, margin: float | None
+) -> Cells:
+    return Cells(
+        name,
+        "" if n is None else f"{n:,}",
+        "-" if score is None else f"{score:.1%}",
+        "" if interval is None else f"{interval.low:.1%} to {interval.high:.1%}",
+        "" if margin is None else f"{margin:+.2f}",
+    )
+
+
+def _of_proportion(name: str, share: Proportion, margin: float | None) -> Cells:
+    return _line_cells(name, share.n, share.value, share.interval if share.n else None, margin)
+
+
+def _of_statistics(name: str, found: Statistics) -> Cells:
+    if found.pairs is not None:
+        return _of_proportion(name, found.pairs.accuracy, found.pairs.margin)
+    if found.labels is not None and found.labels.accuracy is not None:
+        return _of_proportion(name, found.labels.accuracy, None)
+    return _line_cells(name, found.rows, None, None, None)
+
+
+def suite_lines(suite: SuiteEvaluation) -> list[tuple[str, str]]:
+    """Title and text of what else there is to say, a line each.
+
+    Args:
+        suite: The results.
+    """
+    found = [
+        ("Ranking", _ranking(suite)),
+        ("Labels", _labels(suite)),
+        ("Ratings", _ratings(suite)),
+        ("Calibration", _calibration(suite)),
+        ("Length", _length(suite)),
+        ("Markdown", _markdown(suite)),
+        ("Best of n", _best_of_n(suite)),
+        ("Sanity", _sanity(suite)),
+    ]
+    return [(title, text) for title, text in found if text] + [("Note", note) for note in suite.notes]
+
+
+def _ranking(suite: SuiteEvaluation) -> str:
+    one = suite.statistics.rankings
+    if one is None:
+        return ""
+    return (
+        f"best of each row found in {one.best_of_n:.1%} (by chance {one.best_of_n_chance:.1%}), "
+        f"Kendall's tau {one.kendall_tau:.2f}, Spearman {one.spearman:.2f}"
+    )
+
+
+def _labels(suite: SuiteEvaluation) -> str:
+    one = suite.statistics.labels
+    if one is None or one.accuracy is None or one.accuracy.value is None:
+        return ""
+    auc = "" if one.auc is None else f", area under the ROC curve {one.auc:.2f}"
+    return f"{one.accuracy.value:.1%} of {one.responses:,} on the right side of zero{auc}"
+
+
+def _ratings(suite: SuiteEvaluation) -> str:
+    one = suite.statistics.ratings
+    if one is None or one.pearson is None or one.spearman is None:
+        return ""
+    return f"correlation {one.pearson:.2f}, rank correlation {one.spearman:.2f} over {one.responses:,} responses"
+
+
+def _calibration(suite: SuiteEvaluation) -> str:
+    one = suite.calibration
+    if one is None:
+        return ""
+    text = f"expected calibration error {one.scores.ece:.3f}, log loss {one.scores.log_loss:.3f}"
+    if one.temperature is None or one.before is None or one.after is None:
+        return text
+    if one.at_bound:
+        return f"{text}; no temperature could be fitted"
+    return (
+        f"{text}; temperature {one.temperature:.3g}, fitted on one half, on the other: error "
+        f"{one.before.ece:.3f} -> {one.after.ece:.3f}, log loss {one.before.log_loss:.3f} -> {one.after.log_loss:.3f}"
+    )
+
+
+def _length(suite: SuiteEvaluation) -> str:
+    one = suite.length
+    if one is None or one.longer_right.value is None or one.longer_preferred.value is None:
+        return ""
+    text = (
+        f"the longer response is preferred in {one.longer_preferred.value:.1%}, right in {one.longer_right.value:.1%}"
+    )
+    wrong = one.accuracy_longer_wrong
+    if wrong.value is not None:
+        text += f"; accuracy where it is wrong {wrong.value:.1%} (n {wrong.n:,})"
+    if one.controlled is not None:
+        text += f"; length-controlled {one.controlled.accuracy:.1%}"
+    return text
+
+
+def _markdown(suite: SuiteEvaluation) -> str:
+    """The feature that the model likes most beyond what the data says."""
+    known = [one for one in suite.format if one.more_preferred.n >= _ENOUGH]
+    apart = [
+        one
+        for one in known
+        if not one.more_preferred.interval.low <= (one.more_right.value or 0.0) <= one.more_preferred.interval.high
+    ]
+    parts = [
+        f"more {one.feature} preferred in {one.more_preferred.value:.1%}, right in {one.more_right.value:.1%} "
+        f"(n {one.more_preferred.n:,})"
+        for one in sorted(apart, key=lambda one: -one.more_preferred.n)[:2]
+    ]
+    return "; ".join(parts)
+
+
+def _best_of_n(suite: SuiteEvaluation) -> str:
+    one = suite.best_of_n
+    if one is None or len(one.points) < 2:
+        return ""
+    last = one.points[-1]
+    return (
+        f"picking the best of {last.n} reaches {last.picked:.3g} of gold score "
+        f"(at random {last.random:.3g}, at best {last.oracle:.3g})"
+    )
+
+
+def _sanity(suite: SuiteEvaluation) -> str:
+    failed = [one for one in suite.checks if not one.passed]
+    if not failed:
+        return f"passed ({', '.join(one.name for one in suite.checks)})" if suite.checks else ""
+    return "FAILED: " + "; ".join(f"{one.name}: {one.message}" for one in failed)
+
+
+def model_line(model: ModelEvaluation) -> str:
+    """What a model is, in one line.
+
+    Args:
+        model: It.
+    """
+    about = f"{model.architecture}{' with an adapter' if model.adapter else ''}, {model.parameters:,} parameters"
+    layout = f"{model.batch_layout} layout ({model.batch_layout_reason})"
+    return f"{about}, {model.dtype} on {model.device}, {layout}"
+
+
+def verdicts(evaluation: EvaluationResults) -> list[tuple[str, str]]:
+    """Suite and verdict of each comparison, and of the slices that really differ.
+
+    Args:
+        evaluation: The results.
+    """
+    found = []
+    for one in evaluation.comparisons:
+        left_out = f"; {one.left_out} rows that only one of them has are left out" if one.left_out else ""
+        found.append((one.suite, f"{one.verdict}, {one.rows:,} rows{left_out}"))
+        for column, parts in one.slices.items():
+            for name, part in parts.items():
+                if part.real:
+                    found.append((f"  {column}={name}", part.verdict))
+    return found
+
+
+_MISTAKES = 5
+_LONGEST = 600
+
+
+def evaluation_page(evaluation: EvaluationResults) -> str:
+    """Write the page.
+
+    Args:
+        evaluation: The results.
+    """
+    return "\n".join(_page_lines(evaluation)) + "\n"
+
+
+def _page_lines(evaluation: EvaluationResults) -> Iterator[str]:
+    yield "# Evaluation"
+    if not evaluation.complete:
+        yield from ("", "**Not complete: a later suite failed, or was interrupted.**")
+    if evaluation.comparisons:
+        yield from ("", "## Comparison", "")
+        for name, verdict in verdicts(evaluation):
+            indent = "  " if name.startswith(" ") else ""
+            yield f"{indent}- {_escaped(name.strip())}: {_escaped(verdict)}"
+    for model in evaluation.models:
+        yield from ("", f"## {_escaped(model.name)}", "", _escaped(model_line(model)) + ".")
+        if model.calibration is not None:
+            one = model.calibration
+            yield f"Rewards are calibrated: scale {one.scale:g}, shift {one.shift:g}, temperature {one.temperature:g}."
+        for suite in model.suites:
+            yield from _suite_page(suite)
+    yield from ("", "## How", "")
+    settings = ", ".join(f"{name} {value}" for name, value in evaluation.settings.items() if value not in (None, []))
+    yield f"- Settings: {_escaped(settings)}"
+    yield "- Versions: " + ", ".join(f"{name} {value}" for name, value in evaluation.versions.items())
+    yield f"- {evaluation.created}, {evaluation.seconds:.1f} s"
+
+
+def _suite_page(suite: SuiteEvaluation) -> Iterator[str]:
+    yield from ("", f"### {_escaped(suite_heading(suite))}", "", f"From {_escaped(', '.join(suite.sources))}.", "")
+    yield _table_row(HEADINGS)
+    yield "|---|---:|---:|---|---:|"
+    for cells in suite_table(suite):
+        yield _table_row(cells)
+    yield ""
+    for title, text in suite_lines(suite):
+        yield f"- {title}: {_escaped(text)}"
+    yield from ("", f"Score: {_escaped(suite.result.rule)} Source: {_escaped(suite.result.reference)}.")
+    if suite.mistakes:
+        yield from ("", "#### Most confident mistakes")
+        for one in suite.mistakes[:_MISTAKES]:
+            yield from _mistake_page(one)
+
+
+def _table_row(cells: Cells) -> str:
+    return "| " + " | ".join(_escaped(cell.strip()).replace("|", "\\|") for cell in cells) + " |"
+
+
+def _mistake_page(one: MistakeResult) -> Iterator[str]:
+    yield from ("", f"Row {one.row} of {_escaped(one.source)}: margin {one.margin:+.2f}, sure by {one.confidence:.0%}")
+    for name, text in (("Prompt", one.prompt), ("Better", one.better), ("Worse", one.worse)):
+        if text:
+            fence = "`" * max(3, 1 + max((len(part) for part in _ticks(text)), default=0))
+            yield from ("", f"{name}:", "", fence + "text", shortened(text, _LONGEST), fence)
+
+
+def _ticks(text: str) -> list[str]:
+    return "".join(letter if letter == "`" else " " for letter in text).split()
+
+
+def _escaped(text: str) -> str:
+    """Text that Markdown shows as it is.
+
+    >>> _escaped("a_b *c* <d>")
+    'a\\\\_b \\\\*c\\\\* &lt;d>'
+    """
+    for letter in "\\`*_[]":
+        text = text.replace(letter, "\\" + letter)
+    return text.replace("<", "&lt;")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn, cast
 
@@ -14,7 +14,8 @@ from plaudit.data.load import load_preference_dataset
 from plaudit.data.parse import kind_of, read_example
 from plaudit.errors import ConfigError, DataError
 from plaudit.evaluation.compare import Comparison, adjusted, compare_outcomes
-from plaudit.evaluation.stats import Interval, Proportion, mean_interval, proportion
+from plaudit.evaluation.results import Proportion, SliceResult, SuiteResult
+from plaudit.evaluation.stats import mean_interval, proportion
 from plaudit.evaluation.table import ScoredRow, ScoredSet, as_given, response_texts, scored_row
 from plaudit.schema import quoted
 
@@ -258,64 +259,6 @@ class SuiteRow:
             dataset_name=self.source,
             features=self.features,
         )
-
-
-@dataclass(frozen=True)
-class SliceResult:
-    """The result of one slice of a suite.
-
-    Attributes:
-        name: Of the slice.
-        n: Rows in it.
-        score: What the suite's rule gives it, from 0 to 1.
-        interval: 95% interval of the score; None where it cannot be told.
-        margin: Mean reward of the better responses less that of the worse ones, over comparisons.
-        group: The larger part of the suite that it counts in; empty where there is none.
-    """
-
-    name: str
-    n: int
-    score: float
-    interval: Interval | None
-    margin: float | None
-    group: str = ""
-
-
-@dataclass(frozen=True)
-class SuiteResult:
-    """What a suite says about a reward model.
-
-    Attributes:
-        suite: Name of the suite.
-        score: Its headline number, from 0 to 1.
-        rows: Rows that were scored.
-        slices: Its parts.
-        scores: Numbers between the parts and the headline, by name.
-        rule: How the numbers come about, in words.
-        reference: Where the rule is published.
-        notes: What the reader must know about this run, such as parts that are missing.
-        outcomes: Row -> how well the model did on it, from 0 to 1: what two models are compared on.
-        clusters: Row -> number of its prompt.
-        slice_of: Row -> the slice that it is compared in; empty where there are none.
-    """
-
-    suite: str
-    score: float
-    rows: int
-    slices: tuple[SliceResult, ...]
-    scores: Mapping[str, float]
-    rule: str
-    reference: str
-    notes: tuple[str, ...] = ()
-    outcomes: Mapping[int, float] = field(default_factory=dict, repr=False)
-    clusters: Mapping[int, int] = field(default_factory=dict, repr=False)
-    slice_of: Mapping[int, str] = field(default_factory=dict, repr=False)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The same as plain values, for JSON; without what is known of single rows."""
-        left_out = ("outcomes", "clusters", "slice_of")
-        values = {name: value for name, value in asdict(self).items() if name not in left_out}
-        return {**values, "slices": [asdict(one) for one in self.slices], "notes": list(self.notes)}
 
 
 class Suite:

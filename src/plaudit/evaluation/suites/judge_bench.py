@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from plaudit.evaluation.results import SuiteResult
 from plaudit.evaluation.suites.base import (
     SourceRow,
     Suite,
-    SuiteResult,
     SuiteRow,
     by_row,
     conversation_pair,

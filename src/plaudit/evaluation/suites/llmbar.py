@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from plaudit.errors import DataError
+from plaudit.evaluation.results import SuiteResult
 from plaudit.evaluation.suites.base import (
     SourceRow,
     Suite,
-    SuiteResult,
     SuiteRow,
     by_row,
     check_source_columns,

@@ -9,10 +9,10 @@ import numpy as np
 
 from plaudit.data.parse import read_example
 from plaudit.errors import DataError
+from plaudit.evaluation.results import SuiteResult
 from plaudit.evaluation.stats import best_found
 from plaudit.evaluation.suites.base import (
     Suite,
-    SuiteResult,
     SuiteRow,
     check_source_columns,
     load_source,

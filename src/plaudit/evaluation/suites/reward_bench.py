@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from plaudit.errors import DataError
+from plaudit.evaluation.results import SliceResult, SuiteResult
 from plaudit.evaluation.suites.base import (
-    SliceResult,
     SourceRow,
     Suite,
-    SuiteResult,
     SuiteRow,
     by_row,
     conversation_pair,

@@ -8,12 +8,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from plaudit.errors import DataError
+from plaudit.evaluation.results import SliceResult, SuiteResult
 from plaudit.evaluation.stats import cluster_bootstrap
 from plaudit.evaluation.suites.base import (
-    SliceResult,
     SourceRow,
     Suite,
-    SuiteResult,
     SuiteRow,
     by_row,
     conversation_list,
