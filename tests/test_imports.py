@@ -21,7 +21,7 @@ LAYERS = [
     {"doctor"},
     {"training", "inference"},
     {"evaluation", "serve", "export"},
-    {"verify"},
+    {"verification"},
     {"report"},
     {"demo"},
     {"cli"},

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from plaudit.inference.reward_model import RewardModel
     from plaudit.training.config import RewardConfig
     from plaudit.training.trainer import RewardTrainer
-    from plaudit.verify.verify import verify
+    from plaudit.verification.verify import verify
 
 
 _HOME = {
@@ -34,7 +34,7 @@ _HOME = {
     "RewardTrainer": "plaudit.training.trainer",
     "check_dataset": "plaudit.doctor.check",
     "evaluate": "plaudit.evaluation.run",
-    "verify": "plaudit.verify.verify",
+    "verify": "plaudit.verification.verify",
     "export_model": "plaudit.export.export",
 }
 __all__ = [

@@ -52,7 +52,7 @@ def test_text_rows_give_whole_texts(row):
     example = read(row)
     assert example.responses == ("Sky? Blue.", "Sky? Green.")
     assert example.row_kind == "pairs"
-    assert example.label == Label(scores=(1.0, 0.0))
+    assert example.label == Label(ratings=(1.0, 0.0))
     assert not example.conversational
     assert example.tools is None
     assert example.chat_template_kwargs == {}

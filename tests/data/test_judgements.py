@@ -48,7 +48,7 @@ def in_messages(row):
     return {**row, **texts, "prompt": [{"role": "user", "content": "Sky?"}], "tools": TOOLS}
 
 
-@pytest.mark.parametrize(("row", "form", "label"), FORMS)
+@pytest.mark.parametrize(("row", "row_kind", "label"), FORMS)
 def test_forms_of_plain_text(row, row_kind, label):
     example = read_example({"prompt": "Sky? ", **row}, row_number=0)
     assert (example.row_kind, example.label) == (row_kind, label)
@@ -56,7 +56,7 @@ def test_forms_of_plain_text(row, row_kind, label):
     assert len(example.responses) == len(label.ratings)
 
 
-@pytest.mark.parametrize(("row", "form", "label"), FORMS)
+@pytest.mark.parametrize(("row", "row_kind", "label"), FORMS)
 def test_forms_of_conversations_with_tools(row, row_kind, label):
     example = read_example(in_messages(row), row_number=0)
     assert (example.row_kind, example.label, example.tools) == (row_kind, label, TOOLS)

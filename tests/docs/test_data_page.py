@@ -13,7 +13,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-
 def test_the_rows_at_its_top_are_read():
     texts = re.search(r"```json\n(.*?)```", PAGE, flags=re.DOTALL)[1].strip().split("\n\n")
     examples = [read_example(json.loads(text), row_number=n) for n, text in enumerate(texts)]
-    assert [example.form for example in examples] == ["pairs"] * 4 + ["ranks", "scores", "labels"]
+    assert [example.row_kind for example in examples] == ["pairs"] * 4 + ["ranks", "scores", "labels"]
     assert [example.conversational for example in examples] == [False, False, True, True, False, True, False]
     assert examples[4].responses[0] == "The sky is blue."
 

@@ -49,7 +49,7 @@ def newcomer(tmp_path, monkeypatch):
 
 
 def test_there_is_a_row_for_each_line_of_the_table_and_it_is_read():
-    forms = [read_example(row, row_number=n).form for n, row in enumerate(ROWS)]
+    forms = [read_example(row, row_number=n).row_kind for n, row in enumerate(ROWS)]
     assert forms == ["pairs", "pairs", "pairs", "pairs", "scores", "ranks", "ratings", "labels"]
     assert len(TABLE) == len(ROWS)
     for row, cells in zip(ROWS, TABLE, strict=True):
@@ -70,7 +70,7 @@ def fits(name, form, columns):
 @pytest.mark.parametrize("line", range(len(TABLE)))
 def test_the_table_is_what_the_objectives_say(line):
     row, (_, _, read_by, taken) = ROWS[line], TABLE[line]
-    form = read_example(row, row_number=0).form
+    form = read_example(row, row_number=0).row_kind
     columns = {"margin", "preference_prob", "tie"} & set(row)
     assert set(re.findall(r"`(\w+)`", read_by)) == {name for name in OBJECTIVES if fits(name, form, columns)}
     assert taken == f"`{choose_objective([form], columns)[0]}`"

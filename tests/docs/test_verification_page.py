@@ -15,9 +15,9 @@ from plaudit.cli.main import main
 from plaudit.cli.verify import COMMAND
 from plaudit.model.golden import FILE_NAME
 from plaudit.training.artifacts import MOST_TOKENS
-from plaudit.verify.observations import TOLERANCES
+from plaudit.verification.observations import TOLERANCES
 from serve.conftest import LiveServer
-from verify.conftest import train
+from verification.conftest import train
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGE = (DOCS / "verification.md").read_text(encoding="utf-8")

@@ -229,7 +229,7 @@ def test_the_fit_is_that_of_the_evaluation_and_follows_the_unit(right, wrong, un
 # ---- mean and deviation -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["file", "list", "dataset", "generator"])
+@pytest.mark.parametrize("row_kind", ["file", "list", "dataset", "generator"])
 def test_normalized_rewards_have_mean_0_and_deviation_1(source, tmp_path, row_kind):
     raw = plain(source)
     data = ROWS

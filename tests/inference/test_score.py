@@ -58,7 +58,7 @@ def flat(scores):
     return [one for score in scores for one in (score if isinstance(score, list | tuple) else [score])]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("row_kind", FORMS)
 def test_each_form_gets_the_rewards_of_plain_transformers_in_its_own_shape(scorer, plain, row_kind):
     row, responses = FORMS[row_kind]
     score = scorer.score(row)

@@ -19,7 +19,7 @@ from plaudit.cli.console import log_lines, make_console
 from plaudit.cli.serve import API_KEY_VARIABLE
 
 if TYPE_CHECKING:
-    from plaudit.verify.verify import PathResult, Verification
+    from plaudit.verification.verify import PathResult, Verification
 
 
 _STYLES = {"same": "green", "differs": "bold red", "failed": "bold red", "skipped": "dim"}
@@ -114,7 +114,7 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     (model,), rows, places, loading = COMMAND.parse(arguments)
     from plaudit.cli.console import bars_where_seen  # it imports torch, which --help need not wait for
-    from plaudit.verify.verify import verify
+    from plaudit.verification.verify import verify
 
     # What the ways log about each other's traps is said below, once.
     with log_lines(logging.INFO if rows.save else logging.ERROR), bars_where_seen():
@@ -147,7 +147,7 @@ def print_verification(found: Verification, console: Console) -> None:
         found: What was found.
         console: Where to print.
     """
-    from plaudit.verify.verify import number, sayings
+    from plaudit.verification.verify import number, sayings
 
     golden = found.golden
     console.print(

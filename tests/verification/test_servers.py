@@ -12,9 +12,9 @@ from builders import tiny_tokenizer
 from model_builders import conversation_rows, tiny_model
 from plaudit import ConfigError, RewardModel
 from plaudit.model.calibration import RewardCalibration
-from plaudit.verify.servers import Server, kind_of_server
+from plaudit.verification.servers import Server, kind_of_server
 from serve.conftest import LiveServer
-from verify.conftest import by_path, train, traps
+from verification.conftest import by_path, train, traps
 
 
 def verify(folder, url, **options):

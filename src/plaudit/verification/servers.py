@@ -17,8 +17,8 @@ from transformers import PreTrainedTokenizerBase
 from plaudit.errors import ConfigError
 from plaudit.model.calibration import RewardCalibration
 from plaudit.model.golden import GoldenRows
-from plaudit.verify.local_paths import row_to_score, special_tokens_wanted
-from plaudit.verify.observations import Observation
+from plaudit.verification.local_paths import row_to_score, special_tokens_wanted
+from plaudit.verification.observations import Observation
 
 ServerKind: TypeAlias = Literal["auto", "plaudit", "vllm", "sglang", "openrlhf"]
 """What a server is; ``"auto"`` asks it."""

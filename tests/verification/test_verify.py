@@ -15,7 +15,7 @@ from builders import CHATML, tiny_tokenizer
 from model_builders import conversation_rows, tiny_model
 from plaudit import ConfigError
 from plaudit.model.golden import FILE_NAME, load_golden_rows
-from verify.conftest import by_path, train, traps
+from verification.conftest import by_path, train, traps
 
 TRANSFORMERS = {"transformers, one by one", "transformers, padded batch", "transformers pipeline, from text"}
 

@@ -17,7 +17,7 @@ from plaudit import RewardModel
 from plaudit.export import export_model
 from plaudit.model.golden import load_golden_rows
 from serve.conftest import LiveServer
-from verify.conftest import train
+from verification.conftest import train
 
 ROWS = conversation_rows(10)
 SIDES = ("chosen", "rejected")

@@ -21,7 +21,7 @@ from plaudit.model.load import Source, load_reward_model, load_tokenizer_of
 from plaudit.model.peft import base_model_of
 from plaudit.schema import Example
 from plaudit.training.artifacts import computed_in
-from plaudit.verify.observations import Observation
+from plaudit.verification.observations import Observation
 
 ERRORS = (PlauditError, *RENDER_ERRORS, RuntimeError, OSError, ImportError, NotImplementedError)
 """What a way can fail with: it is reported, and the others are tried."""

@@ -20,10 +20,17 @@ from plaudit.model.golden import FORMAT, GoldenRow, GoldenRows, chat_template_ha
 from plaudit.model.load import Source, context_length, default_device, load_reward_model, load_tokenizer_of
 from plaudit.model.peft import base_model_of
 from plaudit.training.artifacts import choose_golden_rows, computed_in, installed_versions
-from plaudit.verify.diagnosis import Finding, Suspect, diagnose, suspects_of
-from plaudit.verify.local_paths import ERRORS, LocalModel, export_path, scorer_paths, token_ids, transformers_paths
-from plaudit.verify.observations import Observation, tolerance_for
-from plaudit.verify.servers import Conversation, Server, ServerKind, kind_of_server, server_paths
+from plaudit.verification.diagnosis import Finding, Suspect, diagnose, suspects_of
+from plaudit.verification.local_paths import (
+    ERRORS,
+    LocalModel,
+    export_path,
+    scorer_paths,
+    token_ids,
+    transformers_paths,
+)
+from plaudit.verification.observations import Observation, tolerance_for
+from plaudit.verification.servers import Conversation, Server, ServerKind, kind_of_server, server_paths
 
 Verdict: TypeAlias = Literal["same", "differs", "failed", "skipped"]
 """``failed``: there are no rewards to compare; ``skipped``: it does not apply here."""

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from plaudit.data.fast_encode import RENDER_ERRORS
 from plaudit.model.golden import GoldenRow, GoldenRows
-from plaudit.verify.observations import TOLERANCES, Observation, scale_of
+from plaudit.verification.observations import TOLERANCES, Observation, scale_of
 
 TRAPS = (
     *("not_finite", "constant", "softmax", "sigmoid", "rescaled", "dtype", "lost_head", "unknown"),
