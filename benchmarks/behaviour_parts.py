@@ -325,12 +325,10 @@ def record_evaluation() -> Any:
     beside = Path("calibrated/reward_calibration.json")
     calibration = contents(str(beside)) if beside.exists() else None
     names = ("llmbar", "rewardbench", "rewardbench2", "rm-bench", "judgebench")
-    suites = [f"{name}={name}.jsonl" for name in names] + [
-        f"{name}.jsonl" for name in ("several", "labels", "faulty", "ratings")
-    ]
+    suites = [f"{name}={name}.jsonl" for name in names] + [f"{name}.jsonl" for name in ("several", "labels", "faulty")]
     options = {"output": "evaluation", "sanity_rows": 4, "mistakes": 3, "max_rows": 20}
     errors = [
-        # The last suite has nothing to judge; results of those before it are kept.
+        # The last suite stops at a broken row; results of those before it are kept.
         attempt(lambda: bool(evaluate("runs/ensemble", suites, errors="drop", max_length=500, **options))),
         attempt(lambda: bool(evaluate("runs/ensemble", "faulty.jsonl"))),
     ]
@@ -394,7 +392,6 @@ def write_inputs() -> None:
     grades = [(3.0, 1.0, 2.0), (0.5, 0.25), (1.0, 1.0)]
     inputs.write_rows("several.jsonl", inputs.rankings(held_out, names["ratings"], grades))
     inputs.write_rows("labels.jsonl", inputs.single(held_out, "label", [True, False]))
-    inputs.write_rows("ratings.jsonl", inputs.single(held_out, names["rating"], [4.0, 1.5, 5.0]))
     for name, rows in inputs.benchmarks(held_out).items():
         inputs.write_rows(f"{name}.jsonl", rows)
     with Path("texts.csv").open("w", newline="", encoding="utf-8") as file:
