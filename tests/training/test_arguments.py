@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import sys
 from functools import partial
 
 import pytest
@@ -399,6 +400,7 @@ def test_data_is_prepared_by_several_processes(model, dataset, make_trainer, mon
 
 def test_code_that_comes_with_a_model_runs_only_on_request(tokenizer, dataset, make_trainer, tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", sys.path.copy())  # transformers adds that folder
     folder = save_model_and_tokenizer(tmp_path / "base", tokenizer)
     path = tmp_path / "base" / "config.json"
     config = json.loads(path.read_text())
