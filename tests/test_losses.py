@@ -331,41 +331,34 @@ def assert_finite(loss: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> t
 
 
 @pytest.mark.parametrize("share", [None, 0.0, 0.5, 0.7, 1.0])
-@pytest.mark.parametrize(("better", "worse"), list(itertools.product(EXTREMES, repeat=2)))
-def test_extreme_rewards_stay_finite(better, worse, share):
+def test_extreme_rewards_stay_finite(share):
     preference_prob_P = None if share is None else torch.tensor([share])
-    rewards = torch.tensor([better]), torch.tensor([worse])
-    loss = assert_finite(
-        partial(bradley_terry_loss, preference_prob_P=preference_prob_P, label_smoothing=0.1), *rewards
-    )
-    p = 0.9 if share is None else 0.1 + 0.8 * share
-    ahead = better - worse
-    assert loss.item() == pytest.approx(-p * log_expit(ahead) - (1 - p) * log_expit(-ahead), rel=1e-5)
-    assert_finite(partial(bradley_terry_loss, preference_prob_P=preference_prob_P), *rewards)
-    assert_finite(bradley_terry_loss, *rewards, torch.tensor([1e30]))
-    assert_finite(scaled_bradley_terry_loss, *rewards, torch.tensor([3.0]))
-    assert_finite(hinge_loss, *rewards, torch.tensor([1e30]))
     labels = torch.tensor([0.5 if share is None else share])
-    assert_finite(partial(binary_cross_entropy_loss, labels_N=labels, label_smoothing=0.1), rewards[0])
+    p = 0.9 if share is None else 0.1 + 0.8 * share
+    for better, worse in itertools.product(EXTREMES, repeat=2):
+        rewards = torch.tensor([better]), torch.tensor([worse])
+        loss = assert_finite(partial(bradley_terry_loss, preference_prob_P=preference_prob_P, label_smoothing=0.1), *rewards)
+        ahead = better - worse
+        assert loss.item() == pytest.approx(-p * log_expit(ahead) - (1 - p) * log_expit(-ahead), rel=1e-5)
+        assert_finite(partial(bradley_terry_loss, preference_prob_P=preference_prob_P), *rewards)
+        assert_finite(bradley_terry_loss, *rewards, torch.tensor([1e30]))
+        assert_finite(scaled_bradley_terry_loss, *rewards, torch.tensor([3.0]))
+        assert_finite(hinge_loss, *rewards, torch.tensor([1e30]))
+        assert_finite(partial(binary_cross_entropy_loss, labels_N=labels, label_smoothing=0.1), rewards[0])
 
 
 # Below 1e-38 float32 loses digits; the slope of a tie's log-likelihood is 1/eta there, which no float32 holds.
-@pytest.mark.parametrize("share", [None, 0.0, 0.5, 0.7, 1.0])
-@pytest.mark.parametrize("ahead", EXTREMES)
 @pytest.mark.parametrize(
     ("loss", "parameter"),
     [(rao_kupper_loss, eta) for eta in (0.0, 1e-45, 1e-38, 1e-8, 1e4, 1e30)]
     + [(davidson_loss, log_nu) for log_nu in (-1e30, -1e4, 0.0, 1e4, 1e30)],
 )
-def test_extreme_rewards_and_tie_parameters_stay_finite(loss, parameter, ahead, share):
-    preference_prob_P = None if share is None else torch.tensor([share, share])
-    value = assert_finite(
-        lambda b, w, t: loss(b, w, t, preference_prob_P),
-        torch.tensor([ahead, 0.0]),
-        torch.zeros(2),
-        torch.tensor(parameter),
-    )
-    assert (value >= 0).all()
+def test_extreme_rewards_and_tie_parameters_stay_finite(loss, parameter):
+    for ahead, share in itertools.product(EXTREMES, (None, 0.0, 0.5, 0.7, 1.0)):
+        preference_prob_P = None if share is None else torch.tensor([share, share])
+        rewards = torch.tensor([ahead, 0.0]), torch.zeros(2)
+        value = assert_finite(partial(loss, preference_prob_P=preference_prob_P), *rewards, torch.tensor(parameter))
+        assert (value >= 0).all(), (ahead, share)
 
 
 def test_a_tie_is_certain_to_float32_where_the_threshold_is_wide():
