@@ -37,6 +37,7 @@ def newcomer(tmp_path, monkeypatch):
     monkeypatch.setattr("plaudit.cli.build.embedded_model_path", lambda *args, **kwargs: folder)
 
 
+@pytest.mark.slow
 def test_the_commands_run_one_after_the_other(newcomer, monkeypatch, capsys):
     served = []
     monkeypatch.setattr("plaudit.serve.app.serve", lambda model, settings, listener: served.append(settings))

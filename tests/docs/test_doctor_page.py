@@ -33,6 +33,7 @@ def test_code_runs(capsys):
     assert out.startswith("False | 2 errors in 3 rows\nerror identical responses [2]\nerror contradictory")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", blocks("bash")[0].splitlines())
 def test_commands_run(command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

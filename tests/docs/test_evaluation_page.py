@@ -29,6 +29,7 @@ def newcomer(tmp_path, monkeypatch):
     write(Path("train.jsonl"), pairs(reward, seed=2))
 
 
+@pytest.mark.slow
 def test_code_runs_from_top_to_bottom(newcomer, capsys, monkeypatch):
     names = {}
     for block in blocks("python"):
@@ -41,6 +42,7 @@ def test_code_runs_from_top_to_bottom(newcomer, capsys, monkeypatch):
     assert names["trainer"].state.best_metric >= 0.5
 
 
+@pytest.mark.slow
 def test_commands_print_what_the_page_shows(newcomer, capsys):
     command, shown, compare, compared, against_words = blocks("")
     assert main(command.split()[1:]) == 0

@@ -59,6 +59,7 @@ def newcomer(tmp_path, monkeypatch):
     Path("pairs.jsonl").write_text("\n".join(map(json.dumps, turned)))
 
 
+@pytest.mark.slow
 def test_commands_and_code_run(newcomer, capsys):
     (first, *others) = blocks("console")
     assert main(shlex.split(first)[1:]) == 0

@@ -85,6 +85,7 @@ def test_every_objective_and_setting_is_explained():
         assert f"`{metric}`" in PAGE.split("## Metrics")[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_run(newcomer, command, capsys):
     arguments = shlex.split(command)[1:]
@@ -99,6 +100,7 @@ def test_commands_run(newcomer, command, capsys):
         assert "Objective: bradley_terry (the data has ranks)." in PAGE
 
 
+@pytest.mark.slow
 def test_code_runs_from_top_to_bottom(newcomer, capsys):
     names = {}
     for block in blocks("python"):

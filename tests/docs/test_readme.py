@@ -44,7 +44,11 @@ def test_there_are_commands():
     assert len(COMMANDS) >= 4
 
 
-@pytest.mark.parametrize("command", [one for one in COMMANDS if one.startswith("plaudit train ")])
+TRAINING = [command for command in COMMANDS if command.startswith("plaudit train ")]
+
+
+# The first stands for all of them in the quick set.
+@pytest.mark.parametrize("command", [TRAINING[0], *(pytest.param(one, marks=pytest.mark.slow) for one in TRAINING[1:])])
 def test_training_commands_run(newcomer, command):
     hub = {"Qwen/Qwen3-0.6B": str(newcomer), "trl-lib/ultrafeedback_binarized": "pairs.jsonl"}
     arguments = [hub.get(word, word) for word in shlex.split(command)[1:]]
@@ -53,6 +57,7 @@ def test_training_commands_run(newcomer, command):
     assert (folder / "config.json").exists() is ("--dry-run" not in command)
 
 
+@pytest.mark.slow
 def test_the_other_commands_run_one_after_the_other(newcomer, tmp_path, monkeypatch):
     for name in ("first", "second"):
         shutil.copytree(newcomer, tmp_path / "runs" / name)
@@ -82,6 +87,7 @@ def test_the_other_commands_run_one_after_the_other(newcomer, tmp_path, monkeypa
     assert (tmp_path / "exported" / "config.json").exists()
 
 
+@pytest.mark.slow
 def test_code_runs_from_top_to_bottom(newcomer, capsys):
     names = {}
     for block in blocks("python"):

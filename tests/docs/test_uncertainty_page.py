@@ -29,6 +29,7 @@ def newcomer(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_code_and_command_run_from_top_to_bottom(newcomer, capsys):
     names = {}
     for block in blocks("python"):

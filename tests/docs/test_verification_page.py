@@ -40,6 +40,7 @@ def run(_run, tmp_path, monkeypatch):
     return tmp_path / "runs" / "first"
 
 
+@pytest.mark.slow
 def test_the_code_runs(run):
     (block,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
     names = {}
@@ -47,6 +48,7 @@ def test_the_code_runs(run):
     assert names["same"] is True
 
 
+@pytest.mark.slow
 def test_the_commands_run(run):
     lines = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL) for line in block.splitlines()]
     assert len(lines) == 3
@@ -57,7 +59,7 @@ def test_the_commands_run(run):
             assert main(words[1:]) == 0, line
 
 
-def test_settings_and_numbers_are_true(run):
+def test_settings_and_numbers_are_true():
     known = {*COMMAND.option_names(), *(f"--{name}" for name in RewardConfig.__dataclass_fields__)}
     assert set(re.findall(r"`(--[a-z_]+)", PAGE)) <= known
     assert FILE_NAME in PAGE

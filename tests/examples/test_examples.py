@@ -41,6 +41,7 @@ class TestQuickStart:
         reward, answer = matched(r"reward (-?\d+\.\d\d): (It is .*)", lines)
         assert float(reward) == pytest.approx(reward_of(model, tokenizer, "What color is the sky?", answer), abs=0.006)
 
+    @pytest.mark.slow
     def test_needs_no_options(self, run):
         lines = run("quick_start", *QUICK)
         assert matched(r"held-out accuracy: .* \((\d+) pairs\)", lines) == ("54",)
@@ -99,6 +100,7 @@ class TestArena:
         lines = run("arena_to_pairs", "--dataset", "votes.jsonl")
         assert lines == ["2 votes; left out: 0 without a winner, 1 with a missing turn; 1 pairs in arena.jsonl"]
 
+    @pytest.mark.slow
     def test_the_pairs_can_be_trained_on(self, run, votes):
         run("arena_to_pairs", "--dataset", votes, "--output", "arena.jsonl")
         lines = run("quick_start", "--dataset", "arena.jsonl", *QUICK)
@@ -110,6 +112,7 @@ class TestAdapters:
     def adapter(self, run, pairs):
         return run("train_adapter", "--dataset", pairs, "--output_dir", "adapter", *QUICK)
 
+    @pytest.mark.slow
     def test_adapter_and_merged_model_give_the_same_reward(self, adapter):
         trained, total = map(float, matched(r"trained: (\S+) of (\S+) million parameters", adapter))
         assert 0 <= trained <= total
@@ -119,6 +122,7 @@ class TestAdapters:
         loaded = AutoPeftModelForSequenceClassification.from_pretrained("adapter", num_labels=1)
         assert reward_of(loaded, tokenizer) == pytest.approx(reward_of(merged, tokenizer), abs=1e-5)
 
+    @pytest.mark.slow
     def test_going_on_starts_from_what_was_saved(self, adapter, run, pairs):
         lines = run("continue_adapter", "--adapter", "adapter", "--dataset", pairs, "--output_dir", "continued", *QUICK)
         before, after = map(float, matched(r"held-out accuracy: (\S+) before, (\S+) after", lines))
@@ -133,6 +137,7 @@ class TestAdapters:
         assert all(0 < distance < 3e-4 for distance in moved.values()), moved
 
 
+@pytest.mark.slow
 def test_tool_calls_reach_the_template_without_empty_arguments(run):
     text = "\n".join(run("tool_calling", "--output_dir", "out", *QUICK))
     assert '<tool_call>{"name": "get_weather", "arguments": {"city": "Oslo"}}</tool_call>' in text
@@ -146,6 +151,7 @@ def test_tool_calls_reach_the_template_without_empty_arguments(run):
 @pytest.mark.parametrize(
     ("precision", "stored"), [("float32", "float32"), ("mixed", "float32"), ("bfloat16", "bfloat16")]
 )
+@pytest.mark.slow
 def test_rewards_are_exact_in_every_precision(run, pairs, precision, stored):
     lines = run("precision", "--precision", precision, "--dataset", pairs, "--output_dir", "out", *QUICK)
     assert matched(r"weights: (\w+), \d+ MB", lines) == (stored,)
@@ -155,6 +161,7 @@ def test_rewards_are_exact_in_every_precision(run, pairs, precision, stored):
 
 
 class TestRankings:
+    @pytest.mark.slow
     def test_needs_no_options_and_ranks_the_answers_of_a_held_out_prompt(self, run):
         lines = run("rankings", "--output_dir", "out", *QUICK)
         objective, rows, answers = matched(r"objective: (\w+), (\d+) rows of up to (.*) answers", lines)
@@ -173,6 +180,7 @@ class TestRankings:
         again = reward_of(model, tokenizer, lines[-5], found[0][3])
         assert rewards[0] == pytest.approx(again, abs=0.006)
 
+    @pytest.mark.slow
     def test_scored_answers_of_a_file_with_plackett_luce(self, run, tmp_path):
         rows = [
             {"prompt": f"Add {n}. ", "responses": [f"so {'!' * k}" for k in range(2 + n % 2)], "scores": [1, 0, 0.5]}
@@ -186,6 +194,7 @@ class TestRankings:
 
 
 class TestStreaming:
+    @pytest.mark.slow
     def test_reads_no_more_rows_than_it_needs(self, run, pairs):
         lines = run("streaming", "--dataset", pairs, "--output_dir", "out", *QUICK)
         steps, size, kept, read = map(
@@ -194,11 +203,13 @@ class TestStreaming:
         assert (steps, size) == (2, 8)
         assert 16 <= kept == read < 40
 
+    @pytest.mark.slow
     def test_needs_no_options(self, run):
         assert matched(r"trained (\d+) steps of .*", run("streaming", *QUICK)) == ("2",)
 
 
 class TestMultiProcess:
+    @pytest.mark.slow
     def test_runs_alone_and_reads_every_setting(self, run, pairs):
         lines = run(
             *("multi_process", "--dataset", pairs, "--output_dir", "out", *QUICK),

@@ -23,6 +23,7 @@ def faults_of_steps(steps=5):
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator only")
 def test_steps_map_no_page_anew():
     # Other threads of the process count too, and the system may take idle pages back: the quietest of several tries.

@@ -30,6 +30,7 @@ def train(tokenizer, make_trainer):
     torch.compiler.reset()
 
 
+@pytest.mark.slow
 def test_compiled_steps_are_the_same_and_later_batches_compile_nothing(train):
     plain, graphs = train(10)
     assert graphs == 0

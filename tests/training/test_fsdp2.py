@@ -38,6 +38,7 @@ def test_a_sharded_model_equals_a_whole_one(sharded, case):
     assert main["reloaded"] <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["padded", "shared_prefix"])
 def test_the_head_of_a_sharded_model_computes_in_float32(sharded, layout):
     for seen in (results["half"][layout] for results in sharded):
