@@ -337,7 +337,9 @@ def test_extreme_rewards_stay_finite(share):
     p = 0.9 if share is None else 0.1 + 0.8 * share
     for better, worse in itertools.product(EXTREMES, repeat=2):
         rewards = torch.tensor([better]), torch.tensor([worse])
-        loss = assert_finite(partial(bradley_terry_loss, preference_prob_P=preference_prob_P, label_smoothing=0.1), *rewards)
+        loss = assert_finite(
+            partial(bradley_terry_loss, preference_prob_P=preference_prob_P, label_smoothing=0.1), *rewards
+        )
         ahead = better - worse
         assert loss.item() == pytest.approx(-p * log_expit(ahead) - (1 - p) * log_expit(-ahead), rel=1e-5)
         assert_finite(partial(bradley_terry_loss, preference_prob_P=preference_prob_P), *rewards)
