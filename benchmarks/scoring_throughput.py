@@ -28,7 +28,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 
 from plaudit import RewardModel
 from plaudit.data.load import load_preference_dataset
-from plaudit.data.prepare import read_row
+from plaudit.data.parse import read_example
 from plaudit.demo import embedded_model_path, load_preferences
 from plaudit.model.load import load_model, load_tokenizer, set_pad_token, set_serving_config
 
@@ -61,7 +61,7 @@ def rendered(rows: list[dict[str, Any]], tokenizer: Any) -> list[str]:
     """Text of each response, row by row."""
     texts = []
     for number, row in enumerate(rows):
-        example = read_row(row, number).example
+        example = read_example(row, row_number=number, labels=False)
         for response in example.responses:
             plain = isinstance(response, str)
             texts.append(response if plain else tokenizer.apply_chat_template(response, tokenize=False))

@@ -100,7 +100,7 @@ def test_13_over_long_rows_are_counted_in_training_and_evaluation(tmp_path, capl
         )
     kept = 9 if overlong == "drop" else 12
     assert len(trainer.train_dataset) == len(trainer.eval_dataset["held_out"]) == kept
-    cut = {"drop": "", "truncate_left": ", cut on the left", "truncate_right": ", cut on the right"}[overlong]
+    cut = "" if overlong == "drop" else f", truncated on the {overlong.removeprefix('truncate_')}"
     for name in ("train", "held_out"):
         assert f"{name} data: 12 rows read, {kept} kept; " in caplog.text
         report = trainer.data_reports[name]

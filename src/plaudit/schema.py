@@ -1,4 +1,4 @@
-"""Names the columns of preference data, and says what is wrong with a data set that lacks one."""
+"""The nouns of the data: rows, examples and labels, the kinds of rows, and the columns that they are read from."""
 
 from __future__ import annotations
 
@@ -15,53 +15,35 @@ Message: TypeAlias = Mapping[str, Any]
 Text: TypeAlias = str | Sequence[Message]
 """Plain text, or a list of chat messages."""
 RowKind: TypeAlias = Literal["pairs", "scores", "ranks", "ratings", "labels"]
-"""How a row says which responses are good.
+"""How a row labels its responses.
 
 ``pairs``: ``chosen`` and ``rejected``. ``scores``: several ``responses`` with a score each. ``ranks``: several
 ``responses`` with a rank each. ``ratings``: one ``response`` with a rating. ``labels``: one ``response`` that is
 good or bad.
 """
-
-
-def comparisons_of(scores: Sequence[float]) -> list[tuple[int, int]]:
-    """Pairs ``(better, worse)`` of indices of responses with different scores.
-
-    >>> comparisons_of([0.0, 2.0, 0.0])
-    [(1, 0), (1, 2)]
-    """
-    places = range(len(scores))
-    return [(i, j) for i in places for j in places if scores[i] > scores[j]]
-
-
-def ties_of(scores: Sequence[float]) -> list[tuple[int, int]]:
-    """Pairs of indices of responses with equal scores.
-
-    >>> ties_of([0.0, 2.0, 0.0])
-    [(0, 2)]
-    """
-    return [(i, j) for i in range(len(scores)) for j in range(i + 1, len(scores)) if scores[i] == scores[j]]
+Shape: TypeAlias = Literal["one", "list", "pair"]
+"""Shape of the rewards of a row: one reward, a list of them, or those of ``chosen`` and ``rejected``."""
+Score: TypeAlias = float | list[float] | tuple[float, float]
+"""Rewards of a row, shaped like the row."""
 
 
 @dataclass(frozen=True)
 class Label:
-    """What a row says about its responses.
+    """What a row says about its responses."""
 
-    Attributes:
-        ratings: One number a response, higher is better; equal numbers are a tie. A pair has ``(1, 0)``, a rank r
-            has ``-r``, a good response 1 and a bad one 0.
-        margin: How much better the chosen response of a pair should be, in reward units (None: not given).
-        preference_prob: Probability that the chosen response of a pair is the better one, 0.5 for a tie.
-        weight: How much the row counts (None: not given).
-    """
-
+    # One number per response, higher is better, equal numbers are a tie: (1, 0) for a pair, -r for rank r,
+    # 1 for a good response and 0 for a bad one.
     ratings: tuple[float, ...] = (1.0, 0.0)
+    # How much better the chosen response of a pair should be, in reward units.
     margin: float | None = None
+    # Probability that the chosen response of a pair is the better one, 0.5 for a tie.
     preference_prob: float | None = None
+    # How much the row counts.
     weight: float | None = None
 
 
 def ratings_of(label: Label) -> tuple[float, ...]:
-    """How good each response is, higher is better: its rating, or the probability that it is preferred.
+    """Returns how good each response is, higher is better: its rating, or the probability that it is preferred.
 
     >>> ratings_of(Label((2.0, 0.0, 1.0))), ratings_of(Label(preference_prob=0.25))
     ((2.0, 0.0, 1.0), (0.25, 0.75))
@@ -72,23 +54,38 @@ def ratings_of(label: Label) -> tuple[float, ...]:
     return (preference_prob, 1 - preference_prob) if ratings[0] > ratings[1] else (1 - preference_prob, preference_prob)
 
 
+def comparisons_of(ratings: Sequence[float]) -> list[tuple[int, int]]:
+    """Returns the pairs ``(better, worse)`` of indices of responses with different ratings.
+
+    >>> comparisons_of([0.0, 2.0, 0.0])
+    [(1, 0), (1, 2)]
+    """
+    indices = range(len(ratings))
+    return [(i, j) for i in indices for j in indices if ratings[i] > ratings[j]]
+
+
+def ties_of(ratings: Sequence[float]) -> list[tuple[int, int]]:
+    """Returns the pairs of indices of responses with equal ratings.
+
+    >>> ties_of([0.0, 2.0, 0.0])
+    [(0, 2)]
+    """
+    return [(i, j) for i in range(len(ratings)) for j in range(i + 1, len(ratings)) if ratings[i] == ratings[j]]
+
+
 @dataclass(frozen=True)
 class Example:
-    """One row, read: N whole conversations (or texts) and what is said about them.
+    """A parsed row: N responses, and what the row says about them."""
 
-    Attributes:
-        responses: The N candidates, each *with* its prompt: whole texts, or whole lists of messages.
-        form: In which form the row says what is better.
-        label: What it says.
-        tools: JSON schemas of the tools that the conversation may call.
-        chat_template_kwargs: Extra variables for the chat template.
-    """
-
+    # The N responses, each with its prompt: whole texts, or whole lists of messages. Empty for token ids.
     responses: tuple[Text, ...]
     row_kind: RowKind = "pairs"
     label: Label = Label()
-    tools: Sequence[Any] | None = None
+    tools: Sequence[Any] | None = None  # JSON schemas of the tools that the conversation may call
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    fields: tuple[str, ...] = field(default=(), compare=False)  # where each response is in the row, for messages
+    flags: int = field(default=0, compare=False)  # sum of the values of `plaudit.data.report.Flag`
+    response_ids: tuple[Sequence[int], ...] | None = None  # where the row holds token ids
 
     @property
     def conversational(self) -> bool:
@@ -98,15 +95,20 @@ class Example:
 
 @dataclass(frozen=True)
 class EncodedExample:
-    """One row as token ids: what the collators read.
+    """An example as token ids: what the collators read."""
 
-    Attributes:
-        response_ids: Token ids of each of the N responses, prompt included.
-        label: What is said about them.
-    """
-
-    response_ids: tuple[Sequence[int], ...]
+    response_ids: tuple[Sequence[int], ...]  # of each of the N responses, prompt included
     label: Label = Label()
+
+
+@dataclass(frozen=True)
+class RowSchema:
+    """What all rows of a data set have in common, as its columns and its first rows show it."""
+
+    tokenized: bool = False  # rows hold token ids
+    pairs: bool = True  # every row is a pair
+    conversational: bool | None = None  # rows hold messages (True) or text (False); None: either
+    optional: frozenset[str] = frozenset()  # those of `prompt`, `margin`, `preference_prob`, `tie`, `weight` in use
 
 
 Batch: TypeAlias = dict[str, Any]
@@ -114,6 +116,7 @@ Batch: TypeAlias = dict[str, Any]
 RESPONSE_COLUMNS = ("chosen", "rejected")
 TOKENIZED_COLUMNS = ("chosen_ids", "rejected_ids")
 TOKENIZED_LIST_COLUMNS = ("response_ids", "scores")
+# The columns that make a row of each kind. The first kind whose columns are filled in counts.
 ROW_KIND_COLUMNS: dict[RowKind, tuple[str, ...]] = {
     "pairs": RESPONSE_COLUMNS,
     "scores": ("responses", "scores"),
@@ -121,10 +124,10 @@ ROW_KIND_COLUMNS: dict[RowKind, tuple[str, ...]] = {
     "ratings": ("response", "scores"),
     "labels": ("response", "label"),
 }
-"""The columns that make a row of each form; the first form whose columns are filled in counts."""
 LEGACY_COLUMNS = {"chosen_input_ids": "chosen_ids", "rejected_input_ids": "rejected_ids"}
 PAIR_COLUMNS = ("margin", "preference_prob", "tie")
-"""What a pair may say beyond which response is better."""
+OPTIONAL_COLUMNS = ("prompt", *PAIR_COLUMNS, "weight")
+# Every column that a raw row is read from; others are ignored.
 RAW_COLUMNS = (
     "prompt",
     *RESPONSE_COLUMNS,
@@ -139,14 +142,11 @@ RAW_COLUMNS = (
     *PAIR_COLUMNS,
     "weight",
 )
-"""Every column that a raw row is read from; others are ignored."""
-_SINGLE = "rename `completion` to `response`, for single answers that are good or bad"
-_ALONE = "there is no second answer to compare with"
+READ_COLUMNS = tuple(dict.fromkeys((*RAW_COLUMNS, *TOKENIZED_COLUMNS, *TOKENIZED_LIST_COLUMNS)))
+_SINGLE = "rename `completion` to `response`, for single responses that are good or bad"
+_ALONE = "there is no second response to compare with"
 _NEAR_MISSES = (
-    (
-        "response_a response_b",
-        "put the better one into `chosen`, the other into `rejected`, and leave ties out",
-    ),
+    ("response_a response_b", "put the better one into `chosen`, the other into `rejected`, and leave ties out"),
     ("prompt completion label", _SINGLE),
     ("responses", "say which are better in a column `scores` (higher is better) or `ranks` (1 is best)"),
     ("response", "say how good it is in a column `scores` (a rating) or `label` (true or false)"),
@@ -160,27 +160,21 @@ _SYNONYMS = {
 
 
 def is_tokenized(column_names: Iterable[str]) -> bool:
-    """Tell whether rows come as token ids.
-
-    Args:
-        column_names: Names of the columns.
+    """Tells whether rows come as token ids.
 
     >>> is_tokenized(["chosen_ids", "rejected_ids", "margin"]), is_tokenized(["chosen", "rejected"])
     (True, False)
     """
     names = set(column_names)
-    found = names & set(TOKENIZED_COLUMNS)
+    ids = names & set(TOKENIZED_COLUMNS)
     # A stray column of ids beside complete raw rows is not meant to be read.
     if names >= set(TOKENIZED_LIST_COLUMNS) and not names >= set(RESPONSE_COLUMNS):
         return True
-    return len(found) == len(TOKENIZED_COLUMNS) or (bool(found) and not names >= set(RESPONSE_COLUMNS))
+    return len(ids) == len(TOKENIZED_COLUMNS) or (bool(ids) and not names >= set(RESPONSE_COLUMNS))
 
 
 def row_kinds_of(filled: Iterable[str]) -> list[RowKind]:
-    """Name the forms in which rows can say what is better.
-
-    Args:
-        filled: Names of the columns that rows have, or that one row has filled in.
+    """Returns the kinds of rows that columns can hold, given those that exist or that one row has filled in.
 
     >>> row_kinds_of(["prompt", "response", "label"]), row_kinds_of(["chosen", "rejected", "responses", "ranks"])
     (['labels'], ['pairs', 'ranks'])
@@ -193,10 +187,7 @@ def row_kinds_of(filled: Iterable[str]) -> list[RowKind]:
 
 
 def row_kind_of(row: Mapping[str, Any]) -> RowKind:
-    """Tell in which form a raw row says what is better: the first that is filled in, or begun.
-
-    Args:
-        row: The columns of the row.
+    """Returns the kind of a raw row: the first whose columns are filled in, or begun.
 
     >>> row_kind_of({"chosen": None, "responses": ["a", "b"], "ranks": [1, 2]}), row_kind_of({"chosen": None})
     ('ranks', 'pairs')
@@ -211,26 +202,19 @@ def row_kind_of(row: Mapping[str, Any]) -> RowKind:
 
 
 def columns_read(row_kind: RowKind) -> list[str]:
-    """Name the columns that raw rows of one form are read from; what other columns hold does not matter to them.
-
-    Args:
-        form: Form of the rows.
+    """Returns the columns that rows of a kind are read from; other columns may hold anything.
 
     >>> [name for name in columns_read("labels") if name not in ("prompt", "tools", "chat_template_kwargs")]
     ['response', 'label', 'weight']
     """
-    of_others = {name for columns in ROW_KIND_COLUMNS.values() for name in columns} - set(ROW_KIND_COLUMNS[row_kind])
-    of_others |= set() if row_kind == "ratings" else {"score"}
-    of_others |= set() if row_kind == "pairs" else set(PAIR_COLUMNS)
-    return [name for name in RAW_COLUMNS if name not in of_others]
+    unread = {name for columns in ROW_KIND_COLUMNS.values() for name in columns} - set(ROW_KIND_COLUMNS[row_kind])
+    unread |= set() if row_kind == "ratings" else {"score"}
+    unread |= set() if row_kind == "pairs" else set(PAIR_COLUMNS)
+    return [name for name in RAW_COLUMNS if name not in unread]
 
 
 def response_field(row_kind: RowKind, index: int) -> str:
-    """Where a response is in its row, for messages.
-
-    Args:
-        form: Form of the row.
-        index: Which of its responses.
+    """Names a response in its row, for messages.
 
     >>> response_field("pairs", 1), response_field("scores", 3), response_field("labels", 0)
     ('rejected', 'responses[3]', 'response')
@@ -241,14 +225,7 @@ def response_field(row_kind: RowKind, index: int) -> str:
 
 
 def legacy_columns(column_names: Iterable[str]) -> dict[str, str]:
-    """Find the columns that older libraries wrote under another name, and warn about them.
-
-    Args:
-        column_names: Names of the columns.
-
-    Returns:
-        Old name -> new name, for the columns that must be renamed.
-    """
+    """Returns old name -> new name for the columns that older libraries wrote, and warns about them."""
     names = set(column_names)
     renames = {old: new for old, new in LEGACY_COLUMNS.items() if old in names and new not in names}
     if renames:
@@ -262,29 +239,17 @@ def legacy_columns(column_names: Iterable[str]) -> dict[str, str]:
 
 
 def check_columns(column_names: Iterable[str], dataset_name: str | None = None) -> None:
-    """Refuse a data set that lacks a column a preference cannot do without.
-
-    Args:
-        column_names: Names of the columns (legacy ones already renamed).
-        dataset_name: Which data set it is.
-
-    Raises:
-        DataError: A column is missing; the message names it, the columns found, and near misses.
-    """
+    """Raises `DataError` if a column is missing that preferences need; names the columns found and near misses."""
     names = list(column_names)
     if not is_tokenized(names) and row_kinds_of(names):
         return
-    wanted = TOKENIZED_COLUMNS if is_tokenized(names) and "response_ids" not in names else RESPONSE_COLUMNS
+    needed = TOKENIZED_COLUMNS if is_tokenized(names) and "response_ids" not in names else RESPONSE_COLUMNS
     if "response_ids" in names:
-        wanted = TOKENIZED_LIST_COLUMNS
-    missing = [name for name in wanted if name not in names]
-    if not missing:
-        return
-    raise DataError(
-        f"has no column {quoted(missing)}; its columns are {quoted(names) if names else '(none)'}",
-        dataset=dataset_name,
-        fix=_column_advice(names, missing),
-    )
+        needed = TOKENIZED_LIST_COLUMNS
+    missing = [name for name in needed if name not in names]
+    if missing:
+        message = f"has no column {quoted(missing)}; its columns are {quoted(names) if names else '(none)'}"
+        raise DataError(message, dataset=dataset_name, fix=_column_advice(names, missing))
 
 
 def _column_advice(names: Sequence[str], missing: Sequence[str]) -> str:
@@ -309,10 +274,7 @@ def _column_advice(names: Sequence[str], missing: Sequence[str]) -> str:
 
 
 def quoted(names: Iterable[str]) -> str:
-    """Write names as a list of code words.
-
-    Args:
-        names: Some names.
+    """Writes names as a list of code words.
 
     >>> quoted(["chosen", "rejected"])
     '`chosen`, `rejected`'

@@ -9,7 +9,7 @@ import datasets
 import pytest
 from datasets import Dataset
 
-from plaudit.data.parse import read_example, read_flagged_example, read_tokenized_example, without_nulls
+from plaudit.data.parse import read_example, without_nulls
 from plaudit.data.report import Flag
 from plaudit.errors import DataError
 from plaudit.schema import Label, check_columns, is_tokenized, legacy_columns
@@ -26,7 +26,7 @@ def read(row, **settings):
 
 
 def flags(row) -> Flag:
-    return Flag(read_flagged_example(row, row_number=0)[1])
+    return Flag(read_example(row, row_number=0).flags)
 
 
 def error_of(row, **settings) -> DataError:
@@ -179,7 +179,7 @@ def test_content_may_be_text_parts():
         ({"margin": None}, "margin", "null"),
         ({"margin": math.nan}, "margin", "nan"),
         ({"margin": math.inf}, "margin", "inf"),
-        ({"margin": "2"}, "margin", "text, not a number"),
+        ({"margin": "2"}, "margin", "text, not a finite number"),
         ({"margin": True}, "margin", "truth value"),
         ({"tools": "[{]"}, "tools", "not valid JSON"),
         ({"tools": '{"name": "f"}'}, "tools", "mapping, not a list"),
@@ -254,10 +254,10 @@ def test_suspicious_rows_are_read_and_flagged(row, expected):
 
 
 def test_tokenised_rows():
-    example = read_tokenized_example({"chosen_ids": [1, 2], "rejected_ids": (1, 3, 4), "margin": 2}, row_number=0)
+    example = read_example({"chosen_ids": [1, 2], "rejected_ids": (1, 3, 4), "margin": 2}, row_number=0)
     assert example.response_ids == ([1, 2], [1, 3, 4])
     assert example.label.margin == 2.0
-    assert read_tokenized_example({"chosen_ids": [1], "rejected_ids": [0]}, row_number=0).label.margin is None
+    assert read_example({"chosen_ids": [1], "rejected_ids": [0]}, row_number=0).label.margin is None
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_tokenised_rows():
 )
 def test_broken_token_ids_are_refused(ids, field):
     with pytest.raises(DataError) as caught:
-        read_tokenized_example({"chosen_ids": [1], "rejected_ids": ids}, row_number=4, dataset_name="eval")
+        read_example({"chosen_ids": [1], "rejected_ids": ids}, row_number=4, dataset_name="eval")
     assert (caught.value.row, caught.value.field, caught.value.dataset) == (4, field, "eval")
 
 

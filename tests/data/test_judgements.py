@@ -3,7 +3,7 @@
 import pytest
 from datasets import Dataset, IterableDataset
 
-from plaudit.data.parse import read_example, read_tokenized_example
+from plaudit.data.parse import read_example
 from plaudit.data.prepare import prepare_dataset
 from plaudit.errors import DataError
 from plaudit.objectives import make_objective
@@ -70,8 +70,8 @@ ONE = {"response": "Blue."}
 BROKEN = [
     ({**PAIR, "margin": None}, "margin", "null"),
     ({**PAIR, "margin": NAN}, "margin", "nan"),
-    ({**PAIR, "preference_prob": -0.1}, "preference_prob", "not a probability"),
-    ({**PAIR, "preference_prob": 1.01}, "preference_prob", "not a probability"),
+    ({**PAIR, "preference_prob": -0.1}, "preference_prob", "-0.1"),
+    ({**PAIR, "preference_prob": 1.01}, "preference_prob", "1.01"),
     ({**PAIR, "preference_prob": NAN}, "preference_prob", "nan"),
     ({**PAIR, "preference_prob": True}, "preference_prob", "a truth value"),
     ({**PAIR, "preference_prob": None, "tie": False}, "preference_prob", "null"),
@@ -80,7 +80,7 @@ BROKEN = [
     ({**PAIR, "tie": 2}, "tie", "2"),
     ({**PAIR, "weight": -1}, "weight", "-1"),
     ({**PAIR, "weight": None}, "weight", "null"),
-    ({**K, "scores": [1, 2]}, "scores", "holds 2 for 3 responses"),
+    ({**K, "scores": [1, 2]}, "scores", "2 numbers for 3 responses"),
     ({**K, "scores": [1, None, 0]}, "scores[1]", "null"),
     ({**K, "scores": [1, 2, float("inf")]}, "scores[2]", "inf"),
     ({**K, "scores": [1, "2", 0]}, "scores[1]", "text"),
@@ -89,16 +89,16 @@ BROKEN = [
     ({**K, "scores": None}, "scores", "null"),
     (K, "scores", "null"),
     ({**K, "ranks": None}, "ranks", "null"),
-    ({**K, "ranks": [1, 2]}, "ranks", "holds 2 for 3 responses"),
+    ({**K, "ranks": [1, 2]}, "ranks", "2 numbers for 3 responses"),
     ({**K, "ranks": [0, 1, 2]}, "ranks[0]", "0"),
     ({**K, "ranks": [1, 2.5, 3]}, "ranks[1]", "2.5"),
-    ({**K, "ranks": [1, 2, 4]}, "ranks", "no rank 3"),
-    ({**K, "ranks": [2, 2, 3]}, "ranks", "no rank 1"),
+    ({**K, "ranks": [1, 2, 4]}, "ranks", "a 4 but no 3"),
+    ({**K, "ranks": [2, 2, 3]}, "ranks", "a 2 but no 1"),
     ({"responses": [], "scores": []}, "responses", "empty"),
     ({"responses": "Blue.", "scores": [1]}, "responses", "text"),
     ({"responses": ["Blue.", None], "scores": [1, 0]}, "responses[1]", "null"),
     ({**ONE, "scores": NAN}, "scores", "nan"),
-    ({**ONE, "scores": [1, 2]}, "scores", "2 numbers for one response"),
+    ({**ONE, "scores": [1, 2]}, "scores", "2 numbers for 1 response"),
     ({**ONE, "score": None}, "score", "null"),
     ({**ONE, "score": "good"}, "score", "text"),
     ({**ONE, "label": None}, "label", "null"),
@@ -143,9 +143,9 @@ def test_goodness_follows_the_strength(label, ratings):
 
 def test_tokenised_lists_and_pairs_in_one_set():
     pair = {"chosen_ids": [1, 2], "rejected_ids": [1, 3], "response_ids": None, "scores": None}
-    assert read_tokenized_example(pair, row_number=0).response_ids == ([1, 2], [1, 3])
+    assert read_example(pair, row_number=0).response_ids == ([1, 2], [1, 3])
     ranked = {"chosen_ids": None, "rejected_ids": None, "response_ids": [[1], [2], [3]], "scores": [1, 1, 0]}
-    example = read_tokenized_example(ranked, row_number=0)
+    example = read_example(ranked, row_number=0)
     assert (example.response_ids, example.label) == (([1], [2], [3]), Label((1.0, 1.0, 0.0)))
 
 
@@ -167,7 +167,7 @@ def test_tokenised_lists_and_pairs_in_one_set():
 def test_broken_lists_of_token_ids_are_named(changes, field):
     row = {"response_ids": [[1], [2], [3]], "scores": [1, 0, 0], **changes}
     with pytest.raises(DataError) as caught:
-        read_tokenized_example(row, row_number=3)
+        read_example(row, row_number=3)
     assert (caught.value.row, caught.value.field) == (3, field)
 
 

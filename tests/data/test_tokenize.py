@@ -257,7 +257,7 @@ def test_cutting_on_the_left_takes_the_same_tokens_from_all_responses_of_a_row(t
     assert decoded == [("hello world<|eos|>", "hello you<|eos|>"), ("short<|eos|>", "s<|eos|>")]
     assert report.rows_kept == 2
     assert report.flagged["overlong"].first_rows == [0]
-    assert "1 over-long, cut on the left (> 12 tokens; row 0)" in report.summary()
+    assert "1 over-long, truncated on the left (> 12 tokens; row 0)" in report.summary()
 
 
 def test_cutting_on_the_left_leaves_a_short_response_its_last_token(tokenizer):

@@ -36,15 +36,13 @@ from datasets import (
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError, DatasetsError
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
+from plaudit.data.parse import prompt_of
 from plaudit.errors import ConfigError, DataError
 from plaudit.schema import (
     RAW_COLUMNS,
     RESPONSE_COLUMNS,
     TOKENIZED_COLUMNS,
     TOKENIZED_LIST_COLUMNS,
-    columns_read,
-    is_tokenized,
-    row_kind_of,
 )
 
 logger = logging.getLogger("plaudit")
@@ -455,35 +453,6 @@ def _choose(groups: Mapping[bytes, Sequence[int]], target: int) -> list[int]:
         if len(taken) + len(groups[key]) <= target:
             taken.extend(groups[key])
     return taken or list(groups[min(order, key=lambda key: len(groups[key]))])
-
-
-def prompt_of(row: Mapping[str, Any]) -> Any:
-    """What a raw row's responses answer; the row itself where that cannot be told.
-
-    Args:
-        row: Its column `prompt`, or else the messages that its conversations begin with, up to the last question.
-    """
-    if row.get("prompt") is not None:
-        return row["prompt"]
-    if is_tokenized(row):
-        return row
-    row_kind = row_kind_of(row)
-    # Without what rows of another form would say: beside a pair it may be anything.
-    row = {name: row[name] for name in columns_read(row_kind) if name in row}
-    columns = RESPONSE_COLUMNS if row_kind == "pairs" else ("response",)
-    responses: list[Any] = row.get("responses") or [row.get(name) for name in columns]
-    if not all(_is_conversation(response) for response in responses):
-        return row
-    shared = 0
-    while all(shared < len(one) and one[shared] == responses[0][shared] for one in responses):
-        shared += 1
-    first = responses[0]
-    questions = [index for index in range(shared) if first[index].get("role") == "user"]
-    return first[: questions[-1] + 1] if questions else row
-
-
-def _is_conversation(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(message, Mapping) for message in value)
 
 
 _SPLIT_WORDS = {

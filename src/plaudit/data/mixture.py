@@ -14,7 +14,7 @@ import numpy as np
 from datasets import Dataset, Features, IterableDataset, Json, List, Value, concatenate_datasets
 
 from plaudit.data.load import load_preference_dataset, split_by_prompt
-from plaudit.data.parse import read_example, read_tokenized_example, without_nulls
+from plaudit.data.parse import read_example, without_nulls
 from plaudit.errors import ConfigError, DataError
 from plaudit.schema import (
     PAIR_COLUMNS,
@@ -127,11 +127,9 @@ def open_part(part: DatasetPart, label: str, streaming: bool) -> OpenedPart:
     first = next(iter(dataset.take(1)), None)
     if first is None:
         raise DataError("has no rows", dataset=label, fix="Take the part out of the mixture.")
-    if tokenized:
-        read_tokenized_example(first, row_number=0, dataset_name=label)
-        return OpenedPart(part, label, dataset, columns, "ids")
-    example = read_example(first, row_number=0, dataset_name=label)
-    return OpenedPart(part, label, dataset, columns, "messages" if example.conversational else "text")
+    example = read_example(first, row_number=0, dataset_name=label, tokenized=tokenized)
+    form = "ids" if tokenized else "messages" if example.conversational else "text"
+    return OpenedPart(part, label, dataset, columns, form)
 
 
 def _take_columns(dataset: Any, part: DatasetPart, label: str) -> tuple[Any, list[str]]:

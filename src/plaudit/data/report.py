@@ -1,4 +1,4 @@
-"""What was read, dropped, cut and found suspicious in a data set, counted and said in one line."""
+"""Counts what was read, dropped, truncated and found suspicious in a data set, and reports it in one line."""
 
 from __future__ import annotations
 
@@ -14,16 +14,19 @@ from plaudit.errors import DataError
 from plaudit.schema import RowKind, response_field
 
 logger = logging.getLogger("plaudit")
-Purpose: TypeAlias = Literal["train", "eval", "predict"]
+Purpose: TypeAlias = Literal["train", "eval", "predict", "score"]
 """What a data set is prepared for: it decides which rows are dropped."""
 Overlong: TypeAlias = Literal["drop", "truncate_left", "truncate_right", "error"]
 """What happens to a row with a response of more than ``max_length`` tokens."""
+ScoringOverlong: TypeAlias = Literal["error", "truncate_left", "truncate_right", "nan"]
+"""The same where rewards are computed: ``"nan"`` instead of a reward."""
 ROWS_NAMED = 5
-"""How many row numbers of each kind are remembered."""
+"""How many row numbers of each kind are kept."""
+BROKEN = "broken"
 
 
 class Flag(enum.IntFlag):
-    """What is suspicious about a readable row; a row can carry several."""
+    """What is suspicious about a readable row; a row can have several."""
 
     OVERLONG = 1
     IDENTICAL = 2
@@ -38,12 +41,19 @@ class Flag(enum.IntFlag):
         return str(self.name).lower()
 
 
-def dropped_flags(purpose: Purpose, overlong: Overlong) -> tuple[Flag, ...]:
-    """Tell which flags cost a row its place.
+_WORDS = {
+    Flag.OVERLONG.kind: "over-long",
+    Flag.IDENTICAL.kind: "with identical responses",
+    Flag.EMPTY_RESPONSE.kind: "with an empty response",
+    Flag.LAST_MESSAGE_NOT_ASSISTANT.kind: "whose last message is not the assistant's",
+    Flag.SAME_RENDERING.kind: "whose different responses become the same tokens",
+    Flag.NOTHING_TO_COMPARE.kind: "without two responses of different scores",
+    BROKEN: "that cannot be read",
+}
 
-    Args:
-        purpose: What the data set is for.
-        overlong: The policy for over-long rows.
+
+def dropped_flags(purpose: Purpose, overlong: str) -> tuple[Flag, ...]:
+    """Returns the flags whose rows are dropped.
 
     >>> [flag.kind for flag in dropped_flags("train", "drop")]
     ['overlong', 'identical', 'nothing_to_compare']
@@ -51,53 +61,37 @@ def dropped_flags(purpose: Purpose, overlong: Overlong) -> tuple[Flag, ...]:
     ()
     """
     flags: list[Flag] = []
-    if overlong == "drop":
+    if overlong == "drop" or (purpose == "score" and not overlong.startswith("truncate")):
         flags.append(Flag.OVERLONG)
     if purpose == "train":
         flags.append(Flag.IDENTICAL)
-    if purpose != "predict":
+    if purpose in ("train", "eval"):
         flags.append(Flag.NOTHING_TO_COMPARE)
     return tuple(flags)
 
 
 @dataclass
 class KindCount:
-    """How many rows are of one kind, and the numbers of the first of them.
-
-    Attributes:
-        count: Number of rows.
-        first_rows: Indices of the first :data:`ROWS_NAMED` of them in the source data set, counted from 0.
-    """
+    """Number of rows of one kind, and the indices of the first :data:`ROWS_NAMED` of them."""
 
     count: int = 0
     first_rows: list[int] = field(default_factory=list)
 
     def add(self, row: int) -> None:
-        """Count one more row.
-
-        Args:
-            row: Its index in the source data set.
-        """
+        """Counts one more row."""
         self.count += 1
         if len(self.first_rows) < ROWS_NAMED:
             self.first_rows.append(row)
 
     def rows(self) -> str:
-        """Name the first rows, such as ``"rows 3, 18"`` or ``"rows 0, 1, 2, 3, 4, ..."``."""
+        """Names the first rows, such as ``"rows 3, 18"`` or ``"rows 0, 1, 2, 3, 4, ..."``."""
         names = ", ".join(map(str, self.first_rows)) + (", ..." if self.count > len(self.first_rows) else "")
         return f"row {names}" if self.count == 1 else f"rows {names}"
 
 
 @dataclass
 class LengthStats:
-    """Lengths of single responses with their prompts, in tokens, before any cutting.
-
-    Attributes:
-        shortest: Length of the shortest response seen (0: none seen).
-        longest: Length of the longest response seen.
-        total: Sum of all lengths.
-        responses: Number of responses seen.
-    """
+    """Lengths of single responses with their prompts, in tokens, before truncation; all 0 if none was seen."""
 
     shortest: int = 0
     longest: int = 0
@@ -106,79 +100,58 @@ class LengthStats:
 
     @property
     def mean(self) -> float:
-        """Mean length in tokens; 0.0 where nothing was seen."""
+        """Mean length in tokens; 0.0 if none was seen."""
         return self.total / self.responses if self.responses else 0.0
 
-    def add(self, lengths: Sequence[int]) -> None:
-        """Count the responses of one row.
-
-        Args:
-            lengths: Their lengths in tokens.
-        """
-        self._merge(min(lengths), max(lengths), sum(lengths), len(lengths))
-
-    def add_all(self, lengths: np.ndarray) -> None:
-        """Count the responses of many rows.
-
-        Args:
-            lengths: Their lengths in tokens, any shape.
-        """
-        if lengths.size:
-            self._merge(int(lengths.min()), int(lengths.max()), int(lengths.sum()), int(lengths.size))
-
-    def _merge(self, shortest: int, longest: int, total: int, responses: int) -> None:
-        self.shortest = min(self.shortest, shortest) if self.responses else shortest
-        self.longest = max(self.longest, longest)
-        self.total += total
-        self.responses += responses
+    def add(self, lengths: Sequence[int] | np.ndarray) -> None:
+        """Counts responses of the given lengths."""
+        if len(lengths):
+            lengths = np.asarray(lengths)
+            self.shortest = min(self.shortest, int(lengths.min())) if self.responses else int(lengths.min())
+            self.longest = max(self.longest, int(lengths.max()))
+            self.total += int(lengths.sum())
+            self.responses += len(lengths)
 
 
 @dataclass
 class DataReport:
     """What happened to the rows of one data set; for a stream, to the rows read so far.
 
-    Attributes:
-        dataset_name: Which data set it is: ``"train"``, ``"eval"``, a file name.
-        max_length: The limit in tokens (None: no limit).
-        overlong: The policy for over-long rows.
-        purpose: What the data set was prepared for.
-        streaming: Whether the counts grow while the data set is read.
-        rows_read: Number of rows read.
-        rows_kept: Number of rows kept.
-        dropped: Kind of reason -> the rows dropped for it. A row is counted once.
-        flagged: Kind of suspicion -> the rows that were kept all the same. A row can be of several kinds.
-        lengths: Token lengths of all responses read.
-        prompts: A number for the prompt of each row kept, equal for equal prompts; None for a stream.
+    Training, scoring, evaluation and the server count rows here, so that each kind has one name and one wording.
+
+    >>> report = DataReport("train", 1024, "drop", "train")
+    >>> report.add(0, 0), report.add(1, Flag.OVERLONG), report.add(2, Flag.EMPTY_RESPONSE)
+    (True, False, True)
+    >>> report.summary().partition("; ")[2]
+    'dropped 1 over-long (> 1024 tokens; row 1); kept but suspicious: 1 with an empty response (row 2)'
     """
 
     dataset_name: str
     max_length: int | None
-    overlong: Overlong
+    overlong: Overlong | ScoringOverlong
     purpose: Purpose
-    streaming: bool = False
+    streaming: bool = False  # the counts grow while the data set is read
     rows_read: int = 0
     rows_kept: int = 0
-    dropped: dict[str, KindCount] = field(default_factory=dict)
-    flagged: dict[str, KindCount] = field(default_factory=dict)
+    dropped: dict[str, KindCount] = field(default_factory=dict)  # by kind; a row is counted once
+    flagged: dict[str, KindCount] = field(default_factory=dict)  # rows that were kept; a row can be of several kinds
     lengths: LengthStats = field(default_factory=LengthStats)
+    # A number for the prompt of each row kept, equal for equal prompts; None for a stream.
     prompts: np.ndarray | None = field(default=None, repr=False, compare=False)
+    first_error: DataError | None = field(default=None, repr=False, compare=False)  # of the first broken row
 
     def keeps(self, flags: int) -> bool:
-        """Tell whether a row with such flags is kept.
-
-        Args:
-            flags: Sum of the values of its :class:`Flag`.
-        """
+        """Tells whether a row with these flags is kept."""
         return not any(flags & flag for flag in dropped_flags(self.purpose, self.overlong))
 
-    def add(self, row: int, flags: int) -> bool:
-        """Count one row and tell whether it is kept.
-
-        Args:
-            row: Its index in the source data set.
-            flags: Sum of the values of its :class:`Flag`.
-        """
+    def add(self, row: int, flags: int, error: DataError | None = None) -> bool:
+        """Counts one row by its index, flags and error; tells whether it is kept."""
         self.rows_read += 1
+        if error is not None:
+            self.first_error = self.first_error or error
+            kind = Flag.OVERLONG.kind if flags & Flag.OVERLONG else BROKEN
+            self.dropped.setdefault(kind, KindCount()).add(row)
+            return False
         kept = True
         if flags:
             reasons = [flag for flag in dropped_flags(self.purpose, self.overlong) if flags & flag]
@@ -189,100 +162,98 @@ class DataReport:
         self.rows_kept += kept
         return kept
 
-    def summary(self) -> str:
-        """Say in one line what was read, dropped and found suspicious."""
+    def summary(self, leave_out: Sequence[str] = ()) -> str:
+        """Reports in one line what was read, dropped and found suspicious, except for some suspicious kinds."""
         parts = [
             f"{self.dataset_name} data: {self.rows_read:,} {'row' if self.rows_read == 1 else 'rows'} read"
-            f"{' so far' if self.streaming else ''}, {self.rows_kept:,} kept"
+            f"{' so far' if self.streaming else ''}, {self.rows_kept:,} {'scored' if self._scores else 'kept'}"
         ]
-        for title, counts in (("dropped", self.dropped), ("kept but suspicious:", self.flagged)):
-            # The order of the flags, not of the rows, so that two runs read alike.
-            found = [self.describe(flag, counts[flag.kind]) for flag in Flag if flag.kind in counts]
-            if found:
-                parts.append(f"{title} {', '.join(found)}")
+        flagged = {kind: count for kind, count in self.flagged.items() if kind not in leave_out}
+        titles = ("not scored:", "scored but suspicious:") if self._scores else ("dropped", "kept but suspicious:")
+        for title, counts in zip(titles, (self.dropped, flagged), strict=True):
+            # The order of the kinds, not of the rows, so that two runs read alike.
+            texts = [self.describe(kind, counts[kind]) for kind in _WORDS if kind in counts]
+            if texts:
+                parts.append(f"{title} {', '.join(texts)}")
         return "; ".join(parts)
 
-    def describe(self, flag: Flag, count: KindCount) -> str:
-        """Put one count into words, such as ``"3 with an empty response (rows 1, 4, 9)"``.
-
-        Args:
-            flag: The kind of the rows.
-            count: How many, and the first of them.
-        """
-        if flag is Flag.OVERLONG:
-            cut = {"truncate_left": ", cut on the left", "truncate_right": ", cut on the right"}
-            words = f"over-long{cut.get(self.overlong, '')}"
+    def describe(self, kind: str, count: KindCount) -> str:
+        """Puts one count into words, such as ``"3 with an empty response (rows 1, 4, 9)"``."""
+        if kind == Flag.OVERLONG.kind:
+            side = self.overlong.removeprefix("truncate_")
+            words = f"over-long, truncated on the {side}" if side != self.overlong else "over-long"
             return f"{count.count:,} {words} (> {self.max_length} tokens; {count.rows()})"
-        words = {
-            Flag.IDENTICAL: "with identical responses",
-            Flag.EMPTY_RESPONSE: "with an empty response",
-            Flag.LAST_MESSAGE_NOT_ASSISTANT: "whose last message is not the assistant's",
-            Flag.SAME_RENDERING: "whose different responses become the same tokens",
-            Flag.NOTHING_TO_COMPARE: "without two responses of different scores",
-        }[flag]
-        return f"{count.count:,} {words} ({count.rows()})"
+        first = f"; the first: {self.first_error.summary}" if kind == BROKEN and self.first_error is not None else ""
+        return f"{count.count:,} {_WORDS[kind]} ({count.rows()}{first})"
+
+    @property
+    def _scores(self) -> bool:
+        return self.purpose == "score"
 
     def log(self) -> None:
-        """Log the summary: as a warning if anything was dropped or looks suspicious."""
+        """Logs the summary: as a warning if anything was dropped or looks suspicious."""
         level = logging.WARNING if self.dropped or self.flagged else logging.INFO
         logger.log(level, "%s", self.summary())
 
-    def log_first(self, flags: int, row: int) -> None:
-        """Warn about kinds that a stream shows for the first time, with the row number.
+    def log_unless_known(self, known: set[str]) -> None:
+        """Logs the summary as a warning if it has something new; suspicious kinds are added to the known ones."""
+        new = {*self.flagged} - known
+        if self.dropped or new:
+            logger.warning("%s", self.summary(sorted(known)))
+        # What is truncated depends on the rows of each call; the rest is a habit of the data.
+        known |= new - {Flag.OVERLONG.kind}
 
-        Args:
-            flags: Flags of the row that was just added.
-            row: Its index in the source data set.
-        """
+    def log_first(self, flags: int, row: int) -> None:
+        """Warns about the kinds that a stream shows for the first time in the row that was just added."""
         for title, counts in (("dropped", self.dropped), ("kept but suspicious", self.flagged)):
             for flag in Flag:
                 count = counts.get(flag.kind)
                 if flags & flag and count is not None and count.count == 1 and count.first_rows == [row]:
-                    found = f"{self.dataset_name} data: {title}: {self.describe(flag, count)}"
-                    logger.warning("%s; more of this kind are counted silently", found)
+                    text = f"{self.dataset_name} data: {title}: {self.describe(flag.kind, count)}"
+                    logger.warning("%s; more of this kind are counted silently", text)
 
     def overlong_error(
         self, row: int, lengths: Sequence[int], count: int = 1, *, row_kind: RowKind = "pairs"
     ) -> DataError:
-        """Make the error for a row that is too long where that is not allowed.
-
-        Args:
-            row: Its index in the source data set.
-            lengths: Lengths of its responses, in tokens.
-            count: How many such rows there are.
-            form: Form of the row, which names its responses.
-        """
-        worst = max(range(len(lengths)), key=lengths.__getitem__)
-        others = f"; {count:,} rows are over-long" if count > 1 else ""
-        return DataError(
-            f"has {lengths[worst]} tokens, more than `max_length` {self.max_length}{others}",
-            row=row,
-            field=response_field(row_kind, worst),
-            dataset=self.dataset_name,
-            fix='Raise `max_length`, or set `overlong` to "drop", "truncate_left" or "truncate_right".',
-        )
+        """Returns the error for the first of `count` rows that are too long where that is not allowed."""
+        fields = [response_field(row_kind, index) for index in range(len(lengths))]
+        return overlong_error(row, fields, lengths, self.max_length, self.dataset_name, count)
 
     def check_usable(self) -> None:
-        """Refuse a data set of which no row is left.
-
-        Raises:
-            DataError: Every row was dropped.
-        """
+        """Raises `DataError` if every row was dropped."""
         if self.rows_kept:
             return
-        found = [self.describe(flag, self.dropped[flag.kind]) for flag in Flag if flag.kind in self.dropped]
+        texts = [self.describe(kind, self.dropped[kind]) for kind in _WORDS if kind in self.dropped]
         fixes = []
         if Flag.OVERLONG.kind in self.dropped:
             fixes.append(
                 f"Raise `max_length` (now {self.max_length}; the responses have {self.lengths.shortest} to "
-                f'{self.lengths.longest} tokens), or cut instead of dropping with `overlong="truncate_left"`.'
+                f'{self.lengths.longest} tokens), or truncate instead of dropping with `overlong="truncate_left"`.'
             )
         if Flag.NOTHING_TO_COMPARE.kind in self.dropped:
             fixes.append("Give responses different scores, or learn the scores themselves with `objective` regression.")
         if Flag.IDENTICAL.kind in self.dropped:
             fixes.append("Check how `chosen` and `rejected` were made: equal responses teach nothing.")
-        raise DataError(
-            f"all {self.rows_read:,} rows were dropped: {', '.join(found)}",
-            dataset=self.dataset_name,
-            fix=" ".join(fixes),
-        )
+        message = f"all {self.rows_read:,} rows were dropped: {', '.join(texts)}"
+        raise DataError(message, dataset=self.dataset_name, fix=" ".join(fixes))
+
+
+def overlong_error(
+    row: int,
+    fields: Sequence[str],
+    lengths: Sequence[int],
+    max_length: int | None,
+    dataset_name: str | None = None,
+    count: int = 1,
+) -> DataError:
+    """Returns the error for a row whose responses are too long; it names the longest."""
+    longest = max(range(len(lengths)), key=lengths.__getitem__)
+    others = f"; {count:,} rows are over-long" if count > 1 else ""
+    return DataError(
+        f"has {lengths[longest]} tokens, more than `max_length` {max_length}{others}",
+        row=row,
+        field=fields[longest],
+        dataset=dataset_name,
+        fix='Set `overlong` to "truncate_left" or "truncate_right", or raise `max_length` if the model can read more; '
+        'to skip such rows, set `overlong` to "drop" (training) or "nan" (scoring).',
+    )

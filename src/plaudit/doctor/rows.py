@@ -19,20 +19,21 @@ from typing import Any, TypeAlias, cast
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
-from plaudit.data.encode import ConversationEncoder, Encoder, TextEncoder
 from plaudit.data.load import load_preference_dataset
 from plaudit.data.parse import content_text, survey
-from plaudit.data.prepare import RowPreparer
+from plaudit.data.prepare import PreparedRow, RowPreparer
 from plaudit.data.report import Flag
 from plaudit.errors import ConfigError, DataError
 from plaudit.objectives import Objective, choose_objective, make_objective, objectives_for
 from plaudit.schema import (
+    OPTIONAL_COLUMNS,
     PAIR_COLUMNS,
     RAW_COLUMNS,
     TOKENIZED_COLUMNS,
     TOKENIZED_LIST_COLUMNS,
     Example,
     RowKind,
+    RowSchema,
     Text,
     check_columns,
     comparisons_of,
@@ -191,8 +192,7 @@ class Ways:
         refusal: Why training would refuse to choose; then the objective is the one that reads most rows.
         pairs: Whether all rows are pairs.
         tokenized: Whether they come as token ids.
-        optional: Those of the columns ``margin``, ``preference_prob``, ``tie`` and ``weight`` that rows have.
-        has_prompt: Whether rows have a prompt of their own.
+        optional: The optional columns that rows have.
     """
 
     objective: Objective
@@ -200,7 +200,6 @@ class Ways:
     pairs: bool
     tokenized: bool
     optional: frozenset[str]
-    has_prompt: bool
 
 
 def ways_of(source: Source) -> Ways:
@@ -229,9 +228,8 @@ def ways_of(source: Source) -> Ways:
         usual_form = Counter(row_kind_of(row) for row in first).most_common(1)[0][0]
         name = next(iter([*objectives_for([usual_form], columns), *objectives_for([usual_form], [])]))
     pairs = "response_ids" not in source.columns if tokenized else row_kinds == {"pairs"}
-    optional = frozenset({*PAIR_COLUMNS, "weight"} & usual)
-    has_prompt = "prompt" in usual and not tokenized
-    return Ways(make_objective(name), refusal, pairs, tokenized, optional, has_prompt)
+    optional = frozenset({*OPTIONAL_COLUMNS} & usual - ({"prompt"} if tokenized else set()))
+    return Ways(make_objective(name), refusal, pairs, tokenized, optional)
 
 
 # The last of these in the text that responses share is where the answers begin.
@@ -513,58 +511,11 @@ class CheckedRow:
         return self.ratings.index(max(self.ratings)), self.ratings.index(min(self.ratings))
 
 
-class _Unencoded(Encoder):
-    """Stands where a tokenizer would: rows are read as text, and their tokens are not counted."""
-
-    add_special_tokens = False
-
-    def __init__(self) -> None:
-        """Nothing to copy."""
-
-    def check(self, example: Example) -> None:
-        """Accept any row."""
-
-    def render(self, examples: Sequence[Example]) -> list[list[str]]:
-        """Render nothing."""
-        return [[] for _ in examples]
-
-
-class _Preparer(RowPreparer):
-    """Reads rows as training does, and hands out the examples instead of columns."""
-
-    def check(self, raw_rows: Sequence[Mapping[str, Any]], start: int, most: bool | None) -> Iterator[CheckedRow]:
-        """Read some rows.
-
-        Args:
-            raw_rows: Their columns.
-            start: Index of the first.
-            most: What most rows are (True: messages, False: text).
-        """
-        rows = [self._read(dict(raw), start + place) for place, raw in enumerate(raw_rows)]
-        for row in rows:
-            if row.error is None and row.example is not None and row.example.conversational != most:
-                names = ("plain text", "a list of messages")
-                message = f"is {names[row.example.conversational]}, but most rows have {names[bool(most)]}"
-                fix = "Give all rows of a data set in one form, or split it into two data sets."
-                row.error = DataError(message, row=row.index, field="chosen", dataset=self.dataset_name, fix=fix)
-        measured = not isinstance(self.encoder, _Unencoded)
-        if measured and self.encoder is not None:
-            self._encode([row for row in rows if row.error is None], self.encoder)
-        for raw, row in zip(raw_rows, rows, strict=True):
-            if row.error is not None:
-                yield CheckedRow(row.index, row.error)
-                continue
-            if measured:
-                self._measure(row)
-            prompt = raw.get("prompt") if self.has_prompt else None
-            yield _checked(row, row.example, prompt)
-
-
-def _checked(row: Any, example: Example | None, prompt: Text | None) -> CheckedRow:
-    label = row.label
+def _checked(row: PreparedRow, prompt: Text | None) -> CheckedRow:
+    label, example = row.label, cast(Example, row.example)
     said = (label.margin, label.preference_prob, label.weight)
-    if example is None:
-        parts, keys = None, tuple(key_of(ids) for ids in row.ids)
+    if example.response_ids is not None:
+        parts, keys = None, tuple(key_of(ids) for ids in example.response_ids)
     else:
         parts = take_apart(example, prompt)
         beside = (example.tools, example.chat_template_kwargs)
@@ -621,48 +572,46 @@ class RowReader:
         self, source: Source, ways: Ways, tokenizer: PreTrainedTokenizerBase | None, max_length: int | None
     ) -> None:
         self._source, self._ways, self.torn = source, ways, source.torn
-        self._encoder: Encoder | None = None if ways.tokenized else _Unencoded()
-        self._max_length = max_length
-        self._tokenizer = None if ways.tokenized else tokenizer
         self._most: bool | None = None
+        self._preparer = RowPreparer(
+            None if ways.tokenized else tokenizer,
+            max_length,
+            "drop",
+            objective=ways.objective,
+            schema=RowSchema(ways.tokenized, ways.pairs, None, ways.optional),
+            dataset_name=source.name,
+            features=source.features,
+        )
 
     def __iter__(self) -> Iterator[CheckedRow]:
         start = 0
         for batch in self._batches():
-            if start == 0:
-                self._settle(batch)
-            yield from self._preparer().check(batch, start, self._most)
+            yield from self._check(batch, start)
             start += len(batch)
 
-    def _preparer(self) -> _Preparer:
-        ways = self._ways
-        return _Preparer(
-            encoder=self._encoder,
-            conversational=cast(bool, None),  # most rows decide, not the first
-            objective=ways.objective,
-            pairs=ways.pairs,
-            optional=ways.optional,
-            has_prompt=ways.has_prompt,
-            max_length=self._max_length,
-            overlong="drop",
-            dataset_name=self._source.name,
-            source_features=self._source.features,
-            collect_errors=True,
-        )
+    def _check(self, batch: Sequence[Mapping[str, Any]], start: int) -> Iterator[CheckedRow]:
+        rows = [self._preparer.read(raw, start + place) for place, raw in enumerate(batch)]
+        if not self._ways.tokenized:
+            self._require_one_form(rows)
+        self._preparer.encode(rows)
+        for raw, row in zip(batch, rows, strict=True):
+            if row.error is not None:
+                yield CheckedRow(row.index, row.error)
+            else:
+                yield _checked(row, raw.get("prompt") if "prompt" in self._ways.optional else None)
 
-    def _settle(self, batch: Sequence[Mapping[str, Any]]) -> None:
-        """Look at the first rows: which form most have, and whether the tokenizer suits them."""
-        if self._ways.tokenized:
-            return
-        preparer = self._preparer()
-        read = [row.example for row in (preparer._read(dict(raw), n) for n, raw in enumerate(batch)) if not row.error]
-        examples = [example for example in read if example is not None]
-        row_kinds = Counter(example.conversational for example in examples)
-        self._most = row_kinds.most_common(1)[0][0] if row_kinds else False
-        if self._tokenizer is not None and examples:
-            encoder = ConversationEncoder(self._tokenizer) if self._most else TextEncoder(self._tokenizer)
-            encoder.check(next(one for one in examples if one.conversational == self._most))
-            self._encoder = encoder
+    def _require_one_form(self, rows: Sequence[PreparedRow]) -> None:
+        """Refuses rows of another form than most of the first batch have."""
+        forms = {row.index: row.example.conversational for row in rows if row.example is not None}
+        if self._most is None:
+            counts = Counter(forms.values())
+            self._most = counts.most_common(1)[0][0] if counts else False
+        names = ("plain text", "a list of messages")
+        for row in rows:
+            if forms.get(row.index, self._most) != self._most:
+                message = f"is {names[forms[row.index]]}, but most rows have {names[self._most]}"
+                fix = "Give all rows of a data set in one form, or split it into two data sets."
+                row.error = DataError(message, row=row.index, field="chosen", dataset=self._source.name, fix=fix)
 
     def _batches(self) -> Iterator[list[dict[str, Any]]]:
         batch: list[dict[str, Any]] = []

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from plaudit.data.load import prompt_of
-from plaudit.data.parse import content_text
+from plaudit.data.parse import content_text, prompt_of
 from plaudit.evaluation.results import Histogram, Margins, Mistake
 from plaudit.evaluation.suites.base import SuiteRow
 from plaudit.evaluation.suites.registry import LoadedSuite

@@ -11,8 +11,8 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from torch import nn
 
-from plaudit.data.prepare import PreparedRow, RowPreparation, ScoringOverlong
-from plaudit.data.report import Flag
+from plaudit.data.prepare import PreparedRow, RowPreparer
+from plaudit.data.report import Flag, ScoringOverlong
 from plaudit.errors import ConfigError, DataError
 from plaudit.evaluation.results import Dropped
 from plaudit.evaluation.suites.base import SuiteRow
@@ -156,7 +156,7 @@ def _windows(
 ) -> Iterator[tuple[list[SuiteRow], list[PreparedRow]]]:
     """Rows with their token ids, as many at a time as the scorer would take."""
     overlong: ScoringOverlong = "nan" if settings.overlong == "drop" else settings.overlong
-    preparation = RowPreparation(model.processing_class, settings.limit(model), overlong)
+    preparation = RowPreparer(model.processing_class, settings.limit(model), overlong)
     for _, of_source in itertools.groupby(rows, key=lambda row: (row.source, id(row.features))):
         members = list(of_source)
         waiting = iter(members)
@@ -247,7 +247,7 @@ class _Tally:
             self._first = self._first or str(named)
             self._broken.append(number)
             return False
-        if prepared.cut:
+        if prepared.truncated:
             self._cut.append(number)
         for flag, numbers in self._suspicious.items():
             if prepared.flags & flag:

@@ -15,8 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from plaudit.data.load import prompt_of
-from plaudit.data.parse import content_text, read_example
+from plaudit.data.parse import content_text, prompt_of, read_example
 from plaudit.errors import ConfigError, DataError
 from plaudit.schema import (
     PAIR_COLUMNS,

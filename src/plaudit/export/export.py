@@ -25,7 +25,7 @@ from torch import nn
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 
-from plaudit.data.prepare import RowPreparation
+from plaudit.data.prepare import RowPreparer
 from plaudit.errors import ConfigError
 from plaudit.export.rescaling import Rows, Wishes, wanted_rewards
 from plaudit.inference.engine import Scorer, check_settings
@@ -787,7 +787,7 @@ def built_in_ids(tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> 
             ]
             for turns in _TURNS
         ]
-    preparation = RowPreparation(tokenizer, max_length, "truncate_right")
+    preparation = RowPreparer(tokenizer, max_length, "truncate_right")
     prepared = [row for window in preparation.windows(rows) for row in window]
     if all(row.ids is None for row in prepared):  # a template of its own kind
         prepared = [row for window in preparation.windows(texts) for row in window]

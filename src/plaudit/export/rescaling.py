@@ -11,13 +11,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from plaudit.data.parse import read_example, read_tokenized_example
-from plaudit.data.prepare import Score
+from plaudit.data.parse import read_example
 from plaudit.errors import ConfigError, DataError
 from plaudit.inference.engine import Scorer
 from plaudit.inference.io import open_input
 from plaudit.model.calibration import RewardCalibration
-from plaudit.schema import TOKENIZED_COLUMNS, Label, comparisons_of
+from plaudit.schema import TOKENIZED_COLUMNS, Label, Score, comparisons_of
 
 Rows: TypeAlias = str | os.PathLike[str] | Iterable[Any]
 """A file, a folder, a data set on the Hub, or rows in memory."""
@@ -210,9 +209,8 @@ def _label_of(row: Any, number: int, features: Mapping[str, Any] | None) -> Labe
         fix = "Give it `chosen` and `rejected`, or `responses` with `scores` or `ranks`."
         raise DataError("does not say which response is better", row=number, fix=fix)
     filled = {name for name, value in row.items() if value is not None}
-    if set(TOKENIZED_COLUMNS) <= filled or "response_ids" in filled:
-        return read_tokenized_example(row, row_number=number).label
-    return read_example(row, row_number=number, features=features).label
+    tokenized = set(TOKENIZED_COLUMNS) <= filled or "response_ids" in filled
+    return read_example(row, row_number=number, tokenized=tokenized, features=features).label
 
 
 def _name_of(rows: Rows) -> str:

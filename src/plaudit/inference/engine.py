@@ -17,8 +17,9 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import cached_file
 
 from plaudit.data.collate import PaddedCollator, SharedPrefixCollator
-from plaudit.data.prepare import PreparedRow, RowPreparation, ScoringOverlong, Shape, is_one_row
-from plaudit.data.report import Flag, KindCount
+from plaudit.data.parse import is_one_row
+from plaudit.data.prepare import PreparedRow, RowPreparer
+from plaudit.data.report import Flag, KindCount, ScoringOverlong
 from plaudit.data.samplers import RowCost, TokenBatchSampler
 from plaudit.errors import ConfigError, DataError
 from plaudit.model.aux_heads import FILE_NAME, ensemble_in, heads_of, install_training_heads
@@ -33,6 +34,7 @@ from plaudit.model.shared_prefix import (
     read_rewards_at_positions,
 )
 from plaudit.prefix_tree import SHORTEST_PIECE, common_prefix_length
+from plaudit.schema import Shape
 
 logger = logging.getLogger("plaudit")
 _WORDS = {
@@ -66,7 +68,7 @@ class Tally:
         if row.error is not None:
             self._first_error = self._first_error or row.error
             self._lost.add(number)
-        if row.cut:
+        if row.truncated:
             self._cut.add(number)
         for flag, count in self._suspicious.items():
             if row.flags & flag:
@@ -196,7 +198,7 @@ class Scorer:
         self._engine = ScoringEngine(
             self.model, self._forward, self.device, pad_token_id, max_tokens_per_batch or tokens
         )
-        self._preparation = RowPreparation(self.processing_class, max_length, overlong)
+        self._preparation = RowPreparer(self.processing_class, max_length, overlong)
         self._said: set[str] = set()
         self.name = name or str(getattr(base_model.config, "name_or_path", "") or "reward_model")
         # Whoever takes reward functions, such as TRL's trainers, asks for their names.

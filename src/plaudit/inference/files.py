@@ -22,7 +22,8 @@ import pyarrow as pa
 import torch.distributed as dist
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
-from plaudit.data.prepare import PreparedRow, Score, Shape, shape_of
+from plaudit.data.parse import shape_of
+from plaudit.data.prepare import PreparedRow
 from plaudit.data.report import Flag, KindCount
 from plaudit.errors import ConfigError, DataError, PlauditError
 from plaudit.inference.engine import OnError, Scorer, require_ensemble, say_counts
@@ -39,6 +40,7 @@ from plaudit.inference.io import (
     rename,
     write_whole,
 )
+from plaudit.schema import Score, Shape
 
 logger = logging.getLogger("plaudit")
 _VERSION = 1
@@ -98,7 +100,7 @@ class Part:
             part.scores.append(None if row.error is not None else _without_nan(score))
             if row.error is not None:
                 part.lost.append((number, str(row.error), row.overlong))
-            if row.cut:
+            if row.truncated:
                 part.cut.append(number)
             if row.flags:
                 part.suspicious.append((number, int(row.flags)))

@@ -27,10 +27,9 @@ from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.data.load import csv_rows, json_rows, kind_of_file, load_preference_dataset
-from plaudit.data.prepare import Shape
 from plaudit.errors import ConfigError, DataError
 from plaudit.model.peft import base_model_of
-from plaudit.schema import quoted
+from plaudit.schema import Shape, quoted
 
 _PAIR = ("chosen", "rejected")
 _BESIDE = ("std", "lower_bound")

@@ -11,8 +11,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from plaudit.data.parse import kind_of
-from plaudit.data.prepare import ScoringOverlong, is_one_row
+from plaudit.data.parse import is_one_row, kind_of
+from plaudit.data.report import ScoringOverlong
 from plaudit.errors import DataError
 from plaudit.inference.engine import (
     OnError,

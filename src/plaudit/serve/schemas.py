@@ -15,8 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from plaudit.data.encode import ConversationEncoder
 from plaudit.data.fast_encode import RENDER_ERRORS
-from plaudit.data.parse import kind_of
-from plaudit.data.prepare import is_one_row
+from plaudit.data.parse import is_one_row, kind_of
 from plaudit.errors import ConfigError
 from plaudit.serve.errors import RequestError
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeAlias
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from plaudit.data.prepare import PreparedRow, RowPreparation
+from plaudit.data.prepare import PreparedRow, RowPreparer
 from plaudit.errors import ConfigError
 from plaudit.inference.engine import Scorer
 from plaudit.model.load import embedding_rows
@@ -176,7 +176,7 @@ class ScoringService:
 
     def __init__(self, model: Scorer, settings: ServerSettings) -> None:
         self._model, self._settings = model, settings
-        self._preparation = RowPreparation(model.processing_class, model.max_length, model.overlong, WORD_BYTES)
+        self._preparation = RowPreparer(model.processing_class, model.max_length, model.overlong, WORD_BYTES)
         base_model = base_model_of(model.model)
         self._vocabulary = embedding_rows(base_model)
         label = dict(base_model.config.id2label or {}).get(0, "reward")
@@ -263,7 +263,7 @@ class ScoringService:
                 self.batcher.drop(job)
                 return Response(status_code=_HUNG_UP)
             rewards = job.done.result()
-        self.metrics.truncated.inc(sum(row.cut for row in rows))
+        self.metrics.truncated.inc(sum(row.truncated for row in rows))
         return JSONResponse(question.answer(_scored(rows, rewards)))
 
     @contextlib.contextmanager
@@ -361,7 +361,7 @@ def _scored(rows: Sequence[PreparedRow], rewards: Sequence[list[float]]) -> list
         found = next(there) if row.ids is not None else [float("nan")] * row.responses
         tokens = sum(map(len, row.ids or (array("i"),)))
         if row.shape == "one":
-            scored.append(Scored(found[0], tokens, row.cut))
+            scored.append(Scored(found[0], tokens, row.truncated))
         else:
-            scored.append(Scored((found[0], found[1]) if row.shape == "pair" else found, tokens, row.cut))
+            scored.append(Scored((found[0], found[1]) if row.shape == "pair" else found, tokens, row.truncated))
     return scored

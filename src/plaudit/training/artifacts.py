@@ -28,14 +28,14 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from plaudit.data.collate import PaddedCollator
 from plaudit.data.encode import ConversationEncoder, TextEncoder
 from plaudit.data.fast_encode import RENDER_ERRORS
-from plaudit.data.parse import read_example, read_tokenized_example
+from plaudit.data.parse import read_example
 from plaudit.data.report import DataReport
 from plaudit.errors import ConfigError, DataError
 from plaudit.model.golden import FILE_NAME, GoldenRow, GoldenRows, chat_template_hash
 from plaudit.model.peft import is_peft_model
 from plaudit.model.shared_prefix import RewardForward
 from plaudit.objectives import ObjectiveName
-from plaudit.schema import LEGACY_COLUMNS, is_tokenized
+from plaudit.schema import LEGACY_COLUMNS
 from plaudit.training.config import OBJECTIVE_SETTINGS, RewardConfig
 from plaudit.version import __version__
 
@@ -333,11 +333,10 @@ def _candidate(
         DataError: It cannot be read.
         RENDER_ERRORS: The chat template refuses it, or it cannot be written as JSON.
     """
-    if is_tokenized(row):
-        given = read_tokenized_example(row, row_number=number).response_ids
-        ids = [tuple(one) for one in (given[0], given[-1])]
-        return _Candidate(tuple(GoldenRow(one, 0.0, number) for one in dict.fromkeys(ids)), turns=1)
     example = read_example(row, row_number=number, features=features)
+    if example.response_ids is not None:
+        ids = [tuple(one) for one in (example.response_ids[0], example.response_ids[-1])]
+        return _Candidate(tuple(GoldenRow(one, 0.0, number) for one in dict.fromkeys(ids)), turns=1)
     ends = example.responses[:1] if len(example.responses) == 1 else (example.responses[0], example.responses[-1])
     example = replace(example, responses=ends)
     if example.conversational not in encoders:
@@ -575,8 +574,8 @@ def report_as_dict(report: DataReport) -> dict[str, Any]:
     >>> report.add(0, 1), report_as_dict(report)["dropped"]
     (False, {'overlong': {'count': 1, 'first_rows': [0]}})
     """
-    values = dataclasses.asdict(dataclasses.replace(report, prompts=None))
-    del values["prompts"]
+    values = dataclasses.asdict(dataclasses.replace(report, prompts=None, first_error=None))
+    del values["prompts"], values["first_error"]
     return {**values, "lengths": {**values["lengths"], "mean": report.lengths.mean}, "summary": report.summary()}
 
 
