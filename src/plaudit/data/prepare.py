@@ -51,7 +51,7 @@ MAP_BATCH = 1000
 ROWS_PER_PROCESS = 2000
 """Fewer rows than that cost less than starting a process for them."""
 STREAM_BATCH = 64
-_RESPONSES_PER_WINDOW, _CHARACTERS_PER_WINDOW, _ROWS_PER_WINDOW = 1024, 4_000_000, 4096
+_RESPONSES_AT_ONCE, _CHARACTERS_AT_ONCE, _ROWS_AT_ONCE = 1024, 4_000_000, 4096
 _SUSPICIOUS_TO_SCORE = Flag.EMPTY_RESPONSE | Flag.LAST_MESSAGE_NOT_ASSISTANT
 
 
@@ -134,8 +134,8 @@ class RowPreparer:
             if row.error is None:
                 responses += row.responses
                 characters += _size_of(row)
-            full = responses >= _RESPONSES_PER_WINDOW or characters >= _CHARACTERS_PER_WINDOW
-            if (full or len(window) >= _ROWS_PER_WINDOW) if size is None else len(window) >= size:
+            full = responses >= _RESPONSES_AT_ONCE or characters >= _CHARACTERS_AT_ONCE
+            if (full or len(window) >= _ROWS_AT_ONCE) if size is None else len(window) >= size:
                 self.encode(window)
                 yield window
                 window, responses, characters = [], 0, 0
