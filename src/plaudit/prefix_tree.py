@@ -10,72 +10,72 @@ from typing import TypeAlias
 
 from plaudit.schema import EncodedExample
 
-Piece: TypeAlias = tuple[int, int, int]
-"""A run of tokens that the same responses have in common: its length, the piece before it (-1: none), and how many
+Node: TypeAlias = tuple[int, int, int]
+"""A run of tokens that the same responses have in common: its length, the node before it (-1: none), and how many
 responses of the batch it belongs to."""
 
 
 @dataclass
 class PrefixTree:
-    """The pieces of a row in the order in which they lie there, each directly followed by its first branch.
+    """The nodes of a row in the order in which they lie there, each directly followed by its first branch.
 
-    A piece that nothing branches off from is a leaf: the own tokens of a response. What a response reads is the path
+    A node that nothing branches off from is a leaf: the own tokens of a response. What a response reads is the path
     that leads to its leaf.
 
     Attributes:
-        pieces: Length, parent and number of responses of each.
+        nodes: Length, parent and number of responses of each.
 
     >>> tree = PrefixTree(((3, -1, 2), (2, 0, 1), (1, 0, 1)))  # a prompt of three tokens, responses of two and one
     >>> tree.paths, tree.starts, tree.depths, tree.tokens
     ([[0, 1], [0, 2]], [0, 3, 5], [0, 3, 3], 6)
     """
 
-    pieces: tuple[Piece, ...]
+    nodes: tuple[Node, ...]
 
     @cached_property
     def lengths(self) -> list[int]:
-        """Tokens of each piece."""
-        return [length for length, _, _ in self.pieces]
+        """Tokens of each node."""
+        return [length for length, _, _ in self.nodes]
 
     @cached_property
     def copies(self) -> list[int]:
-        """How many responses of the batch each piece belongs to."""
-        return [copies for _, _, copies in self.pieces]
+        """How many responses of the batch each node belongs to."""
+        return [copies for _, _, copies in self.nodes]
 
     @cached_property
     def starts(self) -> list[int]:
-        """Where each piece starts in the row."""
+        """Where each node starts in the row."""
         return _ends(self.lengths)[:-1]
 
     @cached_property
     def depths(self) -> list[int]:
-        """Tokens before each piece in a response: the position at which it starts."""
+        """Tokens before each node in a response: the position at which it starts."""
         depths: list[int] = []
-        for _, parent, _ in self.pieces:
-            depths.append(0 if parent < 0 else depths[parent] + self.pieces[parent][0])
+        for _, parent, _ in self.nodes:
+            depths.append(0 if parent < 0 else depths[parent] + self.nodes[parent][0])
         return depths
 
     @cached_property
     def paths(self) -> list[list[int]]:
         """Pieces of each response, from the first to its leaf, in the order of the leaves in the row."""
         paths: list[list[int]] = []
-        parents = {parent for _, parent, _ in self.pieces}
-        for leaf in range(len(self.pieces)):
+        parents = {parent for _, parent, _ in self.nodes}
+        for leaf in range(len(self.nodes)):
             if leaf in parents:
                 continue
             path = [leaf]
-            while (parent := self.pieces[path[-1]][1]) >= 0:
+            while (parent := self.nodes[path[-1]][1]) >= 0:
                 path.append(parent)
             paths.append(path[::-1])
         return paths
 
     @cached_property
     def own(self) -> list[int]:
-        """For each path, how many of its last pieces no path before it has: they are neighbours in the row."""
+        """For each path, how many of its last nodes no path before it has: they are neighbours in the row."""
         seen: set[int] = set()
         counts = []
         for path in self.paths:
-            counts.append(sum(piece not in seen for piece in path))
+            counts.append(sum(node not in seen for node in path))
             seen.update(path)
         return counts
 
@@ -93,14 +93,14 @@ class PrefixTree:
         """Where a token of a response lies in the row.
 
         Args:
-            leaf: The response's last piece.
+            leaf: The response's last node.
             token: Index of the token in the response, prompt included.
 
         >>> PrefixTree(((3, -1, 2), (2, 0, 1), (1, 0, 1))).place(2, 3)
         5
         """
         while self.depths[leaf] > token:
-            leaf = self.pieces[leaf][1]
+            leaf = self.nodes[leaf][1]
         return self.starts[leaf] + token - self.depths[leaf]
 
 
@@ -112,7 +112,7 @@ def _ends(lengths: Iterable[int]) -> list[int]:
 
 
 Ids = Sequence[int]
-SHORTEST_PIECE = 8
+SHORTEST_NODE = 8
 """Fewer common tokens than this are not worth a branch of their own: telling them apart costs more than they do."""
 
 
@@ -123,7 +123,7 @@ class SharedRow:
     Attributes:
         tree: How the responses branch off from one another.
         input_ids: The tokens of the row.
-        leaves: For response n of example g, its last piece.
+        leaves: For response n of example g, its last node.
     """
 
     tree: PrefixTree
@@ -151,7 +151,7 @@ def share_prefixes(examples: Sequence[EncodedExample]) -> SharedRow:
 
     >>> pair, other = EncodedExample(([1, 2, 3], [1, 2, 4])), EncodedExample(([1, 2, 3], [1, 2, 5, 6]))
     >>> row = share_prefixes([pair, other])
-    >>> row.input_ids, row.tree.pieces
+    >>> row.input_ids, row.tree.nodes
     ([1, 2, 3, 4, 5, 6], ((2, -1, 4), (1, 0, 2), (1, 0, 1), (2, 0, 1)))
     """
     copies: dict[tuple[int, ...], int] = {}
@@ -161,7 +161,7 @@ def share_prefixes(examples: Sequence[EncodedExample]) -> SharedRow:
     # Neighbours in the order of their tokens have most in common.
     responses = sorted(copies)
     branches = _worthwhile(_branches(responses))
-    pieces: list[tuple[int, int, int]] = []
+    nodes: list[tuple[int, int, int]] = []
     input_ids: list[int] = []
     leaf_of: dict[tuple[int, ...], int] = {}
     counts = [copies[responses[branch.response]] if branch.leaf else 0 for branch in branches]
@@ -171,18 +171,18 @@ def share_prefixes(examples: Sequence[EncodedExample]) -> SharedRow:
     for index, branch in enumerate(branches):
         start = branches[branch.parent].depth if branch.parent >= 0 else 0
         ids = responses[branch.response]
-        pieces.append((branch.depth - start, branch.parent, counts[index]))
+        nodes.append((branch.depth - start, branch.parent, counts[index]))
         input_ids.extend(ids[start : branch.depth])
         if branch.leaf:
             leaf_of[ids] = index
     leaves = {
         (g, n): leaf_of[tuple(ids)] for g, example in enumerate(examples) for n, ids in enumerate(example.response_ids)
     }
-    return SharedRow(PrefixTree(tuple(pieces)), input_ids, leaves)
+    return SharedRow(PrefixTree(tuple(nodes)), input_ids, leaves)
 
 
 def _branches(responses: Sequence[tuple[int, ...]]) -> list[_Branch]:
-    """The tree of sorted, different responses, every piece directly followed by its first branch."""
+    """The tree of sorted, different responses, every node directly followed by its first branch."""
     common = [common_prefix_length(two) for two in pairwise(responses)]
     branches: list[_Branch] = []
     path: list[int] = []  # of open branches, from the root
@@ -212,14 +212,14 @@ def _rising(common: Iterable[int], above: int) -> list[int]:
 
 
 def _worthwhile(branches: Sequence[_Branch]) -> list[_Branch]:
-    """Leave out short common pieces, except where they are the whole of what responses share."""
+    """Leave out short common nodes, except where they are the whole of what responses share."""
     inner = {branch.parent for branch in branches if not branch.leaf}
     kept: list[_Branch] = []
     place: dict[int, int] = {-1: -1}  # of each branch, or of what it hangs on where it is left out
     for index, branch in enumerate(branches):
         parent = place[branch.parent]
         length = branch.depth - (kept[parent].depth if parent >= 0 else 0)
-        if not branch.leaf and length < SHORTEST_PIECE and (parent >= 0 or index in inner):
+        if not branch.leaf and length < SHORTEST_NODE and (parent >= 0 or index in inner):
             place[index] = parent
             continue
         place[index] = len(kept)

@@ -43,7 +43,7 @@ def test_shared_prefix_row_by_hand():
     #                                     P     R1 R2    | R1 R2
     assert batch["input_ids"].tolist() == [[1, 2, 3, 4, 5, 6, 7, 8]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 2, 3, 0, 0, 1]]
-    assert batch["pieces"] == ((2, -1, 2), (1, 0, 1), (2, 0, 1), (1, -1, 1), (2, -1, 1))
+    assert batch["nodes"] == ((2, -1, 2), (1, 0, 1), (2, 0, 1), (1, -1, 1), (2, -1, 1))
     assert batch["response_lengths"].tolist() == [3, 4, 1, 2]
     assert batch["reward_positions"].tolist() == [2, 4, 5, 7]
     assert (batch["better"].tolist(), batch["worse"].tolist()) == ([0, 2], [1, 3])
@@ -63,7 +63,7 @@ def test_every_response_keeps_a_token_of_its_own(a, b):
 @given(rows=rows)
 def test_expanding_the_shared_row_gives_the_responses_back(rows):
     batch = SharedPrefixCollator()(rows)
-    input_ids, mask, places = expand_to_padded(batch["input_ids"], batch["pieces"], 0)
+    input_ids, mask, places = expand_to_padded(batch["input_ids"], batch["nodes"], 0)
     expected = [row[key] for row in rows for key in ("chosen_ids", "rejected_ids")]
     texts = [r[m.bool()].tolist() for r, m in zip(input_ids, mask, strict=True)]
     width = input_ids.shape[1]
@@ -122,7 +122,7 @@ def test_shortest_examples_keep_their_tokens():
     ]
     batch = shortest_examples(SharedPrefixCollator()(rows))
     expected = SharedPrefixCollator()([rows[1], rows[3]])
-    assert batch["pieces"] == expected["pieces"]
+    assert batch["nodes"] == expected["nodes"]
     for key in ("input_ids", "position_ids", "response_lengths", "reward_positions"):
         assert batch[key].tolist() == expected[key].tolist()
 
@@ -202,7 +202,7 @@ def test_text_positions_read_the_best_response_in_both_layouts(rows):
         assert predictions(batch) == sorted(expected)
     # Falling back to the padded layout finds the same tokens again.
     shared = batches[1]
-    padded, _, places = expand_to_padded(shared["input_ids"], shared["pieces"], 0)
+    padded, _, places = expand_to_padded(shared["input_ids"], shared["nodes"], 0)
     found = {"input_ids": padded, "text_positions": places[shared["text_positions"]]}
     assert predictions(shared | found) == sorted(expected)
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plaudit.data.collate import PaddedCollator, SharedPrefixCollator
-from plaudit.prefix_tree import SHORTEST_PIECE, share_prefixes
+from plaudit.prefix_tree import SHORTEST_NODE, share_prefixes
 from plaudit.schema import EncodedExample, Label
 
 beginnings = st.sampled_from([(), (1,) * 5, (1,) * 9, (1,) * 9 + (2,) * 9, (3,) * 30])
@@ -34,27 +34,27 @@ def test_every_response_is_there_and_common_prefixes_are_there_once(examples):
     assert len(row.input_ids) == tree.tokens
     texts = []
     for path in tree.paths:
-        texts.append([row.input_ids[tree.starts[piece] + t] for piece in path for t in range(tree.lengths[piece])])
+        texts.append([row.input_ids[tree.starts[node] + t] for node in path for t in range(tree.lengths[node])])
     leaves = [path[-1] for path in tree.paths]
     wanted = {(g, n): list(ids) for g, one in enumerate(examples) for n, ids in enumerate(one.response_ids)}
     assert {place: texts[leaves.index(leaf)] for place, leaf in row.leaves.items()} == wanted
     assert [
         [row.input_ids[tree.place(leaf, t)] for t in range(len(wanted[place]))] for place, leaf in row.leaves.items()
     ] == list(wanted.values())
-    # Each piece counts the responses that run through it; no response is there twice; each piece follows its parent.
-    for piece, (length, parent, copies) in enumerate(tree.pieces):
-        through = [leaf for leaf in row.leaves.values() if piece in tree.paths[leaves.index(leaf)]]
+    # Each node counts the responses that run through it; no response is there twice; each node follows its parent.
+    for node, (length, parent, copies) in enumerate(tree.nodes):
+        through = [leaf for leaf in row.leaves.values() if node in tree.paths[leaves.index(leaf)]]
         assert length >= 1
         assert copies == len(through)
-        assert parent < piece
-        children = [child for child, (_, above, _) in enumerate(tree.pieces) if above == piece]
-        assert not children or (len(children) >= 2 and children[0] == piece + 1)
+        assert parent < node
+        children = [child for child, (_, above, _) in enumerate(tree.nodes) if above == node]
+        assert not children or (len(children) >= 2 and children[0] == node + 1)
     assert len({tuple(text) for text in texts}) == len(texts)
-    # Neighbours share all they have in common, but for pieces that are too short to branch.
+    # Neighbours share all they have in common, but for nodes that are too short to branch.
     for (one, path), (other, path_of_other) in pairwise(zip(texts, tree.paths, strict=True)):
-        shared = sum(tree.lengths[piece] for piece in set(path) & set(path_of_other))
+        shared = sum(tree.lengths[node] for node in set(path) & set(path_of_other))
         most = min(common(one, other), len(one) - 1, len(other) - 1)
-        assert most - SHORTEST_PIECE < shared <= most
+        assert most - SHORTEST_NODE < shared <= most
 
 
 def test_one_prompt_in_many_rows_is_computed_once():
@@ -62,7 +62,7 @@ def test_one_prompt_in_many_rows_is_computed_once():
     rows = [{"chosen_ids": [*prompt, 1, i], "rejected_ids": [*prompt, 2, i]} for i in range(1, 5)]
     other = {"chosen_ids": [5, 6, 7], "rejected_ids": [5, 6, 8]}
     batch = SharedPrefixCollator()([rows[0], other, *rows[1:]])
-    assert batch["pieces"] == ((2, -1, 2), (1, 0, 1), (1, 0, 1), (30, -1, 8), *[(2, 3, 1)] * 8)
+    assert batch["nodes"] == ((2, -1, 2), (1, 0, 1), (1, 0, 1), (30, -1, 8), *[(2, 3, 1)] * 8)
     assert batch["input_ids"].shape == (1, 30 + 16 + 4)
     # Two rows with an answer in common, and a filler that repeats a row.
     rows = [
@@ -70,7 +70,7 @@ def test_one_prompt_in_many_rows_is_computed_once():
         {"chosen_ids": [*prompt, 2], "rejected_ids": [*prompt, 3]},
     ]
     batch = SharedPrefixCollator()([*rows, {**rows[1], "example_weight": 0.0}])
-    assert batch["pieces"] == ((30, -1, 6), (1, 0, 1), (1, 0, 3), (1, 0, 2))
+    assert batch["nodes"] == ((30, -1, 6), (1, 0, 1), (1, 0, 3), (1, 0, 2))
     last = batch["input_ids"][0][batch["reward_positions"]].tolist()
     assert last == [1, 2, 2, 3, 2, 3]
     assert batch["example_weight"].tolist() == [1, 1, 0]
@@ -79,22 +79,22 @@ def test_one_prompt_in_many_rows_is_computed_once():
 def test_prompts_share_what_they_have_in_common_and_so_do_responses():
     system = list(range(100, 120))
     rows = [{"chosen_ids": [*system, *[k] * 10, 7], "rejected_ids": [*system, *[k] * 10, 8, 8]} for k in (3, 4)]
-    pieces = SharedPrefixCollator()(rows)["pieces"]
-    assert pieces == ((20, -1, 4), (10, 0, 2), (1, 1, 1), (2, 1, 1), (10, 0, 2), (1, 4, 1), (2, 4, 1))
+    nodes = SharedPrefixCollator()(rows)["nodes"]
+    assert nodes == ((20, -1, 4), (10, 0, 2), (1, 1, 1), (2, 1, 1), (10, 0, 2), (1, 4, 1), (2, 4, 1))
     # Too short a question to branch again: it is computed for both of its answers, the system prompt once.
     rows = [{"chosen_ids": [*system, k, k, 7], "rejected_ids": [*system, k, k, 8]} for k in (3, 4)]
-    assert SharedPrefixCollator()(rows)["pieces"] == ((20, -1, 4), *[(3, 0, 1)] * 4)
+    assert SharedPrefixCollator()(rows)["nodes"] == ((20, -1, 4), *[(3, 0, 1)] * 4)
     # Answers that begin alike; the third does not.
     responses = [[*system, *[5] * 12, 1], [*system, *[5] * 12, 2], [*system, 6]]
     batch = SharedPrefixCollator()([{"response_ids": responses, "scores": [2.0, 1.0, 0.0]}])
-    assert batch["pieces"] == ((20, -1, 3), (12, 0, 2), (1, 1, 1), (1, 1, 1), (1, 0, 1))
+    assert batch["nodes"] == ((20, -1, 3), (12, 0, 2), (1, 1, 1), (1, 1, 1), (1, 0, 1))
     assert batch["response_tokens"].tolist() == [13, 13, 1]
 
 
 def test_a_short_common_start_of_prompts_is_not_worth_a_branch():
     # Every text starts with the same token; each pair shares its own prompt, however short.
     rows = [{"chosen_ids": [1, k, k, 7], "rejected_ids": [1, k, k, 8]} for k in (3, 4)]
-    assert SharedPrefixCollator()(rows)["pieces"] == (
+    assert SharedPrefixCollator()(rows)["nodes"] == (
         (3, -1, 2),
         (1, 0, 1),
         (1, 0, 1),

@@ -22,14 +22,14 @@ def by_hand(query, key, value, layout, *, scaling, window=None, softcap=None, si
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     output = torch.zeros(*query.shape[:3], value.shape[-1], dtype=query.dtype)
     done = set()
-    for leaf in range(len(layout.tree.pieces)):
+    for leaf in range(len(layout.tree.nodes)):
         path = [leaf]
-        while (parent := layout.tree.pieces[path[0]][1]) >= 0:
+        while (parent := layout.tree.nodes[path[0]][1]) >= 0:
             path.insert(0, parent)
         places = []
-        for piece in path:
-            start = sum(length for length, _, _ in layout.tree.pieces[:piece])
-            places += range(start, start + layout.tree.pieces[piece][0])
+        for node in path:
+            start = sum(length for length, _, _ in layout.tree.nodes[:node])
+            places += range(start, start + layout.tree.nodes[node][0])
         index = torch.tensor(places)
         q, k, v = query[:, :, index], key[:, :, index], value[:, :, index]
         scores = q @ k.transpose(2, 3) * scaling
@@ -48,13 +48,13 @@ def by_hand(query, key, value, layout, *, scaling, window=None, softcap=None, si
     return output.transpose(1, 2)
 
 
-@pytest.mark.parametrize("pieces", TREES)
+@pytest.mark.parametrize("nodes", TREES)
 @pytest.mark.parametrize(
     "options",
     [{}, {"window": 3}, {"window": 100}, {"softcap": 2.0}, {"window": 2, "softcap": 1.5}, {"sinks": True}],
 )
-def test_values_and_gradients(pieces, options):
-    layout = SharedPrefixLayout(PrefixTree(pieces))
+def test_values_and_gradients(nodes, options):
+    layout = SharedPrefixLayout(PrefixTree(nodes))
     generator = torch.Generator().manual_seed(1)
     tokens = layout.tree.tokens
 

@@ -158,7 +158,7 @@ def by_hand(tree, window):
     """Whether a query sees a key: the key is in the query's path, not later, not too far back."""
     visible = torch.zeros(tree.tokens, tree.tokens, dtype=torch.bool)
     for path in tree.paths:
-        places = [tree.starts[piece] + token for piece in path for token in range(tree.lengths[piece])]
+        places = [tree.starts[node] + token for node in path for token in range(tree.lengths[node])]
         for position, query in enumerate(places):
             first = 0 if window is None else max(0, position - window + 1)
             visible[query, places[first : position + 1]] = True
@@ -177,7 +177,7 @@ batches = st.lists(st.lists(responses, min_size=1, max_size=3), min_size=1, max_
 @example(ids=[[[3] * 600, [3] * 600 + [1]]], window=300)
 @given(ids=batches, window=st.sampled_from([None, 1, 4, 100, 130, 1000]))
 def test_of_any_batch_masks_and_blocks_say_what_each_token_sees(ids, window):
-    tree = share_prefixes([EncodedExample(tuple(one)) for one in ids]).tree
+    tree = share_prefixes([EncodedExample(tuple(ids)) for ids in ids]).tree
     plan = FlexPlan.of(tree, CPU)
     seen = create_mask(plan.mask_function(window), 1, 1, plan.tokens, plan.tokens, CPU)[0, 0]
     assert torch.equal(seen[: tree.tokens, : tree.tokens], by_hand(tree, window))
@@ -216,7 +216,7 @@ def test_masks_are_made_once_a_batch_and_window(monkeypatch):
     layout = SharedPrefixLayout(SMALL)
     for window in (None, 5, None, 5, None):
         attend_with_flex(
-            *(one.detach() for one in drawn(SMALL)), layout.flex_plan(CPU), scaling=0.3, sliding_window=window
+            *(one.detach() for one in drawn(SMALL)), layout.plan(FlexPlan, CPU), scaling=0.3, sliding_window=window
         )
     assert len(made) == 2
 
@@ -363,4 +363,4 @@ def test_the_trial_run_finds_a_kernel_that_is_missing_or_wrong(sinks, monkeypatc
 
     monkeypatch.setattr(flex, "attend_with_flex", missing)
     assert "no kernel image" in trial(*arguments)
-    assert "FlexAttention is left out" in caplog.text
+    assert "FlexAttention is not used" in caplog.text

@@ -68,7 +68,7 @@ def prepared(architecture, **changes):
 @pytest.mark.parametrize("architecture", SHARED_PREFIX_ARCHITECTURES)
 def test_rewards_and_gradients_agree(architecture):
     model = prepared(architecture)
-    assert compare_with_padded(model, model, SharedPrefixCollator()(random_rows())).problem is None
+    assert compare_with_padded(model, model, SharedPrefixCollator()(random_rows())) is None
     assert_same(model, random_rows())
 
 
@@ -153,19 +153,16 @@ def test_a_model_that_drops_the_layout_is_found_out_before_the_first_step():
     model = tiny_reward_model("stablelm")
     install_reward_forward(model)
     enable_shared_prefix(model)
-    comparison = compare_with_padded(model, model, SharedPrefixCollator()(random_rows()))
-    assert "0 of 3 layers" in comparison.problem
+    assert "0 of 3 layers" in compare_with_padded(model, model, SharedPrefixCollator()(random_rows()))
 
 
 def test_the_comparison_sees_wrong_states_even_under_a_head_of_zeros():
     model = prepared("llama")
     torch.nn.init.zeros_(model.score.weight)
     batch = SharedPrefixCollator()(random_rows())
-    assert compare_with_padded(model, model, batch).problem is None
+    assert compare_with_padded(model, model, batch) is None
     batch["position_ids"] = torch.arange(batch["position_ids"].numel())[None]  # positions that do not restart
-    comparison = compare_with_padded(model, model, batch)
-    assert "rewards would differ" in comparison.problem
-    assert comparison.deviation > comparison.tolerance
+    assert "rewards would differ" in compare_with_padded(model, model, batch)
 
 
 def test_the_comparison_leaves_no_trace():

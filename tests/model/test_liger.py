@@ -185,7 +185,7 @@ def test_what_cannot_work_is_said_before_training(monkeypatch, liger, caplog):
     llama = tiny_reward_model("llama")
     with pytest.raises(ConfigError, match="needs a GPU"):
         apply_liger(llama, None, use_cpu=True)
-    with pytest.raises(ConfigError, match=r"does not take a Qwen3ForSequenceClassification .*Qwen3ForCausalLM"):
+    with pytest.raises(ConfigError, match=r"does not support Qwen3ForSequenceClassification .*Qwen3ForCausalLM"):
         apply_liger(tiny_reward_model("qwen3"), None, use_cpu=False)
     apply_liger(tiny_reward_model("gpt2"), None, use_cpu=False)
     assert "no kernels for models of type gpt2" in caplog.text

@@ -56,7 +56,7 @@ def test_each_head_computes_its_own(model):
     assert heads_of(model) is heads
 
 
-def test_text_in_many_pieces_has_the_loss_and_the_gradient_of_one(model, monkeypatch):
+def test_text_in_many_chunks_has_the_loss_and_the_gradient_of_one(model, monkeypatch):
     found = []
     for chunk in (512, 2):
         monkeypatch.setattr("plaudit.model.aux_heads._CHUNK", chunk)
@@ -194,8 +194,8 @@ def test_a_tied_head_is_that_of_the_embeddings(model):
 def test_the_head_comes_from_the_revision_of_the_model(model, monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "plaudit.model.aux_heads.cached_file",
-        lambda source, name, revision=None, **kwargs: asked.append((source, revision)),
+        "plaudit.model.aux_heads.find_file",
+        lambda source, name, revision: asked.append((source, revision)),
     )
     model.config._name_or_path, model.config._commit_hash = "someone/model", "abc123"
     with pytest.raises(ConfigError, match="someone/model has none"):

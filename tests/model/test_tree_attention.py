@@ -65,11 +65,11 @@ responses = st.builds(
 @settings(max_examples=60, derandomize=True, deadline=None)
 @given(ids=st.lists(st.lists(responses, min_size=1, max_size=3), min_size=1, max_size=4))
 def test_of_any_batch_each_response_reads_its_own_tokens_only(ids):
-    tree = share_prefixes([EncodedExample(tuple(one)) for one in ids]).tree
+    tree = share_prefixes([EncodedExample(tuple(ids)) for ids in ids]).tree
     query, key, value = drawn(tree)
     found = tree_attention(query, key, value, tree, 0.3)[0].transpose(0, 1)
     for path in tree.paths:
-        places = [tree.starts[piece] + t for piece in path for t in range(tree.lengths[piece])]
+        places = [tree.starts[node] + t for node in path for t in range(tree.lengths[node])]
         alone = torch.nn.functional.scaled_dot_product_attention(
             query[:, :, places], key[:, :, places], value[:, :, places], is_causal=True, scale=0.3, enable_gqa=True
         )

@@ -10,7 +10,7 @@ import torch
 from plaudit import ConfigError
 from plaudit.model import attention, varlen
 from plaudit.model.attention import SharedPrefixLayout, shared_prefix_attention
-from plaudit.model.varlen import KERNELS, VarlenPlan, varlen_attention, why_not
+from plaudit.model.varlen import KERNELS, VarlenPlan, varlen_attention, why_not_varlen
 from plaudit.prefix_tree import PrefixTree
 
 # Two prompts with a beginning in common, a response alone, a prompt of its own.
@@ -142,8 +142,8 @@ def fake_kernels():
 )
 def test_each_backend_is_called_as_its_release_wants(backend, module, window, monkeypatch):
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(attention, "why_not", lambda *args, **settings: None)
-    varlen._kernel_of_the_hub.cache_clear()
+    monkeypatch.setattr(attention, "why_not_varlen", lambda *args, **settings: None)
+    varlen._hub_kernel.cache_clear()
     layout = SharedPrefixLayout(TREE)
     layout.backend = backend
     inputs = tensors()
@@ -157,23 +157,23 @@ def test_what_a_backend_cannot_do_is_said(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     good = {"device": torch.device("cuda"), "dtype": torch.bfloat16, "head_size": 64}
     for backend in KERNELS:
-        assert why_not(backend, **good) is None
-        assert "CUDA" in why_not(backend, **{**good, "device": torch.device("cpu")})
-        assert "float16" in why_not(backend, **{**good, "dtype": torch.float32})
-        assert "soft cap" in why_not(backend, **good, softcap=30.0)
-        assert "sinks" in why_not(backend, **good, sinks=True)
-        assert "multiple of 8" in why_not(backend, **{**good, "head_size": 60})
-    assert "dropout" in why_not("varlen", **good, dropout=0.1)
-    assert "dropout" in why_not("flash_attn_3", **good, dropout=0.1)
+        assert why_not_varlen(backend, **good) is None
+        assert "CUDA" in why_not_varlen(backend, **{**good, "device": torch.device("cpu")})
+        assert "float16" in why_not_varlen(backend, **{**good, "dtype": torch.float32})
+        assert "soft cap" in why_not_varlen(backend, **good, softcap=30.0)
+        assert "sinks" in why_not_varlen(backend, **good, sinks=True)
+        assert "multiple of 8" in why_not_varlen(backend, **{**good, "head_size": 60})
+    assert "dropout" in why_not_varlen("varlen", **good, dropout=0.1)
+    assert "dropout" in why_not_varlen("flash_attn_3", **good, dropout=0.1)
     assert set(varlen.AUTOMATIC) == set(KERNELS) - {"kernels"}
-    assert why_not("flash_attn", **good, dropout=0.1) is None
+    assert why_not_varlen("flash_attn", **good, dropout=0.1) is None
 
 
 @pytest.mark.parametrize(("capability", "able"), [((8, 0), False), ((9, 0), True), ((10, 0), False)])
 def test_flash_attention_3_is_for_hopper(capability, able, monkeypatch):
     monkeypatch.setattr(varlen.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    problem = why_not("flash_attn_3", device=torch.device("cuda"), dtype=torch.bfloat16, head_size=64)
+    problem = why_not_varlen("flash_attn_3", device=torch.device("cuda"), dtype=torch.bfloat16, head_size=64)
     assert (problem is None) is able
 
 

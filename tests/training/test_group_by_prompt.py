@@ -35,7 +35,7 @@ def test_rows_of_a_prompt_come_together_and_it_is_computed_once(tokens, tokenize
         loader = trainer.get_train_dataloader()
         assert sum(int(batch["example_weight"].sum()) for batch in loader) == 24
     if tokens is None:
-        prompts = [[parent for _, parent, _ in batch["pieces"]] for batch in grouped.get_train_dataloader()]
+        prompts = [[parent for _, parent, _ in batch["nodes"]] for batch in grouped.get_train_dataloader()]
         assert all(parents.count(-1) == 1 for parents in prompts)
     orders = []
     for epoch in range(2):

@@ -35,7 +35,7 @@ key                      shape     meaning
 
 ``shared_prefix``: one row without padding, each prompt once: ``input_ids`` and ``position_ids`` (1, T) laid out
 ``[P R1 R2 | P R1 R2 R3 | ...]``, and what prompts have in common once before them; ``attention_mask`` (1, 1, 1, 1), a
-placeholder that tells model code to build no mask of its own; ``pieces``, what the row is made of as in
+placeholder that tells model code to build no mask of its own; ``nodes``, what the row is made of as in
 :class:`plaudit.prefix_tree.PrefixTree`, as plain numbers, so that nobody has to read them back from a GPU.
 """
 
@@ -164,7 +164,7 @@ class SharedPrefixCollator:
         row = share_prefixes(examples)
         tree = row.tree
         position_ids = [
-            depth + t for (length, *_), depth in zip(tree.pieces, tree.depths, strict=True) for t in range(length)
+            depth + t for (length, *_), depth in zip(tree.nodes, tree.depths, strict=True) for t in range(length)
         ]
 
         def position(g: int, n: int, t: int) -> int:
@@ -175,7 +175,7 @@ class SharedPrefixCollator:
             "input_ids": torch.tensor([row.input_ids]),
             "position_ids": torch.tensor([position_ids]),
             "attention_mask": torch.ones(1, 1, 1, 1),
-            "pieces": tree.pieces,
+            "nodes": tree.nodes,
             **_bookkeeping(examples, order, position),
             **_labels(examples, order, ties=self.ties),
         }
@@ -193,12 +193,12 @@ def shortest_examples(batch: Batch, count: int = 2) -> Batch:
         batch: A shared-prefix batch.
         count: How many examples to take; those with a shared prompt come first.
     """
-    tree = PrefixTree(batch["pieces"])
-    ids = [piece.tolist() for piece in batch["input_ids"][0].split(tree.lengths)]
-    prompts: dict[int, list[list[int]]] = {}  # the responses that branch off from one piece; those without a prompt
+    tree = PrefixTree(batch["nodes"])
+    ids = [node.tolist() for node in batch["input_ids"][0].split(tree.lengths)]
+    prompts: dict[int, list[list[int]]] = {}  # the responses that branch off from one node; those without a prompt
     for path in tree.paths:
         key = path[-2] if len(path) > 1 else -1 - path[-1]
-        prompts.setdefault(key, []).append([token for piece in path for token in ids[piece]])
+        prompts.setdefault(key, []).append([token for node in path for token in ids[node]])
     order = sorted(prompts, key=lambda key: (key < 0, sum(map(len, prompts[key]))))[:count]
     examples = [EncodedExample(tuple(prompts[key]), Label((0.0,) * len(prompts[key]))) for key in order]
     laid_out = SharedPrefixCollator().lay_out(examples)

@@ -36,7 +36,7 @@ from plaudit.model.calibration import RewardCalibration, load_calibration
 from plaudit.model.golden import GoldenRows, load_golden_rows
 from plaudit.model.load import (
     Source,
-    _base_of,
+    base_source_of,
     default_device,
     eos_token_ids,
     load_reward_model,
@@ -239,7 +239,7 @@ def stored_dtype(source: Source, asked: str | None) -> str:
     """
     if asked not in (None, "auto", *DTYPES):
         raise ConfigError(f"`dtype` is {asked!r}", fix=f"Use one of {', '.join(DTYPES)}, or leave it out.")
-    below = _base_of(source) if source.is_adapter else source
+    below = base_source_of(source) if source.is_adapter else source
     if not below.has("config.json"):
         raise ConfigError(
             f"there is no reward model in {below.name!r}: it has no config.json",

@@ -24,6 +24,7 @@ from plaudit.data.samplers import RowCost, TokenBatchSampler
 from plaudit.errors import ConfigError, DataError
 from plaudit.model.aux_heads import FILE_NAME, ensemble_in, heads_of, install_training_heads
 from plaudit.model.calibration import RewardCalibration
+from plaudit.model.head import install_reward_forward
 from plaudit.model.load import context_length, eos_token_ids, require_reward_model, set_pad_token
 from plaudit.model.peft import base_model_of, require_sequence_classification
 from plaudit.model.shared_prefix import (
@@ -31,9 +32,8 @@ from plaudit.model.shared_prefix import (
     RewardForward,
     choose_layout,
     enable_shared_prefix,
-    read_rewards_at_positions,
 )
-from plaudit.prefix_tree import SHORTEST_PIECE, common_prefix_length
+from plaudit.prefix_tree import SHORTEST_NODE, common_prefix_length
 from plaudit.schema import Shape
 
 logger = logging.getLogger("plaudit")
@@ -182,7 +182,7 @@ class Scorer:
         require_reward_model(base_model)
         _warn_of_pooling(base_model, processing_class)
         self.processing_class = set_pad_token(base_model, processing_class, may_resize=False)
-        reads_positions = read_rewards_at_positions(base_model)
+        reads_positions = install_reward_forward(base_model)
         layout, reason = choose_layout(model, batch_layout)
         if layout == "shared_prefix":
             enable_shared_prefix(base_model)
@@ -567,10 +567,8 @@ def pieces_of(rows: Sequence[Sequence[Ids]], *, share: bool, max_tokens: int) ->
     for ids in sorted(found):
         last = pieces[-1] if pieces else None
         common = common_prefix_length([last.responses[-1], ids]) if last else 0
-        own = len(ids) - max(common - SHORTEST_PIECE + 1, 0)  # what is too short to be shared counts for each
-        together = (
-            common >= SHORTEST_PIECE and last and len(last.responses) < _PIECE and last.tokens + own <= max_tokens
-        )
+        own = len(ids) - max(common - SHORTEST_NODE + 1, 0)  # what is too short to be shared counts for each
+        together = common >= SHORTEST_NODE and last and len(last.responses) < _PIECE and last.tokens + own <= max_tokens
         if last and together:
             pieces[-1] = Piece([*last.responses, list(ids)], [*last.places, found[ids]], last.tokens + own)
         else:

@@ -3,10 +3,11 @@
 In a row ``[P R1 R2 | P R1 R2 | ...]`` the queries of a response see its own prompt and itself, never another
 response. That is a set of independent causal problems: queries ``P+R1`` against keys ``P+R1``, then for each further
 response queries ``Ri`` against keys ``P+Ri``, aligned at the bottom right; likewise where prompts branch off from a
-common beginning. Queries and keys keep the positions that they would have had alone, so sliding windows stay exact.
+common beginning. Queries and keys keep the positions that they would have alone, so sliding windows stay exact.
 
 No model is patched: one function is registered under a name of its own for each stock implementation, and the layout
-arrives as a keyword argument of the model's forward. Without it the call goes to the stock implementation.
+arrives as a keyword argument of the model's forward, which models hand down verbatim. This survives gradient
+checkpointing and PEFT. Without a layout the call goes to the stock implementation.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import functools
 import logging
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -28,65 +29,52 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from plaudit.errors import ConfigError
 from plaudit.model.cpu_tree import tree_attention, why_not_tree_attention
 from plaudit.model.flex import FlexPlan, attend_with_flex, why_not_flex
-from plaudit.model.varlen import AUTOMATIC, KERNELS, VarlenPlan, varlen_attention, why_not
+from plaudit.model.varlen import AUTOMATIC, KERNELS, VarlenPlan, varlen_attention, why_not_varlen
 from plaudit.prefix_tree import PrefixTree
 
 logger = logging.getLogger("plaudit")
+Plan = TypeVar("Plan", VarlenPlan, FlexPlan)
 _PREFIX = "shared_prefix_over_"
 
 
 @dataclass
 class AttentionCall:
-    """What one attention layer was called with: evidence for the gate in :mod:`plaudit.model.shared_prefix`."""
+    """What one attention layer was called with: evidence for `plaudit.model.shared_prefix.compare_with_padded`."""
 
-    layer: int | None
     mask_shape: tuple[int, ...] | None
     sliding_window: int | None
 
 
 @dataclass
 class SharedPrefixLayout:
-    """Where prompts and responses lie in a shared-prefix row; travels through the model as a keyword argument.
-
-    Attributes:
-        tree: What the row is made of.
-        backend: What computes attention: ``"auto"`` takes one call of variable lengths where model and machine have it,
-            FlexAttention on a GPU for models that cap scores or have sinks, and otherwise a loop over responses
-            (``"sdpa"``).
-        calls: If a list, each attention layer appends what it was called with.
-    """
+    """Where prompts and responses lie in a shared-prefix row; travels through the model as a keyword argument."""
 
     tree: PrefixTree
     backend: str = "auto"
-    calls: list[AttentionCall] | None = None
-    _masks: dict[tuple[Any, ...], torch.Tensor | None] = field(default_factory=dict, repr=False)
-    _plans: dict[torch.device, VarlenPlan] = field(default_factory=dict, repr=False)
-    _flex_plans: dict[torch.device, FlexPlan] = field(default_factory=dict, repr=False)
+    calls: list[AttentionCall] | None = None  # if a list, each attention layer appends what it was called with
+    _plans: dict[tuple[type, torch.device], Any] = field(default_factory=dict, repr=False)
+    _masks: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict, repr=False)
 
-    def plan(self, device: torch.device) -> VarlenPlan:
-        """Index arithmetic of a variable-length call, made once a batch and device."""
-        if device not in self._plans:
-            self._plans[device] = VarlenPlan.of(self.tree, device)
-        return self._plans[device]
-
-    def flex_plan(self, device: torch.device) -> FlexPlan:
-        """What is visible to whom in a call of FlexAttention, made once a batch and device."""
-        if device not in self._flex_plans:
-            self._flex_plans[device] = FlexPlan.of(self.tree, device)
-        return self._flex_plans[device]
+    def plan(self, kind: type[Plan], device: torch.device) -> Plan:
+        """Returns the index arithmetic of a kernel, made once per batch and device."""
+        if (kind, device) not in self._plans:
+            self._plans[kind, device] = kind.of(self.tree, device)
+        plan: Plan = self._plans[kind, device]
+        return plan
 
     def multiplicity(self, device: torch.device) -> torch.Tensor:
-        """How many responses each token belongs to, shape (T,)."""
+        """Returns how many responses each token belongs to, shape (T,)."""
         return torch.tensor(self.tree.copies).repeat_interleave(torch.tensor(self.tree.lengths)).to(device)
 
     def mask(self, queries: int, keys: int, window: int | None, like: torch.Tensor) -> torch.Tensor | None:
-        """Additive mask (queries, keys) of a causal problem aligned at the bottom right; None for plain causal."""
+        """Returns the additive mask (queries, keys) of a causal problem; None where `is_causal` says the same."""
         if window is not None and window >= keys:
             window = None
         if queries == keys and window is None:
             return None
         key = (queries, keys, window, like.dtype, like.device)
         if key not in self._masks:
+            # Aligned at the bottom right: torch's `is_causal` aligns at the top left.
             query_position = torch.arange(keys - queries, keys, device=like.device)[:, None]
             distance = query_position - torch.arange(keys, device=like.device)
             visible = distance >= 0
@@ -98,17 +86,10 @@ class SharedPrefixLayout:
 
 
 def use_shared_prefix_attention(base_implementation: str) -> str:
-    """Register the shared-prefix attention on top of a stock implementation and return its name.
-
-    Args:
-        base_implementation: What runs when no layout is given: ``"sdpa"``, ``"eager"``, ...
-
-    Returns:
-        A name for ``model.set_attn_implementation``.
-    """
+    """Registers the shared-prefix attention over a stock one; returns the name for `set_attn_implementation`."""
     if base_implementation.startswith(_PREFIX):
         return base_implementation
-    # Names with "flash" in them are taken for flash attention by transformers, which then checks for the package.
+    # transformers takes names with "flash" in them for flash attention, and checks for the package.
     name = _PREFIX + base_implementation.replace("flash_attention", "fa")
     if name not in ALL_ATTENTION_FUNCTIONS.valid_keys():
         AttentionInterface.register(name, _attention_over(base_implementation))
@@ -128,48 +109,48 @@ def _attention_over(base_implementation: str) -> Callable[..., tuple[torch.Tenso
         shared_prefix_layout: SharedPrefixLayout | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        if shared_prefix_layout is None:
-            stock = (
-                sys.modules[type(module).__module__].__dict__["eager_attention_forward"]
-                if base_implementation == "eager"
-                else ALL_ATTENTION_FUNCTIONS[base_implementation]
-            )
-            return stock(module, query, key, value, attention_mask, **kwargs)
-        return _attend_in_layout(module, query, key, value, attention_mask, shared_prefix_layout, **kwargs), None
+        if shared_prefix_layout is not None:
+            return _attend_in_layout(query, key, value, attention_mask, shared_prefix_layout, **kwargs), None
+        # Eager attention is not in the registry: each model's file has its own.
+        stock = (
+            sys.modules[type(module).__module__].__dict__["eager_attention_forward"]
+            if base_implementation == "eager"
+            else ALL_ATTENTION_FUNCTIONS[base_implementation]
+        )
+        return stock(module, query, key, value, attention_mask, **kwargs)
 
     return attention_forward
 
 
-# The layout is another one for each batch: compiled code would be, too.
+# The layout differs from batch to batch: torch.compile would compile for each of them anew.
 @torch.compiler.disable
 def _attend_in_layout(
-    module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     layout: SharedPrefixLayout,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
     **kwargs: Any,
 ) -> torch.Tensor:
     if layout.calls is not None:
-        layout.calls.append(
-            AttentionCall(
-                layer=getattr(module, "layer_idx", None),
-                mask_shape=None if attention_mask is None else tuple(attention_mask.shape),
-                sliding_window=kwargs.get("sliding_window"),
-            )
-        )
-    scaling = kwargs.get("scaling")
+        mask_shape = None if attention_mask is None else tuple(attention_mask.shape)
+        layout.calls.append(AttentionCall(mask_shape, sliding_window))
     return shared_prefix_attention(
         query,
         key,
         value,
         layout,
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        dropout=kwargs.get("dropout", 0.0),
-        sliding_window=kwargs.get("sliding_window"),
-        softcap=kwargs.get("softcap"),
-        sinks=kwargs.get("s_aux"),
+        dropout=dropout,
+        sliding_window=sliding_window,
+        softcap=softcap,
+        sinks=s_aux,
     )
 
 
@@ -185,7 +166,7 @@ def shared_prefix_attention(
     softcap: float | None = None,
     sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Attend within each response and its prompt.
+    """Attends within each response and its prompt.
 
     Args:
         query: Shape (1, heads, T, head size).
@@ -196,85 +177,46 @@ def shared_prefix_attention(
         dropout: Probability of dropping an attention weight.
         sliding_window: A query sees this many positions, its own included.
         softcap: Scores become ``softcap * tanh(scores / softcap)`` (Gemma 2).
-        sinks: One extra score a head that takes weight and gives no value (GPT-OSS), shape (heads,).
+        sinks: One extra score per head that takes weight and gives no value (GPT-OSS), shape (heads,).
 
     Returns:
         Shape (1, T, heads, value size).
     """
-    settings: dict[str, Any] = {"scaling": scaling, "dropout": dropout, "sliding_window": sliding_window}
-    backend = _backend_for(query, key, value, layout.backend, softcap=softcap, sinks=sinks is not None, **settings)
+    backend = _choose_backend(
+        query, key, value, layout.backend, scaling, dropout, sliding_window, softcap, sinks is not None
+    )
     if backend in KERNELS:
-        return varlen_attention(query, key, value, layout.plan(query.device), KERNELS[backend], **settings)
+        plan = layout.plan(VarlenPlan, query.device)
+        settings: dict[str, Any] = {"scaling": scaling, "dropout": dropout, "sliding_window": sliding_window}
+        return varlen_attention(query, key, value, plan, KERNELS[backend], **settings)
     if backend == "flex":
-        plan = layout.flex_plan(query.device)
-        return attend_with_flex(
-            query, key, value, plan, scaling=scaling, sliding_window=sliding_window, softcap=softcap, sinks=sinks
-        )
+        settings = {"scaling": scaling, "sliding_window": sliding_window, "softcap": softcap, "sinks": sinks}
+        return attend_with_flex(query, key, value, layout.plan(FlexPlan, query.device), **settings)
     if softcap is None and sinks is None:
         longest = max(layout.tree.response_lengths)
-        limits: dict[str, Any] = {"dropout": dropout, "longest": longest, "sliding_window": sliding_window}
-        if why_not_tree_attention(query, value, **limits) is None:
+        problem = why_not_tree_attention(query, value, dropout=dropout, longest=longest, sliding_window=sliding_window)
+        if problem is None:
             return tree_attention(query, key, value, layout.tree, scaling)
-    return _attend_in_a_loop(
-        query,
-        key,
-        value,
-        layout,
-        scaling=scaling,
-        dropout=dropout,
-        window=sliding_window,
-        softcap=softcap,
-        sinks=sinks,
-    )
+    return _attend_in_a_loop(query, key, value, layout, scaling, dropout, sliding_window, softcap, sinks)
 
 
-def _attend_in_a_loop(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: SharedPrefixLayout, **settings: Any
-) -> torch.Tensor:
-    """One response after the other."""
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = (t.repeat_interleave(groups, dim=1) for t in (key, value))
-    # split, not slices: the backward of a slice fills a whole zero tensor each time.
-    queries, keys, values = (t.split(layout.tree.lengths, dim=2) for t in (query, key, value))
-    outputs = []
-    for path, own in zip(layout.tree.paths, layout.tree.own, strict=True):
-        before = sum(layout.tree.lengths[piece] for piece in path[:-own])
-        # Queries of the shared part once more, and no mask, where that is less work than a mask for the others.
-        again = 2 * before < sum(layout.tree.lengths[piece] for piece in path)
-        output = _attend(
-            _joined([queries[piece] for piece in (path if again else path[-own:])]),
-            _joined([keys[piece] for piece in path]),
-            _joined([values[piece] for piece in path]),
-            layout,
-            **settings,
-        )
-        outputs.append(output[:, :, before:] if again else output)
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
-
-
-def _joined(pieces: Sequence[torch.Tensor]) -> torch.Tensor:
-    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces), dim=2)
-
-
-def _backend_for(
+def _choose_backend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     asked: str,
-    *,
     scaling: float,
     dropout: float,
     sliding_window: int | None,
     softcap: float | None,
     sinks: bool,
 ) -> str:
-    """The backend of a call; an error where the one asked for cannot compute it."""
+    """Returns the backend of a call; raises `ConfigError` where the one that the user asked for cannot compute it."""
     if asked == "sdpa":
         return "sdpa"
     problem = None
     for backend in {"auto": AUTOMATIC, "flex": ()}.get(asked, (asked,)):
-        problem = why_not(
+        problem = why_not_varlen(
             backend,
             device=query.device,
             dtype=query.dtype,
@@ -285,40 +227,75 @@ def _backend_for(
             sinks=sinks,
         )
         if problem is None:
-            _say_once(f"{backend}, one call a layer")
+            _log_once(f"{backend}, one call per layer")
             return backend
-    # It must be compiled first: the others are ready at once.
+    # FlexAttention has to be compiled first; the kernels above are ready at once.
     if asked == "flex" or (asked == "auto" and (softcap is not None or sinks)):
         problem = why_not_flex(query, key, value, scaling=scaling, dropout=dropout, softcap=softcap, sinks=sinks)
         if problem is None:
-            _say_once("flex, one call a layer, compiled for this model")
+            _log_once("flex, one call per layer, compiled for this model")
             return "flex"
     if asked != "auto":
-        raise ConfigError(f"attention_backend={asked!r} cannot be used: {problem}", fix="Use 'auto' or 'sdpa'.")
+        raise ConfigError(
+            f"`attention_backend` {asked!r} cannot be used: {problem}",
+            field="attention_backend",
+            fix="Use 'auto' or 'sdpa'.",
+        )
     if query.device.type != "cpu":
-        _say_once(f"a loop over responses ({problem})")
+        _log_once(f"a loop over responses ({problem})")
     return "sdpa"
 
 
 @functools.cache
-def _say_once(what: str) -> None:
-    logger.info("Attention of the shared-prefix layout: %s.", what)
+def _log_once(backend: str) -> None:
+    logger.info("Attention of the shared-prefix layout: %s.", backend)
 
 
-def _attend(
+def _attend_in_a_loop(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     layout: SharedPrefixLayout,
-    *,
     scaling: float,
     dropout: float,
     window: int | None,
     softcap: float | None,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """One causal problem, aligned at the bottom right: (1, heads, Tq, D) against (1, heads, Tk, D)."""
-    mask = layout.mask(query.shape[2], key.shape[2], window, query)
+    """Attends response by response: a dense T x T mask would be more than ten times slower."""
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+    # split, not slices: the backward of a slice fills a whole zero tensor each time.
+    queries, keys, values = (tensor.split(layout.tree.lengths, dim=2) for tensor in (query, key, value))
+    outputs = []
+    for path, own in zip(layout.tree.paths, layout.tree.own, strict=True):
+        before = sum(layout.tree.lengths[node] for node in path[:-own])
+        # Where it is less work than a mask, compute the queries of the shared part once more and need no mask.
+        again = 2 * before < sum(layout.tree.lengths[node] for node in path)
+        query_i = _join([queries[node] for node in (path if again else path[-own:])])
+        key_i, value_i = _join([keys[node] for node in path]), _join([values[node] for node in path])
+        mask = layout.mask(query_i.shape[2], key_i.shape[2], window, query)
+        output = _attend(query_i, key_i, value_i, mask, scaling, dropout, softcap, sinks)
+        outputs.append(output[:, :, before:] if again else output)
+    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
+
+
+def _join(parts: list[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """Attends in one causal problem: (1, heads, Tq, D) against (1, heads, Tk, D)."""
     if softcap is None and sinks is None:
         return nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling, is_causal=mask is None
@@ -327,8 +304,7 @@ def _attend(
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
     if mask is None:
-        length = query.shape[2]
-        causal = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+        causal = torch.ones(scores.shape[2:], dtype=torch.bool, device=query.device).tril()
         scores = scores.masked_fill(~causal, -math.inf)
     else:
         scores = scores + mask

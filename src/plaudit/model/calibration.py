@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import cached_file
-
 from plaudit.errors import ConfigError
+from plaudit.model import find_file
 
 FILE_NAME = "reward_calibration.json"
 _VERSION = 1
@@ -18,7 +17,7 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class RewardCalibration:
-    r"""How raw rewards are read.
+    r"""Turns raw rewards r of a model into reported ones r', and their differences into probabilities.
 
     .. math:: r' = a r + b, \qquad P(i \succ j) = \sigma((r'_i - r'_j) / t)
 
@@ -29,7 +28,7 @@ class RewardCalibration:
         how: How these numbers were found, in words: on which data, by what.
 
     Raises:
-        ConfigError: A number is not finite, or one that must be is not above 0.
+        ConfigError: A number is not finite, or `scale` or `temperature` is not above 0.
 
     >>> RewardCalibration(scale=2.0, shift=-1.0, temperature=4.0).reward(1.5)
     2.0
@@ -46,24 +45,16 @@ class RewardCalibration:
         for name in ("scale", "shift", "temperature"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise ConfigError(f"`{name}` of the calibration is {value!r}", fix="Give a finite number.")
+                raise ConfigError(f"the calibration's `{name}` is {value!r}", field=name, fix="Use a finite number.")
             if name != "shift" and value <= 0:
-                raise ConfigError(f"`{name}` of the calibration is {value}", fix="Give a number above 0.")
+                raise ConfigError(f"the calibration's `{name}` is {value}", field=name, fix="Use a number above 0.")
 
     def reward(self, raw: float) -> float:
-        """The reward that is reported for a raw one.
-
-        Args:
-            raw: What the model's head says.
-        """
+        """Returns the reported reward of a raw one."""
         return self.scale * raw + self.shift
 
     def probability(self, margin: float) -> float:
-        """Probability that the first of two responses is the better one.
-
-        Args:
-            margin: Its reported reward less that of the other.
-        """
+        """Returns the probability that the first of two responses is better, from its lead in reported reward."""
         x = margin / self.temperature
         # Written so that neither branch overflows.
         return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x)) if x < 0 else math.nan
@@ -74,44 +65,32 @@ class RewardCalibration:
         return (self.scale, self.shift) != (1.0, 0.0)
 
     def save(self, folder: str | Path) -> Path:
-        """Write the calibration beside a model.
-
-        Args:
-            folder: The model's folder.
-
-        Returns:
-            The file, `reward_calibration.json`.
-        """
+        """Writes `reward_calibration.json` into a model's folder and returns its path."""
         path = Path(folder) / FILE_NAME
         path.write_text(json.dumps({"version": _VERSION, **asdict(self)}, indent=2) + "\n", encoding="utf-8")
         return path
 
 
 def load_calibration(name_or_path: str, revision: str | None = None) -> RewardCalibration | None:
-    """Read the calibration beside a model; None where there is none.
+    """Reads the calibration beside a model; None where there is none.
 
     Args:
         name_or_path: The model's folder, or its id on the Hub.
         revision: Branch, tag or commit on the Hub.
 
     Raises:
-        ConfigError: The file cannot be read, or says something that is not understood.
+        ConfigError: The file cannot be read, or is of another version.
     """
-    try:
-        found: str | None = cached_file(
-            name_or_path, FILE_NAME, revision=revision, _raise_exceptions_for_missing_entries=False
-        )
-    except OSError:  # not on the Hub, or no way there: the model itself says so
-        return None
-    if found is None:
+    path = find_file(name_or_path, FILE_NAME, revision)
+    if path is None:
         return None
     fix = "Write it with `RewardCalibration(...).save(folder)`, or pass `calibration=None` for raw rewards."
     try:
-        values: Any = json.loads(Path(found).read_text(encoding="utf-8"))
+        values: Any = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ConfigError(f"{found} cannot be read ({error})", fix=fix) from error
+        raise ConfigError(f"{path} cannot be read ({error})", fix=fix) from error
     known = {"version", "scale", "shift", "temperature", "how"}
     if not isinstance(values, dict) or values.get("version") != _VERSION or set(values) - known:
         # A later version may mean something else by the same numbers.
-        raise ConfigError(f"{found} is no calibration of version {_VERSION}", fix=fix)
+        raise ConfigError(f"{path} is no calibration of version {_VERSION}", fix=fix)
     return RewardCalibration(**{name: value for name, value in values.items() if name != "version"})

@@ -2,7 +2,7 @@
 
 Responses are runs of neighbouring tokens, each a causal problem of its own. What a response has in common with those
 before it lies elsewhere in the row: its queries attend to all of that, a second problem without a mask, and the two
-outputs are weighted by what their scores sum up to. All problems are views of the row.
+outputs are weighted by the sums of their scores. All problems are views of the row.
 
 With the total log-sum-exp the backward pass of each problem is independent of the others, and their gradients add up.
 Source: Dao et al. (2022), FlashAttention, https://arxiv.org/abs/2205.14135, section 3.1 and appendix B.
@@ -23,20 +23,9 @@ from plaudit.prefix_tree import PrefixTree
 def tree_attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tree: PrefixTree, scaling: float
 ) -> torch.Tensor:
-    """Attend within each response and what it branches off from.
-
-    Args:
-        query: Shape (1, heads, T, head size), on the CPU.
-        key: Shape (1, key heads, T, head size); key heads divide heads.
-        value: Shape (1, key heads, T, head size).
-        tree: What the row is made of.
-        scaling: Factor on the scores.
-
-    Returns:
-        Shape (1, T, heads, head size).
-    """
+    """Attends within each response and what it branches off from; see `shared_prefix_attention` for shapes."""
     if torch.is_autocast_enabled("cpu"):
-        query, key, value = (one.to(torch.get_autocast_dtype("cpu")) for one in (query, key, value))
+        query, key, value = (tensor.to(torch.get_autocast_dtype("cpu")) for tensor in (query, key, value))
     output: torch.Tensor = _TreeAttention.apply(query, key, value, tree, scaling)
     return output
 
@@ -44,15 +33,7 @@ def tree_attention(
 def why_not_tree_attention(
     query: torch.Tensor, value: torch.Tensor, *, dropout: float, longest: int, sliding_window: int | None
 ) -> str | None:
-    """Say why a call needs another way to attend; None if it can be computed here.
-
-    Args:
-        query: Shape (1, heads, T, head size).
-        value: Shape (1, key heads, T, value size).
-        dropout: Probability of dropping an attention weight.
-        longest: Tokens of the longest response.
-        sliding_window: A query sees this many positions.
-    """
+    """Returns why a call needs another way to attend; None if `tree_attention` computes it."""
     if query.device.type != "cpu":
         return "it is for CPUs"
     if dropout > 0:
@@ -75,16 +56,16 @@ class _TreeAttention(torch.autograd.Function):
         sums_1TH = query.new_empty(1, tokens, heads, dtype=wide)
         output, sums = output_1THD.transpose(1, 2), sums_1TH.transpose(1, 2)
         for queries, keys, causal in _problems(tree):
-            found, found_sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            attended, log_sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
                 query[:, :, queries], key[:, :, keys], value[:, :, keys], 0.0, causal, scale=scaling
             )
             if causal:  # the first problem of these queries
-                output[:, :, queries] = found
-                sums[:, :, queries] = found_sums
+                output[:, :, queries] = attended
+                sums[:, :, queries] = log_sums
                 continue
-            share = torch.sigmoid(found_sums - sums[:, :, queries])
-            output[:, :, queries].lerp_(found.to(wide), share[..., None])
-            sums[:, :, queries] = torch.logaddexp(sums[:, :, queries], found_sums)
+            share = torch.sigmoid(log_sums - sums[:, :, queries])
+            output[:, :, queries].lerp_(attended.to(wide), share[..., None])
+            sums[:, :, queries] = torch.logaddexp(sums[:, :, queries], log_sums)
         output_1THD = output_1THD.to(query.dtype)
         ctx.save_for_backward(query, key, value, output_1THD, sums_1TH)
         ctx.tree, ctx.scaling = tree, scaling
@@ -93,8 +74,8 @@ class _TreeAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, output_1THD, sums_1TH = ctx.saved_tensors
-        gradient, output, sums = gradients[0].transpose(1, 2), output_1THD.transpose(1, 2), sums_1TH.transpose(1, 2)
-        query_gradient, key_gradient, value_gradient = (torch.empty_like(one) for one in (query, key, value))
+        gradient, output, sums = (tensor.transpose(1, 2) for tensor in (gradients[0], output_1THD, sums_1TH))
+        query_gradient, key_gradient, value_gradient = (torch.empty_like(tensor) for tensor in (query, key, value))
         for queries, keys, causal in _problems(ctx.tree):
             of_query, of_key, of_value = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
                 gradient[:, :, queries],
@@ -119,31 +100,31 @@ class _TreeAttention(torch.autograd.Function):
 
 
 def _problems(tree: PrefixTree) -> Iterator[tuple[slice, slice, bool]]:
-    """Queries, keys and whether they are the same: first each token's own run, then what the run branched off from.
+    """Yields queries, keys and whether they are the same: first each run itself, then what runs branch off from.
 
     >>> tree = PrefixTree(((3, -1, 2), (2, 0, 1), (1, 0, 1)))  # a prompt and two responses
     >>> [(q.start, q.stop, k.start, k.stop, causal) for q, k, causal in _problems(tree)]
     [(0, 5, 0, 5, True), (5, 6, 5, 6, True), (5, 6, 0, 3, False)]
     """
-    end = len(tree.pieces) * [0]  # of everything that branches off from a piece
-    rest = len(tree.pieces) * [0]  # where that goes on after the run that the piece is part of
+    branches_end = len(tree.nodes) * [0]  # where the last branch of each node ends
+    run_end = len(tree.nodes) * [0]  # where the run that each node is part of ends: other branches begin there
     for path, own in zip(tree.paths, tree.own, strict=True):
         start, stop = tree.starts[path[-own]], tree.starts[path[-1]] + tree.lengths[path[-1]]
         yield slice(start, stop), slice(start, stop), True
-        for piece in path:
-            end[piece] = stop
-        for piece in path[-own:]:
-            rest[piece] = stop
-    for piece, length in enumerate(tree.lengths):
-        if rest[piece] < end[piece]:
-            start = tree.starts[piece]
-            yield slice(rest[piece], end[piece]), slice(start, start + length), False
+        for node in path:
+            branches_end[node] = stop
+        for node in path[-own:]:
+            run_end[node] = stop
+    for node, length in enumerate(tree.lengths):
+        if run_end[node] < branches_end[node]:
+            start = tree.starts[node]
+            yield slice(run_end[node], branches_end[node]), slice(start, start + length), False
 
 
 @functools.cache
 def _kernels_are_as_expected() -> bool:
-    """Whether torch's kernels, which are not public, exist and do what is relied on here: a tiny case of each use."""
-    # Whoever asks first may be computing without gradients, or in mixed precision.
+    """Runs a tiny case of each use: torch's kernels are not public, and may be missing or different."""
+    # The first caller may be computing without gradients, or in mixed precision.
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
         generator = torch.Generator().manual_seed(0)
         query, key, value = (
@@ -153,12 +134,13 @@ def _kernels_are_as_expected() -> bool:
         visible = torch.ones(6, 6, dtype=torch.bool).tril()
         visible[5, 3:5] = False
         expected = nn.functional.scaled_dot_product_attention(query, wide_key, wide_value, attn_mask=visible, scale=0.5)
+        expected = expected.transpose(1, 2)
         weight = torch.randn(1, 6, 4, 8, generator=generator)
-        wanted = torch.autograd.grad((expected.transpose(1, 2) * weight).sum(), (query, key, value))
+        expected_gradients = torch.autograd.grad((expected * weight).sum(), (query, key, value))
         try:
-            found = _TreeAttention.apply(query, key, value, PrefixTree(((3, -1, 2), (2, 0, 1), (1, 0, 1))), 0.5)
-            gradients = torch.autograd.grad((found * weight).sum(), (query, key, value))
+            output = _TreeAttention.apply(query, key, value, PrefixTree(((3, -1, 2), (2, 0, 1), (1, 0, 1))), 0.5)
+            gradients = torch.autograd.grad((output * weight).sum(), (query, key, value))
         except (AttributeError, RuntimeError, TypeError):
             return False
-    pairs = zip((found, *gradients), (expected.transpose(1, 2), *wanted), strict=True)
-    return all(torch.allclose(one, other, atol=1e-4) for one, other in pairs)
+    pairs = zip((output, *gradients), (expected, *expected_gradients), strict=True)
+    return all(torch.allclose(actual, reference, atol=1e-4) for actual, reference in pairs)

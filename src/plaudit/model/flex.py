@@ -1,8 +1,8 @@
 """The shared-prefix layout through FlexAttention, for GPUs: where scores are capped, or sinks take part of the weight.
 
-In the row of a `PrefixTree` everything that branches off from a piece follows it without a gap. A query at place ``q``
-therefore sees the key at place ``k`` if ``k <= q < end[k]``, where ``end[k]`` is the place after the last branch of the
-key's piece, and if the key's position is not before the sliding window of the query. All of that is tensors: the same
+In the row of a `PrefixTree` everything that branches off from a node follows it without a gap. The query at index ``q``
+of the row therefore sees the key at index ``k`` if ``k <= q < end[k]``, where ``end[k]`` follows the last branch of the
+key's node, and if the key's position is not before the sliding window of the query. All of that is tensors: the same
 compiled kernel serves every batch and every window.
 
 Source: Dong et al. (2024), Flex Attention, https://arxiv.org/abs/2412.05496.
@@ -28,9 +28,8 @@ MaskFunction: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, to
 ScoreFunction: TypeAlias = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor
 ]
-BLOCK = 128
-"""Tokens of a block; of which pairs of blocks anything is visible is decided once a batch."""
-# Rows of one block would be compiled for once more, and rows below a block take a kernel made for decoding.
+BLOCK = 128  # tokens; which pairs of blocks are visible is computed once per batch
+# The kernel would be compiled again for rows of one block, and rows below a block take a kernel made for decoding.
 _FEWEST_TOKENS = 2 * BLOCK
 # Allowed deviation in the trial run, relative to the largest entry; float32 may run as TF32 if torch was told so.
 _TOLERANCE = {torch.float32: 5e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -38,30 +37,20 @@ _TOLERANCE = {torch.float32: 5e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 @dataclass
 class FlexPlan:
-    """What is visible to whom in one batch, on its device.
+    """What each token sees in one batch.
 
-    The row is filled up to whole blocks by a last piece of its own, so that every query sees at least itself.
-
-    Attributes:
-        tokens: Tokens of the row, filling included.
-        end_T: Where the branches of each token's piece end, shape (T,), int32, on the CPU.
-        position_T: Position of each token in its response, shape (T,), int32, on the CPU.
-        device: Where masks are needed.
+    Whole blocks are filled up by a last node of its own, so that every query sees at least itself.
     """
 
-    tokens: int
-    end_T: torch.Tensor
-    position_T: torch.Tensor
-    device: torch.device
+    tokens: int  # of the row, filling included
+    end_T: torch.Tensor  # where the branches of each token's node end, shape (T,), int32, on the CPU
+    position_T: torch.Tensor  # position of each token in its response, shape (T,), int32, on the CPU
+    device: torch.device  # where masks are needed
     _masks: dict[int | None, BlockMask] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, tree: PrefixTree, device: torch.device) -> FlexPlan:
-        """The plan of a layout; nothing is read back from the device.
-
-        Args:
-            tree: What the row is made of.
-            device: Where the tensors go.
+        """Returns the plan of a layout; nothing is read back from the device.
 
         >>> plan = FlexPlan.of(PrefixTree(((3, -1, 2), (2, 0, 1), (1, 0, 1))), torch.device("cpu"))
         >>> plan.end_T[:6].tolist(), plan.position_T[:6].tolist(), plan.tokens
@@ -69,11 +58,11 @@ class FlexPlan:
         """
         tokens = max(_FEWEST_TOKENS, math.ceil(tree.tokens / BLOCK) * BLOCK)
         ends = [start + length for start, length in zip(tree.starts, tree.lengths, strict=True)]
-        # A piece stands before its branches.
-        for piece in reversed(range(len(ends))):
-            parent = tree.pieces[piece][1]
+        # Backwards, because a node stands before its branches.
+        for node in reversed(range(len(ends))):
+            parent = tree.nodes[node][1]
             if parent >= 0:
-                ends[parent] = max(ends[parent], ends[piece])
+                ends[parent] = max(ends[parent], ends[node])
         lengths = torch.tensor([*tree.lengths, tokens - tree.tokens])
         end_T = torch.tensor([*ends, tokens], dtype=torch.int32).repeat_interleave(lengths)
         shift_T = torch.tensor([*tree.starts, tree.tokens]) - torch.tensor([*tree.depths, 0])
@@ -81,13 +70,14 @@ class FlexPlan:
         return cls(tokens, end_T, position_T, device)
 
     def first_visible(self, window: int | None) -> torch.Tensor:
-        """The first position that each token may see, shape (T,), int32, on the CPU."""
+        """Returns the first position that each token sees, shape (T,), int32, on the CPU."""
         return torch.zeros_like(self.position_T) if window is None else self.position_T - (window - 1)
 
     def mask_function(self, window: int | None) -> MaskFunction:
-        """Whether a query sees a key, as FlexAttention asks for it."""
+        """Returns FlexAttention's `mask_mod`. It reads tensors only: one compiled kernel serves every batch."""
         end_T, position_T, first_T = (
-            one.to(self.device, non_blocking=True) for one in (self.end_T, self.position_T, self.first_visible(window))
+            tensor.to(self.device, non_blocking=True)
+            for tensor in (self.end_T, self.position_T, self.first_visible(window))
         )
 
         def sees(batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
@@ -96,11 +86,7 @@ class FlexPlan:
         return sees
 
     def mask(self, window: int | None) -> BlockMask:
-        """Which pairs of blocks are visible, and whether in part or as a whole; made once a batch and window.
-
-        Args:
-            window: A query sees this many positions, its own included; None for all of them.
-        """
+        """Returns which pairs of blocks are visible, in part or as a whole; made once per batch and window."""
         if window not in self._masks:
             some, every = visible_blocks(self.end_T, self.position_T, self.first_visible(window))
             ordered = (*_in_order(some & ~every), *_in_order(every))
@@ -112,21 +98,14 @@ class FlexPlan:
 def visible_blocks(
     end_T: torch.Tensor, position_T: torch.Tensor, first_T: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of which pairs of blocks something is visible, and of which everything; without a mask of all pairs of tokens.
+    """Returns of which pairs of blocks (queries, keys) something is visible, and of which everything.
 
-    A pair counts as visible in part where a look at the extremes of its blocks cannot tell: never too little.
-
-    Args:
-        end_T: Where the branches of each token's piece end, shape (T,), T a multiple of `BLOCK`.
-        position_T: Position of each token in its response, shape (T,).
-        first_T: The first position that each token may see, shape (T,).
-
-    Returns:
-        Two boolean tensors (blocks of queries, blocks of keys).
+    No mask of all pairs of tokens is made. Where the extremes of two blocks cannot tell, something counts as visible:
+    never too little.
     """
-    end, position, first = (one.view(-1, BLOCK) for one in (end_T, position_T, first_T))
+    end, position, first = (tensor.view(-1, BLOCK) for tensor in (end_T, position_T, first_T))
     start = torch.arange(len(end)) * BLOCK
-    # Some key of a block reaches furthest, and the places from that key on are all in its reach.
+    # The key of a block that reaches furthest is reached from every later token up to there.
     some = (start[:, None] >= start) & (start[:, None] < end.amax(1))
     some &= position.amax(1) >= first.amin(1)[:, None]
     every = (start[:, None] > start) & (start[:, None] + BLOCK <= end.amin(1))
@@ -135,13 +114,13 @@ def visible_blocks(
 
 
 def _in_order(pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """How many blocks of keys each block of queries meets, and which: these first, then the others."""
+    """Returns how many blocks of keys each block of queries meets, and their indices with those first."""
     counts = pairs.sum(-1, dtype=torch.int32)
     return counts[None, None], pairs.int().argsort(dim=-1, descending=True, stable=True).int()[None, None]
 
 
 def score_function(softcap: float | None) -> ScoreFunction | None:
-    """What becomes of a score before the softmax: ``softcap * tanh(score / softcap)`` (Gemma 2), or nothing."""
+    """Returns FlexAttention's `score_mod`, ``softcap * tanh(score / softcap)`` (Gemma 2); None without a cap."""
     if softcap is None:
         return None
 
@@ -164,57 +143,42 @@ def attend_with_flex(
     softcap: float | None = None,
     sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Attend within each response and its prompt, in one call; compiled on CUDA.
+    """Attends within each response and its prompt, in one call; see `shared_prefix_attention` for shapes.
 
     A sink with score ``s`` takes weight and gives no value: with the log-sum-exp ``l`` of a query's scores all its
     weights shrink by ``exp(l) / (exp(l) + exp(s)) = sigmoid(l - s)``. FlexAttention differentiates ``l``.
-
-    Args:
-        query: Shape (1, heads, T, head size).
-        key: Shape (1, key heads, T, head size); key heads divide heads.
-        value: Shape (1, key heads, T, value size).
-        plan: Which queries meet which keys.
-        scaling: Factor on the scores.
-        sliding_window: A query sees this many positions, its own included.
-        softcap: Cap on the scores (Gemma 2).
-        sinks: One extra score a head (GPT-OSS), shape (heads,).
-
-    Returns:
-        Shape (1, T, heads, value size).
     """
     kind, tokens = query.device.type, query.shape[2]
     if torch.is_autocast_enabled(kind):
-        query, key, value = (one.to(torch.get_autocast_dtype(kind)) for one in (query, key, value))
-    query, key, value = (_filled(one, plan.tokens) for one in (query, key, value))
+        query, key, value = (tensor.to(torch.get_autocast_dtype(kind)) for tensor in (query, key, value))
+    query, key, value = (_fill_up(tensor, plan.tokens) for tensor in (query, key, value))
     settings: dict[str, Any] = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
     if sinks is not None:
         settings["return_aux"] = AuxRequest(lse=True)
     with torch.autocast(kind, enabled=False):
-        found = _kernel(kind)(query, key, value, score_function(softcap), plan.mask(sliding_window), **settings)
+        output = _kernel(kind)(query, key, value, score_function(softcap), plan.mask(sliding_window), **settings)
         if sinks is not None:
-            output, aux = found
+            unshared, aux = output
             share = torch.sigmoid(aux.lse - sinks.to(aux.lse.dtype)[:, None])[..., None]
-            found = (output * share).to(output.dtype)
-    attended: torch.Tensor = found[:, :, :tokens].transpose(1, 2)
+            output = (unshared * share).to(unshared.dtype)
+    attended: torch.Tensor = output[:, :, :tokens].transpose(1, 2)
     return attended
 
 
-def _filled(one: torch.Tensor, tokens: int) -> torch.Tensor:
-    """(1, heads, T, D) with zeros up to so many tokens, always with the same strides: others are compiled for anew."""
-    zeros = one.new_zeros(1, tokens - one.shape[2], one.shape[1], one.shape[3])
-    return torch.cat((one.transpose(1, 2), zeros), dim=1).transpose(1, 2)
+def _fill_up(tensor: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Appends zeros to (1, heads, T, D), always with the same strides: the kernel is compiled anew for others."""
+    zeros = tensor.new_zeros(1, tokens - tensor.shape[2], tensor.shape[1], tensor.shape[3])
+    return torch.cat((tensor.transpose(1, 2), zeros), dim=1).transpose(1, 2)
 
 
 def _kernel(device_type: str) -> Callable[..., Any]:
-    """FlexAttention as it is on a CPU (for tests, and without gradients), compiled elsewhere."""
-    if device_type == "cpu":
-        return cast(Callable[..., Any], flex_attention)
-    return _call_compiled
+    # On a CPU FlexAttention has no backward pass; tests run it without gradients.
+    return cast(Callable[..., Any], flex_attention) if device_type == "cpu" else _call_compiled
 
 
 def _call_compiled(*args: Any, **settings: Any) -> Any:
-    # The check of the layouts runs models uncompiled; this kernel is what it is to check. And a factor on the scores
-    # belongs into the kernel, not among its arguments.
+    # `compare_with_padded` runs models uncompiled, but this kernel is what it has to check. `specialize_float` makes
+    # the factor on the scores part of the kernel rather than one of its arguments.
     with torch.compiler.set_stance("default"), torch._dynamo.config.patch(specialize_float=True):
         return _compiled()(*args, **settings)
 
@@ -235,21 +199,7 @@ def attend_densely(
     softcap: float | None = None,
     sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """What `attend_with_flex` computes, written out with the full matrix of scores: the reference of its tests.
-
-    Args:
-        query: Shape (1, heads, T, head size).
-        key: Shape (1, key heads, T, head size).
-        value: Shape (1, key heads, T, value size).
-        plan: Which queries meet which keys.
-        scaling: Factor on the scores.
-        sliding_window: A query sees this many positions.
-        softcap: Cap on the scores.
-        sinks: One extra score a head, shape (heads,).
-
-    Returns:
-        Shape (1, T, heads, value size).
-    """
+    """Computes what `attend_with_flex` does with the full matrix of scores: the reference of the trial and tests."""
     tokens, groups = query.shape[2], query.shape[1] // key.shape[1]
     visible = create_mask(plan.mask_function(sliding_window), 1, 1, tokens, tokens, plan.device)
     scores = query @ key.repeat_interleave(groups, dim=1).transpose(2, 3) * scaling
@@ -274,17 +224,7 @@ def why_not_flex(
     softcap: float | None = None,
     sinks: bool = False,
 ) -> str | None:
-    """Say why FlexAttention cannot compute a call; None if it can. The first call of a kind tries it out.
-
-    Args:
-        query: Shape (1, heads, T, head size).
-        key: Shape (1, key heads, T, head size).
-        value: Shape (1, key heads, T, value size).
-        scaling: Factor on the scores.
-        dropout: Probability of dropping an attention weight.
-        softcap: Cap on the scores.
-        sinks: Whether there are attention sinks.
-    """
+    """Returns why FlexAttention cannot compute a call; None if it can. The first call of a kind tries it out."""
     if query.device.type != "cuda":
         return "flex needs a CUDA device"
     if importlib.util.find_spec("triton") is None:
@@ -307,56 +247,54 @@ def _problem_in_a_trial(
     softcap: float | None,
     sinks: bool,
 ) -> str | None:
-    """Run a small row both ways, outputs and gradients: kernels are compiled here, and some machines cannot."""
+    """Computes a small row both ways, outputs and gradients: kernels are compiled, and some machines get them wrong."""
     heads, key_heads, size, value_size = shape
-    # Whoever asks first may be computing without gradients, or in mixed precision.
+    # The first caller may be computing without gradients, or in mixed precision.
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        # Parts of blocks, whole ones, and a response beside another; as many blocks as no model has heads, since
-        # torch takes equal sizes of a first call for one and the same.
+        # Parts of blocks, whole ones, a response beside another, and a length off a multiple of 128, where kernels
+        # gave NaN (pytorch 153799). As many blocks as no model has heads: torch takes equal sizes of a first call for
+        # one and the same.
         tree = PrefixTree(((270, -1, 3), (90, 0, 2), (150, 1, 1), (7, 1, 1), (70, 0, 1), (11, -1, 1)))
         plan = FlexPlan.of(tree, device)
         generator = torch.Generator().manual_seed(0)
-        drawn = [
+        inputs = [
             torch.randn(1, n, tree.tokens, width, generator=generator).to(device, dtype)
             for n, width in ((heads, size), (key_heads, size), (key_heads, value_size))
         ]
-        drawn += [torch.randn(heads, generator=generator).to(device)] if sinks else []
+        inputs += [torch.randn(heads, generator=generator).to(device)] if sinks else []
+        exact_inputs = [tensor.float() for tensor in inputs]
         weight = torch.randn(1, tree.tokens, heads, value_size, generator=generator).to(device)
         for window in (None, 100):
+            settings = (weight, plan, scaling, window, softcap)
             try:
-                found, expected = (
-                    _output_and_gradients(attend, inputs, weight, plan, scaling, window, softcap)
-                    for attend, inputs in (
-                        (attend_with_flex, drawn),
-                        (attend_densely, [one.float() for one in drawn]),
-                    )
-                )
+                actual = _output_and_gradients(attend_with_flex, inputs, *settings)
+                expected = _output_and_gradients(attend_densely, exact_inputs, *settings)
             except torch.OutOfMemoryError:
                 raise
             except (RuntimeError, TypeError, ValueError, AttributeError, ImportError) as error:
-                return _warned(f"flex does not run here ({type(error).__name__}: {str(error).strip()[:200]})")
-            for one, other in zip(found, expected, strict=True):
-                deviation = float((one.float() - other).abs().max() / other.abs().max().clamp_min(1e-12))
-                if not deviation <= _TOLERANCE[dtype]:
-                    return _warned(f"flex computes something else here (by {deviation:.1e})")
+                return _warn(f"flex does not run here ({type(error).__name__}: {str(error).strip()[:200]})")
+            for tensor, reference in zip(actual, expected, strict=True):
+                deviation = float((tensor.float() - reference).abs().max() / reference.abs().max().clamp_min(1e-12))
+                if not deviation <= _TOLERANCE[dtype]:  # NaN included
+                    return _warn(f"flex computes something else here (by {deviation:.1e})")
     return None
 
 
 def _output_and_gradients(
     attend: Callable[..., torch.Tensor],
-    drawn: list[torch.Tensor],
+    inputs: list[torch.Tensor],
     weight: torch.Tensor,
     plan: FlexPlan,
     scaling: float,
     window: int | None,
     softcap: float | None,
 ) -> list[torch.Tensor]:
-    inputs = [one.detach().clone().requires_grad_() for one in drawn]
-    sinks = inputs[3] if len(inputs) == 4 else None
-    output = attend(*inputs[:3], plan, scaling=scaling, sliding_window=window, softcap=softcap, sinks=sinks)
-    return [output.detach(), *torch.autograd.grad((output.float() * weight).sum(), inputs)]
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
+    sinks = leaves[3] if len(leaves) == 4 else None
+    output = attend(*leaves[:3], plan, scaling=scaling, sliding_window=window, softcap=softcap, sinks=sinks)
+    return [output.detach(), *torch.autograd.grad((output.float() * weight).sum(), leaves)]
 
 
-def _warned(problem: str) -> str:
-    logger.warning("FlexAttention is left out: %s.", problem)
+def _warn(problem: str) -> str:
+    logger.warning("FlexAttention is not used: %s.", problem)
     return problem

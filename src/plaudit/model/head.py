@@ -2,7 +2,8 @@
 
 The stock sequence-classification forward scores every token and pools one per row. A reward model built here keeps
 its class, its state dict and its stock behaviour, and learns one more way to be called: with ``reward_positions`` it
-scores the states at those positions and nothing else, whatever the layout of the batch.
+scores the states at those positions and nothing else, whatever the layout of the batch. This happens in the root
+module's forward, so that the hooks of DDP, FSDP, DeepSpeed and PEFT run.
 """
 
 from __future__ import annotations
@@ -19,37 +20,27 @@ from transformers.utils import ModelOutput
 
 from plaudit.losses import load_balancing_loss
 from plaudit.model.attention import AttentionCall, SharedPrefixLayout
-from plaudit.prefix_tree import Piece, PrefixTree
-
-BACKEND_ATTRIBUTE = "shared_prefix_backend"
-"""Attribute of a reward model that says what computes its attention in the shared-prefix layout."""
+from plaudit.prefix_tree import Node, PrefixTree
 
 
 @dataclass
 class RewardOutput(ModelOutput):
-    """What a reward model returns for a batch that says where rewards are read.
+    """What a reward model returns when it is called with ``reward_positions``."""
 
-    Attributes:
-        logits: Rewards, shape (N, 1), float32.
-        pooled_states: The states under the head that they were read from, shape (N, H).
-        aux_loss: Load-balancing loss of a mixture-of-experts model whose configuration asks for it, a scalar.
-        extras: What the training heads computed, by name; see `plaudit.model.aux_heads`.
-    """
-
-    logits: torch.Tensor | None = None
-    pooled_states: torch.Tensor | None = None
-    aux_loss: torch.Tensor | None = None
-    extras: dict[str, torch.Tensor] | None = None
+    logits: torch.Tensor | None = None  # rewards, shape (N, 1), float32
+    pooled_states: torch.Tensor | None = None  # the states that they were read from, shape (N, H)
+    aux_loss: torch.Tensor | None = None  # load-balancing loss of a mixture of experts that asks for it, a scalar
+    extras: dict[str, torch.Tensor] | None = None  # outputs of the training heads, see `plaudit.model.aux_heads`
 
 
-def trunk_of(model: PreTrainedModel) -> nn.Module | None:
-    """The model below the head, or None where the model is built otherwise."""
+def backbone_of(model: PreTrainedModel) -> nn.Module | None:
+    """Returns the model below the head, or None where the model is built otherwise."""
     backbone = getattr(model, getattr(model, "base_model_prefix", ""), None)
     return backbone if isinstance(backbone, nn.Module) and backbone is not model else None
 
 
 def score_heads_of(model: nn.Module) -> list[nn.Linear]:
-    """The linear layers behind the name ``score`` of a decoder reward model; empty where there is none.
+    """Returns the linear layers behind the name ``score`` of a decoder reward model; empty where there is none.
 
     Usually one; an adapter that trains the head keeps the original beside each trained copy.
     """
@@ -60,13 +51,9 @@ def score_heads_of(model: nn.Module) -> list[nn.Linear]:
 
 
 def initialize_head(head: nn.Linear, seed: int) -> None:
-    """Draw a fresh head with standard deviation ``1/sqrt(H+1)``, so that rewards start near zero.
+    """Draws a fresh head with standard deviation ``1/sqrt(H+1)``, so that rewards start near zero.
 
-    Args:
-        head: The layer to fill, in place.
-        seed: Seed of the draw; the global random state is left alone.
-
-    Source: Stiennon et al. (2020), https://arxiv.org/abs/2009.01325, appendix.
+    The global random state is left alone. Source: Stiennon et al. (2020), https://arxiv.org/abs/2009.01325, appendix.
     """
     generator = torch.Generator().manual_seed(seed)
     fresh = torch.randn(head.weight.shape, generator=generator) / (head.in_features + 1) ** 0.5
@@ -76,20 +63,19 @@ def initialize_head(head: nn.Linear, seed: int) -> None:
             head.bias.zero_()
 
 
-def install_reward_forward(model: PreTrainedModel) -> None:
-    """Teach a decoder reward model to read rewards at given positions; without them it behaves as before.
+def install_reward_forward(model: PreTrainedModel) -> bool:
+    """Lets a decoder reward model read rewards at given positions; returns False for models that pool themselves.
 
-    Args:
-        model: A sequence-classification model with a backbone and a linear ``score`` head. Changed in place: its
-            ``forward`` and that of its head, on the instance only.
+    Changes the forward of the model and of its head, on the instance only. Without positions it behaves as before.
     """
     heads = score_heads_of(model)
-    if not heads or trunk_of(model) is None:
-        raise TypeError(f"{type(model).__name__} has no backbone with a linear `score` head")
+    if not heads or backbone_of(model) is None:
+        return False
     for head in heads:
         head.forward = MethodType(_float32_linear_forward, head)  # type: ignore[method-assign]
     # Not functools.wraps: whoever unwraps the function would find the stock forward again.
     model.forward = MethodType(_reward_forward, model)
+    return True
 
 
 def _float32_linear_forward(self: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
@@ -99,7 +85,7 @@ def _float32_linear_forward(self: nn.Linear, hidden: torch.Tensor) -> torch.Tens
         return nn.functional.linear(hidden.float(), self.weight.float(), bias)
 
 
-# What it is told of the layout changes from batch to batch; below it the backbone compiles.
+# The layout changes from batch to batch; the backbone below this function compiles.
 @torch.compiler.disable(recursive=False)
 def _reward_forward(
     self: Any,
@@ -107,16 +93,16 @@ def _reward_forward(
     attention_mask: torch.Tensor | None = None,
     position_ids: torch.Tensor | None = None,
     reward_positions: torch.Tensor | None = None,
-    pieces: Sequence[Piece] | None = None,
+    nodes: Sequence[Node] | None = None,
     attention_calls: list[AttentionCall] | None = None,
     text_positions: torch.Tensor | None = None,
     text_targets: torch.Tensor | None = None,
-    skip_logits: bool | None = None,
-    past_key_values: Any = None,
+    skip_logits: bool | None = None,  # Liger passes it
+    past_key_values: Any = None,  # by name, because prefix tuning looks for it in the signature
     **kwargs: Any,
 ) -> Any:
-    """Rewards (N, 1) at ``reward_positions`` of the flattened ``input_ids``, or the stock forward without them."""
-    kwargs["past_key_values"] = past_key_values  # by name: prefix tuning looks for it in the signature
+    """Returns rewards (N, 1) at ``reward_positions`` of the flattened ``input_ids``; without them, stock outputs."""
+    kwargs["past_key_values"] = past_key_values
     if reward_positions is None:
         return type(self).forward(
             self, input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, **kwargs
@@ -124,18 +110,18 @@ def _reward_forward(
     kwargs = {name: value for name, value in kwargs.items() if value is not None and name != "return_dict"}
     layout = None
     if input_ids is None:
-        # Prompt learning hands down embeddings, those of its virtual tokens in front.
+        # Prompt learning passes embeddings, those of its virtual tokens in front.
         reward_positions = last_attended(cast(torch.Tensor, attention_mask))
-    elif pieces is not None and getattr(self, "expand_shared_prefix", False):
-        input_ids, attention_mask, places_T = expand_to_padded(
-            input_ids, pieces, self.config.get_text_config().pad_token_id or 0
-        )
-        reward_positions = places_T.index_select(0, reward_positions)
-        text_positions = None if text_positions is None else places_T.index_select(0, text_positions)
+    elif nodes is not None and getattr(self, "expand_shared_prefix", False):
+        pad_token_id = self.config.get_text_config().pad_token_id or 0
+        input_ids, attention_mask, index_T = expand_to_padded(input_ids, nodes, pad_token_id)
+        reward_positions = index_T.index_select(0, reward_positions)
+        text_positions = None if text_positions is None else index_T.index_select(0, text_positions)
         position_ids = None
-    elif pieces is not None:
-        backend = getattr(self, BACKEND_ATTRIBUTE, "auto")
-        layout = SharedPrefixLayout(PrefixTree(tuple(pieces)), backend, attention_calls)
+    elif nodes is not None:
+        layout = SharedPrefixLayout(
+            PrefixTree(tuple(nodes)), getattr(self, "shared_prefix_backend", "auto"), attention_calls
+        )
         kwargs["shared_prefix_layout"] = layout
     if position_ids is not None:
         kwargs["position_ids"] = position_ids
@@ -143,37 +129,25 @@ def _reward_forward(
     outputs = backbone(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **kwargs)
     states_TH = outputs[0].flatten(0, 1)
     pooled_NH = states_TH.index_select(0, reward_positions)
-    router_logits = getattr(outputs, "router_logits", None)
     aux_loss = None
-    if router_logits:
+    if router_logits := getattr(outputs, "router_logits", None):
         # A token of a shared prompt stands for one in each response; padding stands for none.
         weight_T = None if attention_mask is None else attention_mask.flatten()
         if layout is not None:
             weight_T = layout.multiplicity(reward_positions.device)
         aux_loss = load_balancing_loss(router_logits, self.config.get_text_config().num_experts_per_tok, weight_T)
-    heads = getattr(self, "training_heads", None)
     extras = None
-    if heads is not None:
-        embedding = self.get_input_embeddings().weight
-        text = (text_positions, text_targets, embedding)
-        extras = heads(pooled_NH, states_TH, _trained_head_of(self.score).weight, *text)
+    if (heads := getattr(self, "training_heads", None)) is not None:
+        embedding_weight = self.get_input_embeddings().weight
+        # An adapter that trains the head keeps the original beside its copy.
+        copies = getattr(self.score, "modules_to_save", None)
+        head = self.score if copies is None else copies[self.score.active_adapters[0]]
+        extras = heads(pooled_NH, states_TH, head.weight, text_positions, text_targets, embedding_weight)
     return RewardOutput(logits=self.score(pooled_NH), pooled_states=pooled_NH, aux_loss=aux_loss, extras=extras)
 
 
-def _trained_head_of(score: Any) -> Any:
-    """The head that is in use: an adapter that trains it keeps the original beside its copy."""
-    copies = getattr(score, "modules_to_save", None)
-    return score if copies is None else copies[score.active_adapters[0]]
-
-
 def last_attended(attention_mask: torch.Tensor) -> torch.Tensor:
-    """Where the last attended token of each row lies in the flattened rectangle, wherever the padding is.
-
-    Args:
-        attention_mask: Shape (N, T).
-
-    Returns:
-        Shape (N,).
+    """Returns the index of each row's last attended token in the flattened rectangle, wherever the padding is.
 
     >>> last_attended(torch.tensor([[1, 1, 0], [0, 1, 1]])).tolist()
     [1, 5]
@@ -184,30 +158,21 @@ def last_attended(attention_mask: torch.Tensor) -> torch.Tensor:
 
 
 def expand_to_padded(
-    input_ids: torch.Tensor, pieces: Sequence[Piece], pad_token_id: int
+    input_ids: torch.Tensor, nodes: Sequence[Node], pad_token_id: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Turn a shared-prefix row back into a padded rectangle, one response a row.
+    """Turns a shared-prefix row (1, T) back into a padded rectangle, one response per row.
 
-    Args:
-        input_ids: Shape (1, T).
-        pieces: What the row is made of, as in `PrefixTree`.
-        pad_token_id: Fills the rest.
-
-    Returns:
-        ``input_ids`` (N, T') and ``attention_mask`` (N, T'); and where each token of the row lies in the flattened
-        rectangle, shape (T,), those of a shared prompt in its first copy.
+    Returns ``input_ids`` (N, T'), ``attention_mask`` (N, T'), and the index of each token of the row in the flattened
+    rectangle, shape (T,): of a shared prompt in its first copy.
     """
-    tree = PrefixTree(tuple(pieces))
+    tree = PrefixTree(tuple(nodes))
     ids = input_ids[0].split(tree.lengths)
-    rows: list[torch.Tensor] = []
-    origins: list[tuple[int, int]] = []  # row and column of each token
-    for path, own in zip(tree.paths, tree.own, strict=True):
-        start = tree.depths[path[-own]]
-        origins += [(len(rows), column) for column in range(start, tree.response_lengths[len(rows)])]
-        rows.append(torch.cat([ids[piece] for piece in path]))
+    rows = [torch.cat([ids[node] for node in path]) for path in tree.paths]
     padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_token_id)
     width = padded.shape[1]
-    lengths_N = torch.tensor([len(row) for row in rows], device=padded.device)
+    index: list[int] = []
+    for row, (path, own) in enumerate(zip(tree.paths, tree.own, strict=True)):
+        index += range(row * width + tree.depths[path[-own]], row * width + tree.response_lengths[row])
+    lengths_N = torch.tensor(tree.response_lengths, device=padded.device)
     attention_mask = torch.arange(width, device=padded.device) < lengths_N[:, None]
-    places_T = torch.tensor([row * width + column for row, column in origins], device=padded.device)
-    return padded, attention_mask.long(), places_T
+    return padded, attention_mask.long(), torch.tensor(index, device=padded.device)

@@ -17,7 +17,7 @@ logger = logging.getLogger("plaudit")
 
 
 def is_peft_model(model: nn.Module) -> bool:
-    """Whether a model is wrapped in adapters."""
+    """Returns whether a model is wrapped in adapters."""
     if importlib.util.find_spec("peft") is None:
         return False
     from peft import PeftMixedModel, PeftModel
@@ -26,7 +26,7 @@ def is_peft_model(model: nn.Module) -> bool:
 
 
 def base_model_of(model: nn.Module) -> Any:
-    """The reward model inside its adapters, or the model itself."""
+    """Returns the reward model inside its adapters, or the model itself."""
     if not is_peft_model(model):
         return model
     wrapped: Any = model
@@ -34,17 +34,13 @@ def base_model_of(model: nn.Module) -> Any:
 
 
 def is_prompt_learning(model: nn.Module) -> bool:
-    """Whether an adapter puts virtual tokens before the text."""
+    """Returns whether an adapter puts virtual tokens before the text."""
     configs = getattr(model, "peft_config", None) if is_peft_model(model) else None
     return any(getattr(config, "is_prompt_learning", False) for config in (configs or {}).values())
 
 
 def require_sequence_classification(model: nn.Module) -> None:
-    """Refuse adapters that were made around a language model: they have no reward head.
-
-    Raises:
-        ConfigError: If the model is an adapter for another task.
-    """
+    """Raises `ConfigError` for an adapter around a language model, which has no reward head."""
     if is_peft_model(model) and type(model).__name__ in ("PeftModelForCausalLM", "PeftModelForSeq2SeqLM"):
         raise ConfigError(
             f"the adapter is a {type(model).__name__}, around a language model without a reward head",
@@ -53,7 +49,7 @@ def require_sequence_classification(model: nn.Module) -> None:
 
 
 def warn_if_head_is_frozen(model: nn.Module) -> None:
-    """Say once if nothing would train the head of a ready adapter; the adapter itself is never altered."""
+    """Warns if nothing would train the head of a ready adapter; the adapter itself is never altered."""
     head = getattr(base_model_of(model), "score", None)
     if head is not None and not any(parameter.requires_grad for parameter in head.parameters()):
         logger.warning(
@@ -63,15 +59,9 @@ def warn_if_head_is_frozen(model: nn.Module) -> None:
 
 
 def wrap_with_adapter(model: nn.Module, peft_config: Any, *, trained_tokens: Sequence[int] = ()) -> nn.Module:
-    """Wrap a reward model in an adapter, with its head trained and saved.
+    """Wraps a reward model in an adapter, with its head and the embeddings of `trained_tokens` trained and saved.
 
-    Args:
-        model: A reward model without adapters.
-        peft_config: Left as it was.
-        trained_tokens: Ids of new tokens whose embeddings are trained with the adapter.
-
-    Raises:
-        ConfigError: If PEFT is missing, the configuration is none, or the model is wrapped already.
+    Raises `ConfigError` where PEFT is missing, the configuration does not fit, or the model has adapters already.
     """
     if importlib.util.find_spec("peft") is None:
         raise ConfigError("`peft_config` needs the peft library", fix="pip install 'plaudit[peft]'")
@@ -85,10 +75,17 @@ def wrap_with_adapter(model: nn.Module, peft_config: Any, *, trained_tokens: Seq
     if is_peft_model(model):
         raise ConfigError(
             "the model is wrapped in adapters already, and a `peft_config` was passed as well",
-            fix="Leave out `peft_config` to go on training the adapter, or merge the adapter first.",
+            fix="Remove `peft_config` to continue training the adapter, or merge the adapter first.",
         )
-    peft_config = copy.deepcopy(peft_config)
-    _make_it_classify(peft_config)
+    peft_config = copy.deepcopy(peft_config)  # the caller's stays as it is
+    task = getattr(peft_config, "task_type", None)
+    if task not in (None, "SEQ_CLS"):
+        name = getattr(task, "value", task)
+        logger.warning("The adapter's task_type %s is not that of a reward model: it is read as SEQ_CLS.", name)
+    # For this task PEFT trains and saves the head, and finds the model again.
+    peft_config.task_type = "SEQ_CLS"
+    if "score" not in (getattr(peft_config, "modules_to_save", None) or ()):
+        logger.info("The reward head is trained and saved with the adapter (modules_to_save=['score']).")
     if trained_tokens and hasattr(peft_config, "trainable_token_indices"):
         indices = peft_config.trainable_token_indices or {}
         if isinstance(indices, list):
@@ -100,36 +97,20 @@ def wrap_with_adapter(model: nn.Module, peft_config: Any, *, trained_tokens: Seq
     except ValueError as error:
         raise ConfigError(
             f"the adapter does not fit {type(model).__name__}: {error}",
-            fix="Name modules that it has in `target_modules`, or use 'all-linear'.",
+            fix="Name modules of the model in `target_modules`, or use 'all-linear'.",
         ) from error
     for config in wrapped.peft_config.values():
         if getattr(config, "modules_to_save", None):
-            config.modules_to_save = list(dict.fromkeys(config.modules_to_save))  # PEFT names the head once more
+            config.modules_to_save = list(dict.fromkeys(config.modules_to_save))  # PEFT adds the head once more
     return wrapped
 
 
 def store_trained_head_in_float32(model: nn.Module) -> None:
-    """Keep a head that is trained on a frozen backbone in float32, whatever the backbone is stored in.
+    """Keeps a trained head in float32 when the frozen backbone is stored in a lower precision.
 
-    Steps of a small learning rate would be rounded away in bfloat16.
-
-    Args:
-        model: A model whose adapter trains the head, changed in place. The head must compute in float32, as those of
-            `plaudit.model.head.install_reward_forward` do.
+    In bfloat16 the steps of a small learning rate would be rounded away. The head has to compute in float32, as those
+    of `install_reward_forward` do.
     """
     for head in score_heads_of(base_model_of(model)):
         if any(parameter.requires_grad for parameter in head.parameters()):
             head.float()
-
-
-def _make_it_classify(peft_config: Any) -> None:
-    """Set the task for which PEFT trains and saves the head, and finds the model again."""
-    task = getattr(peft_config, "task_type", None)
-    if task not in (None, "SEQ_CLS"):
-        logger.warning(
-            "The adapter's task_type %s is not that of a reward model: it is read as SEQ_CLS.",
-            getattr(task, "value", task),
-        )
-    peft_config.task_type = "SEQ_CLS"
-    if "score" not in (getattr(peft_config, "modules_to_save", None) or ()):
-        logger.info("The reward head is trained and saved with the adapter (modules_to_save=['score']).")

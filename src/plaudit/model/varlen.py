@@ -1,9 +1,10 @@
-"""The shared-prefix layout as one variable-length attention call a layer, for GPUs.
+"""The shared-prefix layout as one variable-length attention call per layer, for GPUs.
 
 Each response is a problem of its own: the queries ``P+R1`` (for the first response) or ``Ri`` against the keys
 ``P+Ri``, causal and aligned at the bottom right; so too where prompts branch off from a common beginning. Queries lie
 in the row in that order already; keys and values are gathered, a prompt once for each of its responses. Kernels of
-flash attention take such problems of unequal lengths in one call.
+flash attention take such problems of unequal lengths in one call. Outputs are never merged by their log-sum-exp:
+`varlen_attn` ignores its gradient.
 """
 
 from __future__ import annotations
@@ -27,17 +28,11 @@ AttentionBackend: TypeAlias = Literal["auto", "sdpa", "varlen", "flash_attn", "f
 
 @dataclass(frozen=True)
 class VarlenPlan:
-    """Index arithmetic of one batch, on its device.
+    """Index arithmetic of one batch, on its device."""
 
-    Attributes:
-        key_index: Which position of the row each gathered key is, shape (Tk,).
-        query_ends: Cumulative lengths of the problems' queries, from 0, shape (problems + 1,), int32.
-        key_ends: The same for their keys.
-        longest_query: Length of the longest problem's queries.
-        longest_key: The same for its keys.
-    """
-
-    key_index: torch.Tensor
+    key_index: torch.Tensor  # which position of the row each gathered key is, shape (Tk,)
+    # Cumulative lengths from 0, shape (problems + 1,), int32. They end with the row: tensors longer than the last of
+    # them give NaN gradients in `varlen_attn` (pytorch 176793). No problem is empty: every response has own tokens.
     query_ends: torch.Tensor
     key_ends: torch.Tensor
     longest_query: int
@@ -45,29 +40,24 @@ class VarlenPlan:
 
     @classmethod
     def of(cls, tree: PrefixTree, device: torch.device) -> VarlenPlan:
-        """The plan of a layout; nothing is read back from the device.
-
-        Args:
-            tree: What the row is made of.
-            device: Where the tensors go.
+        """Returns the plan of a layout; nothing is read back from the device.
 
         >>> plan = VarlenPlan.of(PrefixTree(((2, -1, 2), (1, 0, 1), (2, 0, 1))), torch.device("cpu"))
         >>> plan.key_index.tolist(), plan.query_ends.tolist(), plan.key_ends.tolist()
         ([0, 1, 2, 0, 1, 3, 4], [0, 3, 5], [0, 3, 7])
         """
-        index: list[int] = []
+        key_index: list[int] = []
         queries: list[int] = []
         for path, own in zip(tree.paths, tree.own, strict=True):
-            for piece in path:
-                index.extend(range(tree.starts[piece], tree.starts[piece] + tree.lengths[piece]))
-            queries.append(sum(tree.lengths[piece] for piece in path[-own:]))
+            for node in path:
+                key_index.extend(range(tree.starts[node], tree.starts[node] + tree.lengths[node]))
+            queries.append(sum(tree.lengths[node] for node in path[-own:]))
         keys = tree.response_lengths
-        ends_of_queries, ends_of_keys = (
-            torch.tensor([0, *accumulate(one)], dtype=torch.int32).to(device, non_blocking=True)
-            for one in (queries, keys)
+        query_ends, key_ends = (
+            torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(device, non_blocking=True)
+            for lengths in (queries, keys)
         )
-        key_index = torch.tensor(index).to(device, non_blocking=True)
-        return cls(key_index, ends_of_queries, ends_of_keys, max(queries), max(keys))
+        return cls(torch.tensor(key_index).to(device, non_blocking=True), query_ends, key_ends, max(queries), max(keys))
 
 
 def varlen_attention(
@@ -81,22 +71,8 @@ def varlen_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
 ) -> torch.Tensor:
-    """Attend within each response and its prompt, in one call of a kernel.
-
-    Args:
-        query: Shape (1, heads, T, head size).
-        key: Shape (1, key heads, T, head size).
-        value: Shape (1, key heads, T, head size).
-        plan: Which queries meet which keys.
-        kernel: One of `kernels`, or anything with their arguments.
-        scaling: Factor on the scores.
-        dropout: Probability of dropping an attention weight.
-        sliding_window: A query sees this many positions, its own included.
-
-    Returns:
-        Shape (1, T, heads, head size).
-    """
-    query_THD, key_THD, value_THD = (t[0].transpose(0, 1) for t in (query, key, value))
+    """Attends within each response and its prompt in one call of a kernel; see `shared_prefix_attention` for shapes."""
+    query_THD, key_THD, value_THD = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     output = kernel(
         query_THD,
         key_THD.index_select(0, plan.key_index),
@@ -104,7 +80,7 @@ def varlen_attention(
         plan,
         scaling=scaling,
         dropout=dropout,
-        # Left of a query, its own position not counted.
+        # Kernels count the positions left of a query, without its own.
         left=-1 if sliding_window is None else sliding_window - 1,
     )
     return output[None]
@@ -122,6 +98,7 @@ def _torch_varlen(
 ) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
+    # Its signature changed between releases of torch.
     known = inspect.signature(varlen_attn).parameters
     settings: dict[str, Any] = {"window_size": (left, 0)} if "window_size" in known else {"is_causal": True}
     if "scale" in known:
@@ -131,14 +108,14 @@ def _torch_varlen(
     if "enable_gqa" in known:
         settings["enable_gqa"] = query.shape[1] != key.shape[1]
     elif query.shape[1] != key.shape[1]:
-        key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], dim=1) for t in (key, value))
+        key, value = (tensor.repeat_interleave(query.shape[1] // tensor.shape[1], dim=1) for tensor in (key, value))
     ends = (plan.query_ends, plan.key_ends, plan.longest_query, plan.longest_key)
     output: Any = varlen_attn(query, key, value, *ends, **settings)
     return output
 
 
-def _flash(module: Callable[[], Any], *, has_dropout: bool = True) -> Kernel:
-    """The kernel of a module with FlashAttention's `flash_attn_varlen_func`, which is loaded at the first call."""
+def _flash(load_module: Callable[[], Any], *, has_dropout: bool = True) -> Kernel:
+    """Returns the kernel of a module with FlashAttention's `flash_attn_varlen_func`, loaded at the first call."""
 
     def kernel(
         query: torch.Tensor,
@@ -153,33 +130,32 @@ def _flash(module: Callable[[], Any], *, has_dropout: bool = True) -> Kernel:
         ends = (plan.query_ends, plan.key_ends, plan.longest_query, plan.longest_key)
         settings = {"softmax_scale": scaling, "causal": True, "window_size": (left, 0)}
         settings |= {"dropout_p": dropout} if has_dropout else {}
-        output = module().flash_attn_varlen_func(query, key, value, *ends, **settings)
-        # Some releases of FlashAttention 3 give the sums of scores as well.
-        found: torch.Tensor = output[0] if isinstance(output, tuple) else output
-        return found
+        output = load_module().flash_attn_varlen_func(query, key, value, *ends, **settings)
+        # Some releases of FlashAttention 3 return the sums of scores as well.
+        attended: torch.Tensor = output[0] if isinstance(output, tuple) else output
+        return attended
 
     return kernel
 
 
 @cache
-def _kernel_of_the_hub() -> Any:
+def _hub_kernel() -> Any:
     from kernels import get_kernel  # type: ignore[import-not-found]
 
-    # Which version goes with which torch is said in transformers' `modeling_flash_attention_utils`.
-    newer = tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (2, 10)
-    return get_kernel(HUB_KERNEL, version=4 if newer else 3)
+    # The same pairs of versions as in transformers' `modeling_flash_attention_utils`.
+    newer = tuple(int(number) for number in torch.__version__.split(".")[:2]) >= (2, 10)
+    return get_kernel("kernels-community/flash-attn2", version=4 if newer else 3)
 
 
-HUB_KERNEL = "kernels-community/flash-attn2"
+# By the name of their backend, the fastest first.
 KERNELS: dict[str, Kernel] = {
     "flash_attn_3": _flash(lambda: importlib.import_module("flash_attn_interface"), has_dropout=False),
     "varlen": _torch_varlen,
     "flash_attn": _flash(lambda: importlib.import_module("flash_attn")),
-    "kernels": _flash(_kernel_of_the_hub),
+    "kernels": _flash(_hub_kernel),
 }
-"""Kernels by the name of their backend, the fastest first."""
+# "kernels" has to be asked for: it downloads compiled code.
 AUTOMATIC = ("flash_attn_3", "varlen", "flash_attn")
-"""Those that are taken unasked; the others download compiled code."""
 _PACKAGES = {
     "flash_attn_3": "flash_attn_interface",
     "varlen": "torch.nn.attention.varlen",
@@ -195,7 +171,7 @@ def _varlen_has_windows() -> bool:
     return "window_size" in inspect.signature(varlen_attn).parameters
 
 
-def why_not(
+def why_not_varlen(
     backend: str,
     *,
     device: torch.device,
@@ -206,18 +182,7 @@ def why_not(
     softcap: float | None = None,
     sinks: bool = False,
 ) -> str | None:
-    """Say why a backend cannot compute a call; None if it can.
-
-    Args:
-        backend: A name of :data:`KERNELS`.
-        device: Where the tensors are.
-        dtype: Their type.
-        head_size: Size of a head.
-        dropout: Probability of dropping an attention weight.
-        sliding_window: A query sees this many positions.
-        softcap: Cap on the scores.
-        sinks: Whether there are attention sinks.
-    """
+    """Returns why one of `KERNELS` cannot compute a call; None if it can."""
     package = _PACKAGES[backend]
     if device.type != "cuda":
         return f"{backend} needs a CUDA device"

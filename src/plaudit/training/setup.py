@@ -27,6 +27,7 @@ from plaudit.model.aux_heads import (
     language_model_weight,
     remove_training_heads,
 )
+from plaudit.model.head import install_reward_forward
 from plaudit.model.load import (
     apply_liger,
     disable_dropout,
@@ -46,7 +47,7 @@ from plaudit.model.peft import (
     warn_if_head_is_frozen,
     wrap_with_adapter,
 )
-from plaudit.model.shared_prefix import choose_layout, enable_shared_prefix, read_rewards_at_positions
+from plaudit.model.shared_prefix import choose_layout, enable_shared_prefix
 from plaudit.objectives import Objective, check_objective, choose_objective, make_objective
 from plaudit.training.config import RewardConfig
 from plaudit.training.loss import RewardLoss
@@ -416,7 +417,7 @@ def make_ready(loaded: LoadedModel, args: RewardConfig, collator: Any, peft_conf
     set_serving_config(base_model)
     if args.disable_dropout:
         disable_dropout(model)
-    reads_positions = read_rewards_at_positions(base_model)
+    reads_positions = install_reward_forward(base_model)
     if peft_config is not None:
         model = wrap_with_adapter(model, peft_config, trained_tokens=loaded.added_tokens)
         if reads_positions:
