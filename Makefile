@@ -8,7 +8,7 @@ STAMP := $(VENV)/.setup-stamp
 TEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 WORKERS ?= 2
 
-.PHONY: setup demo test test-slow test-gpu test-deepspeed test-oldest check docs bench clean
+.PHONY: setup demo test test-slow test-gpu test-deepspeed test-oldest check stats docs bench clean
 
 setup: $(STAMP)
 
@@ -53,6 +53,11 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python scripts/stats.py --check
+
+# The size of src/: files, lines, words, functions; circles of imports.
+stats: setup
+	$(BIN)/python scripts/stats.py
 
 docs: setup
 	$(BIN)/python docs/settings.py

@@ -12,9 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+# Imported first: on import they set environment variables and loggers, which no test is to be blamed for.
+import datasets  # noqa: F401
 import hypothesis
 import numpy as np
 import pytest
+import sklearn  # noqa: F401
+import torch  # noqa: F401
+import transformers  # noqa: F401
 
 # Tests run one process a core, and the pipelines of transformers set this for good where it is not set.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
