@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import logging
 import os
 import random
@@ -12,15 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# Imported first: on import they set environment variables and loggers, which no test is to be blamed for.
-import datasets  # noqa: F401
 import hypothesis
 import numpy as np
 import pytest
-import sklearn  # noqa: F401
-import torch  # noqa: F401
-import transformers  # noqa: F401
 
+# Their import sets environment variables and loggers, which no test is to be blamed for.
+for library in ("datasets", "sklearn", "torch", "transformers"):
+    importlib.import_module(library)
 # Tests run one process a core, and the pipelines of transformers set this for good where it is not set.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # The same examples in each run, and no time limit for one: a busy machine is no error.
