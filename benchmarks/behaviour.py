@@ -86,7 +86,10 @@ def differences(old: Any, new: Any, rtol: float, path: str = "") -> Iterator[Dif
         is_time = re.search(r"\btime\b", str(old.get("label")))  # a number of a report
         for key in [*old, *(key for key in new if key not in old)]:
             if not IGNORED_KEYS.fullmatch(key) and not (is_time and key == "value"):
-                yield from differences(old.get(key, MISSING), new.get(key, MISSING), rtol, f"{path}/{key}")
+                before, after = old.get(key, MISSING), new.get(key, MISSING)
+                if key == "target_modules" and isinstance(before, list) and isinstance(after, list):
+                    before, after = sorted(before), sorted(after)  # PEFT saves a set
+                yield from differences(before, after, rtol, f"{path}/{key}")
     elif isinstance(old, list) and isinstance(new, list):
         yield from _list_differences(old, new, rtol, path)
     elif (
