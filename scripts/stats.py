@@ -47,9 +47,8 @@ def print_figures(trees: dict[Path, ast.Module], imports: dict[Path, set[Path]],
     print(f"code lines per file          {lines['code'] / len(trees):.0f}")
     print(f"files with one importer      {sum(count == 1 for count in importers.values())}")
     print(f"dataclasses                  {dataclasses}")
-    print(
-        f"functions                    {len(lengths)}, {usual:.1%} within {USUAL_FUNCTION} lines, longest {max(lengths)}"
-    )
+    shares = f"{usual:.1%} within {USUAL_FUNCTION} lines, longest {max(lengths)}"
+    print(f"functions                    {len(lengths)}, {shares}")
 
 
 def count_lines(path: Path, tree: ast.Module) -> Counter[str]:
