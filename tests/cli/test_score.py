@@ -66,7 +66,7 @@ def test_the_commands_on_the_page(plaudit, pairs, candidates, model_folder):
         assert list(row) == ["prompt", "response", "n", "reward"]
         assert row["response"] == model.best_of_n(source["prompt"], source["responses"]).response
     assert len(lines("top.jsonl")) == 2
-    assert not list(Path().glob("*.parts")) + list(Path().glob("*.scored.*")) + list(Path().glob(".*.tmp"))
+    assert not list(Path().glob("*.chunks")) + list(Path().glob("*.scored.*")) + list(Path().glob(".*.tmp"))
 
 
 def test_what_is_said(plaudit, pairs, model_folder):
@@ -97,7 +97,7 @@ def test_what_is_said(plaudit, pairs, model_folder):
         (["filter", "in.jsonl", "--output", "o.jsonl"], "nothing says what to keep"),
         (["filter", "none.jsonl", "--output", "o.jsonl", "--quantile", "0.5"], "no such file"),
         (["best-of-n", "in.jsonl", "--output", "o.jsonl", "--top", "0"], "Keep at least 1"),
-        (["best-of-n", "in.jsonl", "--output", "o.txt"], "says nothing"),
+        (["best-of-n", "in.jsonl", "--output", "o.txt"], "unknown extension"),
     ],
 )
 def test_wrong_command_lines(plaudit, command, message):
@@ -118,16 +118,16 @@ def test_help_lists_every_setting(plaudit, command):
 def test_an_interruption_says_where_it_goes_on(plaudit, pairs, model_folder, monkeypatch):
     write = score_command.score_file.__globals__["WorkFolder"].write
 
-    def interrupted(work, index, part):
+    def interrupted(work, index, rows):
         if index == 2:
             raise KeyboardInterrupt
-        write(work, index, part)
+        write(work, index, rows)
 
     with monkeypatch.context() as patch:
         patch.setattr("plaudit.inference.files.WorkFolder.write", interrupted)
-        code, _, err = plaudit("score", model_folder, pairs, "--output", "out.jsonl", "--window", "4")
+        code, _, err = plaudit("score", model_folder, pairs, "--output", "out.jsonl", "--chunk_size", "4")
     assert code == 130
-    assert "Finished windows are kept in out.jsonl.parts" in err
-    code, _, err = plaudit("score", model_folder, pairs, "--output", "out.jsonl", "--window", "4")
+    assert "Finished chunks are kept in out.jsonl.chunks" in err
+    code, _, err = plaudit("score", model_folder, pairs, "--output", "out.jsonl", "--chunk_size", "4")
     assert code == 0
     assert "Scored 12 rows, 8 of them by an earlier run" in err

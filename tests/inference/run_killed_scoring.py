@@ -31,7 +31,7 @@ def run_child(model, rows, output, delay):
             timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL))
             timer.daemon = True
             timer.start()
-        score_file(model, rows, output, window=8)
+        score_file(model, rows, output, chunk_size=8)
         code = 0
     finally:
         os._exit(code)
@@ -50,17 +50,17 @@ def main(folder, seed):
     output = folder / "0.jsonl"
     while kills < KILLS:
         status = run_child(model, rows, output, draw.uniform(0, seconds / 4))
-        parts = output.with_name(f"{output.name}.parts")
+        chunks = output.with_name(f"{output.name}.chunks")
         if os.WIFSIGNALED(status):
             kills += 1
-            progress.append(len(list(parts.glob("window-*.json"))) if parts.is_dir() else -1)
+            progress.append(len(list(chunks.glob("chunk-*.json"))) if chunks.is_dir() else -1)
         elif status:
             wrong.append(f"status {status} after {kills} kills")
             break
         if output.exists():
             if output.read_bytes() != whole:
                 wrong.append(f"{output.name} is half a file, or another")
-            if not status or not parts.is_dir():
+            if not status or not chunks.is_dir():
                 ended += 1
                 output = folder / f"{ended}.jsonl"
     if not output.exists() and run_child(model, rows, output, None):

@@ -20,16 +20,16 @@ def main(folder, rank):
     """Score a file together; then with a row that rank 1 cannot score; then without rank 1."""
     model = RewardModel.from_pretrained(folder / "model", device="cpu")
     said = {}
-    rows, window = folder / "rows.jsonl", {"window": 4}
-    said["scored"] = told(lambda: files.score_file(model, rows, folder / "scored.jsonl", **window))
+    rows, settings = folder / "rows.jsonl", {"chunk_size": 4}
+    said["scored"] = told(lambda: files.score_file(model, rows, folder / "scored.jsonl", **settings))
     said["differing"] = told(
-        lambda: files.score_file(model, folder / f"rows{rank or ''}.jsonl", folder / "differing.jsonl", **window)
+        lambda: files.score_file(model, folder / f"rows{rank or ''}.jsonl", folder / "differing.jsonl", **settings)
     )
-    said["exists"] = told(lambda: files.score_file(model, rows, folder / "scored.jsonl", **window))
-    said["broken"] = told(lambda: files.score_file(model, folder / "broken.jsonl", folder / "b.jsonl", **window))
+    said["exists"] = told(lambda: files.score_file(model, rows, folder / "scored.jsonl", **settings))
+    said["broken"] = told(lambda: files.score_file(model, folder / "broken.jsonl", folder / "b.jsonl", **settings))
     if rank:
-        files._Job.run = lambda job: False  # gone, as if killed
-    said["alone"] = told(lambda: files.score_file(model, rows, folder / "alone.jsonl", patience=2.0, **window))
+        files._score_chunks = lambda *args, **settings: None  # gone, as if killed
+    said["alone"] = told(lambda: files.score_file(model, rows, folder / "alone.jsonl", patience=2.0, **settings))
     (folder / f"{rank}.json").write_text(json.dumps(said))
 
 

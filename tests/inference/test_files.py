@@ -70,7 +70,7 @@ def test_rows_of_every_shape_get_the_rewards_of_the_model(model, tmp_path):
     for row, kept in zip(rows, out, strict=True):
         assert list(kept)[: len(row)] == list(row)
         assert json.dumps({name: kept[name] for name in row}) == json.dumps(row)  # ints stay ints
-    assert (result.rows, result.responses, result.lost, result.resumed) == (4, 7, 0, 0)
+    assert (result.rows, result.responses, result.unscored, result.resumed) == (4, 7, 0, 0)
     assert set(result.columns) == {"reward", "chosen_reward", "rejected_reward"}
     assert sorted(one.name for one in tmp_path.glob("*")) == ["out.jsonl", "rows.jsonl"]
 
@@ -98,7 +98,7 @@ def test_every_format_into_every_format(model, tmp_path, source, target):
         write(path / "a.jsonl", rows[:6])
         write(path / "b.jsonl", rows[6:])
     out = tmp_path / f"out.{target}"
-    score_file(model, path, out, window=4)
+    score_file(model, path, out, chunk_size=4)
     if target == "parquet":
         found = pq.read_table(out).to_pylist()
         assert list(Dataset.from_parquet(str(out)).features) == [*rows[0], "reward"]
@@ -163,9 +163,9 @@ def test_conversations_in_csv(model, tmp_path):
 
 def test_columns_are_named_and_not_overwritten_unasked(model, tmp_path):
     path = write(tmp_path / "in.jsonl", [{"reward": "mine", "response": "4", "b": 1}])
-    with pytest.raises(DataError, match=r"row 0, field `reward`: is there already"):
+    with pytest.raises(DataError, match=r"row 0, field `reward`: exists already"):
         score_file(model, path, tmp_path / "out.jsonl")
-    assert not (tmp_path / "out.jsonl.parts").exists()
+    assert not (tmp_path / "out.jsonl.chunks").exists()
     score_file(model, path, tmp_path / "named.jsonl", column="quality")
     assert list(lines(tmp_path / "named.jsonl")[0]) == ["reward", "response", "b", "quality"]
     score_file(model, path, tmp_path / "over.jsonl", overwrite_column=True)
@@ -182,12 +182,12 @@ def test_rows_that_cannot_be_scored(model, tmp_path, target, caplog):
     path, out = write(tmp_path / "in.jsonl", rows), tmp_path / f"out.{target}"
     out.write_text("before")
     with pytest.raises(DataError, match=r"row 6, field `rejected`"):
-        score_file(model, path, out, window=4, overwrite=True)
+        score_file(model, path, out, chunk_size=4, overwrite=True)
     assert out.read_text() == "before"
     with caplog.at_level(logging.WARNING, "plaudit"):
-        result = score_file(model, path, out, window=4, overwrite=True, errors="nan")
-    assert (result.lost, result.resumed, result.columns) == (2, 4, ("chosen_reward", "rejected_reward"))
-    assert "2 of 9 rows could not be scored and have reward NaN (rows 6, 7)" in caplog.text
+        result = score_file(model, path, out, chunk_size=4, overwrite=True, errors="nan")
+    assert (result.unscored, result.resumed, result.columns) == (2, 4, ("chosen_reward", "rejected_reward"))
+    assert "9 rows read, 7 scored; not scored: 2 that cannot be read (rows 6, 7;" in caplog.text
     if target == "jsonl":
         assert lines(out)[7] == {**rows[7], "chosen_reward": None, "rejected_reward": None}
     if target == "parquet":
@@ -198,18 +198,18 @@ def test_rows_that_are_too_long(folder, tmp_path, caplog):
     path = write(tmp_path / "in.jsonl", [{"response": "a"}, {"response": "a" * 100}])
     load = {"device": "cpu", "max_length": 20}
     with pytest.raises(DataError, match="row 1, field `response`: has 101 tokens"):
-        score_file(RewardModel.from_pretrained(folder, **load), path, tmp_path / "out.jsonl", window=1)
+        score_file(RewardModel.from_pretrained(folder, **load), path, tmp_path / "out.jsonl", chunk_size=1)
     cutting = RewardModel.from_pretrained(folder, overlong="truncate_left", **load)
     with caplog.at_level(logging.WARNING, "plaudit"):
-        result = score_file(cutting, path, tmp_path / "out.jsonl", window=1)
-    assert (result.cut, result.resumed) == (1, 1)  # a finished window had nothing to cut
-    assert "1 of 2 rows had more than 20 tokens" in caplog.text
+        result = score_file(cutting, path, tmp_path / "out.jsonl", chunk_size=1)
+    assert (result.truncated, result.resumed) == (1, 1)  # a finished chunk had nothing to truncate
+    assert "1 over-long, truncated on the left (> 20 tokens; row 1)" in caplog.text
 
 
 def test_what_cannot_work_is_refused_with_a_way_out(model, tmp_path):
     path = write(tmp_path / "in.jsonl", singles(3))
     for out, message in (
-        ("out.txt", "says nothing"),
+        ("out.txt", "unknown extension"),
         ("out.json", "JSON lines"),
         ("none/out.jsonl", "no folder"),
         ("in.jsonl", "exists"),
@@ -235,41 +235,41 @@ class Power(Exception):
 
 
 @pytest.mark.parametrize("target", ["jsonl", "parquet"])
-def test_a_run_that_stops_at_any_window_goes_on_there(model, tmp_path, monkeypatch, target):
+def test_a_run_that_stops_at_any_chunk_resumes_there(model, tmp_path, monkeypatch, target):
     path = write(tmp_path / "in.jsonl", singles())
-    score_file(model, path, tmp_path / f"whole.{target}", window=2)
+    score_file(model, path, tmp_path / f"whole.{target}", chunk_size=2)
     out = tmp_path / f"out.{target}"
-    write_part, computed = WorkFolder.write, []
+    write_chunk, computed = WorkFolder.write, []
 
-    def failing(work, index, part):
+    def failing(work, index, rows):
         if index == len(computed):
             computed.append(index)
             raise Power
-        raise AssertionError("a finished window is computed again")
+        raise AssertionError("a finished chunk is computed again")
 
     for stop in range(6):
         with monkeypatch.context() as patch:
             patch.setattr(WorkFolder, "write", failing)
             with pytest.raises(Power):
-                score_file(model, path, out, window=2)
+                score_file(model, path, out, chunk_size=2)
         assert not out.exists()
 
-        def once(work, index, part, stop=stop):
+        def once(work, index, rows, stop=stop):
             if index > stop:
                 raise Power
             assert index == stop
-            write_part(work, index, part)
+            write_chunk(work, index, rows)
 
         with monkeypatch.context() as patch:
             patch.setattr(WorkFolder, "write", once)
             if stop < 5:
                 with pytest.raises(Power):
-                    score_file(model, path, out, window=2)
+                    score_file(model, path, out, chunk_size=2)
             else:
-                result = score_file(model, path, out, window=2)
+                result = score_file(model, path, out, chunk_size=2)
     assert result.resumed == 10
     assert out.read_bytes() == (tmp_path / f"whole.{target}").read_bytes()
-    assert not (tmp_path / f"out.{target}.parts").exists()
+    assert not (tmp_path / f"out.{target}.chunks").exists()
 
 
 @pytest.mark.parametrize("step", ["result.json", "rename", "remove"])
@@ -285,28 +285,28 @@ def test_a_run_that_stops_while_it_writes_the_result(model, tmp_path, monkeypatc
         else:
             patch.setattr(f"plaudit.inference.files.{'rename' if step == 'rename' else 'write_whole'}", stop)
         with pytest.raises(Power):
-            score_file(model, path, out, window=2)
+            score_file(model, path, out, chunk_size=2)
     assert out.exists() == (step == "remove")
-    result = score_file(model, path, out, window=2)
+    result = score_file(model, path, out, chunk_size=2)
     assert result.rows == len(lines(out)) == 11
-    assert not (tmp_path / "out.jsonl.parts").exists()
+    assert not (tmp_path / "out.jsonl.chunks").exists()
     with pytest.raises(ConfigError, match="exists"):
-        score_file(model, path, out, window=2)
+        score_file(model, path, out, chunk_size=2)
 
 
 def stopped(model, path, out, monkeypatch):
-    """Finish the first window only."""
-    write_part = WorkFolder.write
+    """Finish the first chunk only."""
+    write_chunk = WorkFolder.write
 
-    def first(work, index, part):
+    def first(work, index, rows):
         if index:
             raise Power
-        write_part(work, index, part)
+        write_chunk(work, index, rows)
 
     with monkeypatch.context() as patch:
         patch.setattr(WorkFolder, "write", first)
         with pytest.raises(Power):
-            score_file(model, path, out, window=2)
+            score_file(model, path, out, chunk_size=2)
 
 
 def test_what_changed_since_is_named_and_restart_starts_over(model, folder, tmp_path, monkeypatch):
@@ -321,15 +321,15 @@ def test_what_changed_since_is_named_and_restart_starts_over(model, folder, tmp_
         (RewardModel.from_pretrained(folder, device="cpu", max_length=50), r"^`max_length` \(512, now 50\) changed"),
     ):
         with pytest.raises(ConfigError, match=message) as caught:
-            score_file(other, path, out, window=2)
+            score_file(other, path, out, chunk_size=2)
         assert "--restart" in str(caught.value)
-        assert "1 finished windows" in str(caught.value)
-    with pytest.raises(ConfigError, match=r"`window` \(2, now 3\)"):
-        score_file(model, path, out, window=3)
+        assert "1 finished chunks" in str(caught.value)
+    with pytest.raises(ConfigError, match=r"`chunk_size` \(2, now 3\)"):
+        score_file(model, path, out, chunk_size=3)
     write(path, [*singles(10), {"response": "other"}])
     with pytest.raises(ConfigError, match="the input changed"):
-        score_file(model, path, out, window=2)
-    assert score_file(model, path, out, window=2, restart=True).resumed == 0
+        score_file(model, path, out, chunk_size=2)
+    assert score_file(model, path, out, chunk_size=2, restart=True).resumed == 0
     close(lines(out)[-1]["reward"], model.score({"response": "other"}))
 
 
@@ -390,7 +390,7 @@ def test_best_of_n_names_the_row_that_does_not_fit(tmp_path):
     for change, message in (
         ({"reward": [1.0]}, "row 1, field `reward`: has 1 rewards for 4 responses"),
         ({"reward": "high"}, "row 1, field `reward`: is 'high', no reward"),
-        ({"response": "there"}, "row 1, field `response`: is there already"),
+        ({"response": "there"}, "row 1, field `response`: exists already"),
     ):
         with pytest.raises(DataError, match=message):
             best_of_n_file(write(tmp_path / "in.jsonl", [row, {**row, **change}]), tmp_path / "out.jsonl")

@@ -19,7 +19,7 @@ def test_a_file_whose_scoring_is_killed_20_times_is_that_of_an_undisturbed_run(f
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     environment = {
         **os.environ,
-        "PYTHONPATH": str(HERE.parent),
+        "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")]),
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "CUDA_VISIBLE_DEVICES": "",

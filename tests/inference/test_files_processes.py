@@ -38,7 +38,7 @@ def test_one_merged_result_in_the_order_of_the_input(outcome, tmp_path):
     assert [row["n"] for row in together] == list(range(30))
     for row, other in zip(together, alone, strict=True):
         assert row["reward"] == pytest.approx(other["reward"], abs=1e-5)
-    assert not (path / "scored.jsonl.parts").exists()
+    assert not (path / "scored.jsonl.chunks").exists()
 
 
 def test_both_say_that_they_see_different_rows_or_may_not_write(outcome):
@@ -56,6 +56,6 @@ def test_a_process_that_fails_is_named_by_the_one_that_waits(outcome):
 
 def test_a_process_that_is_gone_is_not_waited_for_for_ever(outcome):
     path, (first, _) = outcome
-    assert "process 1 has shown no sign of life for 2 seconds" in first["alone"]
+    assert "process 1 has had no heartbeat for 2 seconds" in first["alone"]
     assert not (path / "alone.jsonl").exists()
-    assert (path / "alone.jsonl.parts").is_dir()
+    assert (path / "alone.jsonl.chunks").is_dir()

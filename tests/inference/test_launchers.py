@@ -40,7 +40,7 @@ def write(path, rows):
 @pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE, ACCELERATE_CPU], ids=["torchrun", "accelerate", "cpu"])
 def test_one_merged_result_equal_to_one_process(launcher, folder, rows, tmp_path):
     source = write(tmp_path / "rows.jsonl", rows)
-    code, said = launch(launcher, folder, source, "--output", tmp_path / "two.jsonl", "--window", "4")
+    code, said = launch(launcher, folder, source, "--output", tmp_path / "two.jsonl", "--chunk_size", "4")
     assert code == 0, said
     assert said.count("Scored 30 rows (30 rewards") == 1
     score_file(RewardModel.from_pretrained(folder, device="cpu"), source, tmp_path / "one.jsonl")
@@ -50,14 +50,14 @@ def test_one_merged_result_equal_to_one_process(launcher, folder, rows, tmp_path
     assert [row["n"] for row in together] == list(range(30))
     for row, other in zip(together, alone, strict=True):
         assert row["reward"] == pytest.approx(other["reward"], abs=1e-5)
-    assert not (tmp_path / "two.jsonl.parts").exists()
+    assert not (tmp_path / "two.jsonl.chunks").exists()
 
 
 @pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["torchrun", "accelerate"])
 def test_the_processes_share_the_rows(launcher, folder, rows, tmp_path):
-    # Row 5 is in the second window, which is for the second process; nobody else reads it.
+    # Row 5 is in the second chunk, which is for the second process; nobody else reads it.
     source = write(tmp_path / "rows.jsonl", [*rows[:5], {"n": 5, "response": None}, *rows[6:]])
-    code, said = launch(launcher, folder, source, "--output", tmp_path / "two.jsonl", "--window", "4")
+    code, said = launch(launcher, folder, source, "--output", tmp_path / "two.jsonl", "--chunk_size", "4")
     assert code != 0
     assert "process 1 failed: row 5" in said
     assert not (tmp_path / "two.jsonl").exists()

@@ -85,14 +85,14 @@ def test_a_layout_that_turns_out_wrong_is_left_and_rewards_stay_right(folder, re
 def test_batches_are_as_small_as_asked_after_the_layout_was_left(folder, monkeypatch):
     monkeypatch.setattr("plaudit.model.shared_prefix._unexpected_calls", lambda *args: "it is made up")
     model = load(folder, max_tokens_per_batch=240)
-    computed, forward = [], type(model._forward).__call__
+    computed, forward = [], type(model._engine.forward).__call__
 
     def watched(self, *args, **options):
         rewards = forward(self, *args, **options)
         computed.append(rewards.tokens_computed)
         return rewards
 
-    monkeypatch.setattr(type(model._forward), "__call__", watched)
+    monkeypatch.setattr(type(model._engine.forward), "__call__", watched)
     model.score([{"prompt": "x" * 50, "responses": [f"{n}{k}" for k in range(9)]} for n in range(8)])
     assert model.batch_layout == "padded"
     assert max(computed) <= 240
@@ -309,7 +309,7 @@ def test_margins_and_probabilities(folder, plain):
     assert model.margin(iter(PAIRS)) == pytest.approx(expected, abs=1e-4)
     assert model.probability(PAIRS) == pytest.approx([1 / (1 + math.exp(-one)) for one in expected], abs=1e-4)
     assert model.probability(PAIRS[2]) == 0.5
-    with pytest.raises(DataError, match="row 1: is no pair"):
+    with pytest.raises(DataError, match="row 1: is not a pair"):
         model.margin([PAIRS[0], {"prompt": "a", "response": "b"}])
 
 

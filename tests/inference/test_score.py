@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from model_builders import conversation_rows, tiny_model
 from plaudit import ConfigError, DataError, RewardModel
-from plaudit.inference.engine import pieces_of
+from plaudit.inference.engine import group_responses
 
 CLOSE = 1e-4
 TOOLS = [{"type": "function", "function": {"name": "add"}}]
@@ -153,22 +153,22 @@ def test_a_stream_is_read_no_further_than_it_must_be(scorer):
 
 def test_a_window_closes_at_a_number_of_responses_and_of_characters(scorer, monkeypatch):
     rows = ({"responses": ["a", "b"] * 128} for _ in range(40))
-    assert [len(window) for window in scorer._preparation.windows(rows)] == [4] * 10
+    assert [len(window) for window in scorer._preparer.windows(rows)] == [4] * 10
     monkeypatch.setattr("plaudit.data.prepare._CHARACTERS_AT_ONCE", 1000)
     texts = ("x" * 400 for _ in range(7))
-    assert [len(window) for window in scorer._preparation.windows(texts)] == [3, 3, 1]
+    assert [len(window) for window in scorer._preparer.windows(texts)] == [3, 3, 1]
 
 
 def count_tokens(scorer):
     """Make a scorer note what it computes: its tokens with padding, batch by batch."""
-    computed, forward = [], scorer._engine._forward
+    computed, forward = [], scorer._engine.forward
 
     def watched(model, batch, **options):
         computed.append(batch["input_ids"].numel())
         return forward(model, batch, **options)
 
     watched.layout = forward.layout
-    scorer._engine._forward = watched
+    scorer._engine.forward = watched
     return computed
 
 
@@ -204,26 +204,25 @@ def test_padded_batches_hold_responses_of_similar_length(folder):
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
-    rows=st.lists(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), max_size=5), max_size=8),
+    responses=st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), max_size=30),
     share=st.booleans(),
     tokens=st.integers(1, 40),
 )
-def test_pieces_hold_every_response_once_and_fit(rows, share, tokens):
-    pieces = pieces_of(rows, share=share, max_tokens=tokens)
+def test_groups_hold_every_response_once_and_fit(responses, share, tokens):
     found = {}
-    for piece in pieces:
-        assert piece.tokens <= tokens or len(piece.responses) == 1
-        for ids, places in zip(piece.responses, piece.places, strict=True):
+    for group in group_responses(responses, share=share, max_tokens=tokens):
+        assert group.tokens <= tokens or len(group.responses) == 1
+        for ids, places in zip(group.responses, group.places, strict=True):
             for place in places:
                 assert place not in found
                 found[place] = ids
-    assert found == {(g, n): ids for g, responses in enumerate(rows) for n, ids in enumerate(responses)}
+    assert found == dict(enumerate(responses))
 
 
 def test_memory_that_runs_out_halves_the_batch_and_says_so(folder, caplog):
     model = RewardModel.from_pretrained(folder, device="cpu", max_tokens_per_batch=1000)
     expected = model.score(ROWS)
-    forward = model._engine._forward
+    forward = model._engine.forward
 
     def small_memory(called, batch, **options):
         if batch["input_ids"].numel() > 100:
@@ -231,7 +230,7 @@ def test_memory_that_runs_out_halves_the_batch_and_says_so(folder, caplog):
         return forward(called, batch, **options)
 
     small_memory.layout = forward.layout
-    model._engine._forward = small_memory
+    model._engine.forward = small_memory
     with caplog.at_level(logging.WARNING, "plaudit"):
         assert flat(model.score(ROWS)) == pytest.approx(flat(expected), abs=1e-5)
     assert "Out of memory at" in caplog.text
@@ -298,7 +297,8 @@ def test_nan_where_asked_counted_and_said(scorer, caplog):
         scores = scorer.score(rows, errors="nan")
     assert list(map(math.isnan, flat(scores))) == [False, True, True, True, True, True, True, False, True]
     assert [type(score) for score in scores] == [float, float, tuple, list, float, float]
-    assert "4 of 6 rows could not be scored and have reward NaN (rows 1, 2, 3, 5). The first: row 1" in caplog.text
+    assert "6 rows read, 2 scored; not scored: 1 over-long (> 512 tokens; row 5)" in caplog.text
+    assert "(rows 1, 2, 3; the first: row 1: is null" in caplog.text
     assert [scores[0], scores[4]] == pytest.approx([scorer.score("a"), scorer.score("b")], abs=1e-5)
     streamed = flat(scorer.score_stream(rows, errors="nan", window=2))
     assert streamed == pytest.approx(flat(scores), abs=1e-5, nan_ok=True)
@@ -324,12 +324,12 @@ def test_what_is_too_long(folder, layout, plain, caplog, overlong):
     assert short == pytest.approx(plain("short"), abs=CLOSE)
     if overlong == "nan":
         assert all(map(math.isnan, several))
-        assert "1 of 2 rows could not be scored and have reward NaN (row 1)" in caplog.text
+        assert "2 rows read, 1 scored; not scored: 1 over-long (> 10 tokens; row 1)" in caplog.text
         with pytest.raises(DataError, match="is null"):
             model.score([*rows, {"response": None}])
         return
     side = overlong.removeprefix("truncate_")
-    assert f"1 of 2 rows had more than 10 tokens and were cut on the {side} (row 1)" in caplog.text
+    assert f"1 over-long, truncated on the {side} (> 10 tokens; row 1)" in caplog.text
     if side == "left":
         # Four tokens off both, as the trainer does: they go on sharing the rest of their prompt.
         assert several == pytest.approx([plain("456789abc"), plain("456789ab")], abs=CLOSE)
@@ -341,8 +341,8 @@ def test_empty_answers_and_unfinished_talks_are_said_once(folder, caplog):
     with caplog.at_level(logging.WARNING, "plaudit"):
         model.score(rows)
         model.score(rows)
-    assert caplog.text.count("1 of 3 rows end with a message that is not the assistant's (row 1)") == 1
-    assert caplog.text.count("1 of 3 rows have an empty response (row 2)") == 1
+    assert caplog.text.count("1 whose last message is not the assistant's (row 1)") == 1
+    assert caplog.text.count("1 with an empty response (row 2)") == 1
 
 
 def test_plain_text_beside_a_chat_template_is_said_once(folder, caplog):

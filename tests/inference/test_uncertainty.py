@@ -290,7 +290,7 @@ def lines(path):
 def test_files_get_spread_and_lower_bound_of_what_can_be_told(uncertain_folder, source, tmp_path):
     model = RewardModel.from_pretrained(uncertain_folder, device="cpu")
     result = score_file(
-        model, source, tmp_path / "out.jsonl", uncertainty=True, k=2.0, errors="nan", window=2, column="r"
+        model, source, tmp_path / "out.jsonl", uncertainty=True, k=2.0, errors="nan", chunk_size=2, column="r"
     )
     one, several, pair, talk, lost = lines(tmp_path / "out.jsonl")
     for row, found in ((ROWS[0], one), (ROWS[1], several), (ROWS[3], talk)):
@@ -304,7 +304,7 @@ def test_files_get_spread_and_lower_bound_of_what_can_be_told(uncertain_folder, 
     assert "r_std" not in pair
     assert (lost["r"], lost["r_std"], lost["r_lower_bound"]) == (None, None, None)
     assert result.columns[-3:] == ("rejected_r", "r_margin_std", "r_margin_lower_bound")
-    assert (result.rows, result.responses, result.lost) == (5, 7, 1)
+    assert (result.rows, result.responses, result.unscored) == (5, 7, 1)
 
 
 def test_parquet_has_types_for_them(uncertain_folder, tmp_path):
@@ -325,9 +325,9 @@ def test_an_interrupted_run_goes_on_only_with_the_same_question(uncertain_folder
     path = tmp_path / "rows.jsonl"
     path.write_text("\n".join(json.dumps({"prompt": "2+2=", "response": str(n)}) for n in range(6)))
     model = RewardModel.from_pretrained(uncertain_folder, device="cpu")
-    ask = {"window": 2, "uncertainty": True}
+    ask = {"chunk_size": 2, "uncertainty": True}
     whole = score_file(model, path, tmp_path / "whole.jsonl", **ask)
-    compute, calls = model._compute, []
+    compute, calls = model._engine.score, []
 
     def dies(*args):
         calls.append(1)
@@ -335,13 +335,13 @@ def test_an_interrupted_run_goes_on_only_with_the_same_question(uncertain_folder
             raise KeyboardInterrupt
         return compute(*args)
 
-    monkeypatch.setattr(model, "_compute", dies)
+    monkeypatch.setattr(model._engine, "score", dies)
     with pytest.raises(KeyboardInterrupt):
         score_file(model, path, tmp_path / "out.jsonl", **ask)
     monkeypatch.undo()
     for other in ({}, {"uncertainty": True, "k": 2.0}):
-        with pytest.raises(ConfigError, match="whether uncertainty is written, and how cautiously, changed since"):
-            score_file(model, path, tmp_path / "out.jsonl", window=2, **other)
+        with pytest.raises(ConfigError, match=r"`uncertainty` or `k` \(1.0, now (None|2.0)\) changed since"):
+            score_file(model, path, tmp_path / "out.jsonl", chunk_size=2, **other)
     result = score_file(model, path, tmp_path / "out.jsonl", **ask)
     assert result.resumed == 4
     assert (tmp_path / "out.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()

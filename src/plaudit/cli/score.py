@@ -15,7 +15,7 @@ import torch
 from plaudit.cli.arguments import Command, LoadArguments, Word, about
 from plaudit.cli.console import duration, log_lines, say
 from plaudit.errors import ConfigError
-from plaudit.inference.files import WINDOW, FileScores, score_file
+from plaudit.inference.files import CHUNK_SIZE, FileScores, score_file
 from plaudit.inference.select import Selection
 
 INPUT = (
@@ -66,7 +66,7 @@ class RunArguments:
     restart: bool = field(
         default=False, metadata=about("Throw away what an interrupted run left, instead of going on with it.")
     )
-    window: int = field(default=WINDOW, metadata=about("Rows that are scored, and kept on the disk, at a time."))
+    chunk_size: int = field(default=CHUNK_SIZE, metadata=about("Rows that are scored, and kept on disk, at a time."))
     dataset_streaming: bool = field(
         default=False,
         metadata=about(
@@ -151,7 +151,7 @@ def score(
         loading: Settings of the model.
         running: Settings of the run.
     """
-    if Path(target).exists() and not output.overwrite and not Path(f"{target}.parts").exists():
+    if Path(target).exists() and not output.overwrite and not Path(f"{target}.chunks").exists():
         # Said before a model is loaded.
         raise ConfigError(f"{target!r} exists", fix="Give another name, or allow it with --overwrite.")
     _on_own_device(loading)
@@ -165,7 +165,7 @@ def score(
             overwrite=output.overwrite,
             overwrite_column=columns.overwrite_column,
             restart=running.restart,
-            window=running.window,
+            chunk_size=running.chunk_size,
             config=output.dataset_config,
             split=output.dataset_split,
             streaming=running.dataset_streaming,
@@ -174,8 +174,8 @@ def score(
             progress=sys.stderr.isatty() and int(os.environ.get("RANK", "0") or 0) == 0,
         )
     except KeyboardInterrupt:
-        if Path(f"{target}.parts").exists():
-            say(f"\nFinished windows are kept in {target}.parts: the same command goes on there.")
+        if Path(f"{target}.chunks").exists():
+            say(f"\nFinished chunks are kept in {target}.chunks: the same command goes on there.")
         raise
 
 
@@ -190,8 +190,8 @@ def _lines(result: FileScores) -> list[str]:
     earlier = f", {result.resumed:,} of them by an earlier run" if result.resumed else ""
     names = " and ".join(f"`{name}`" for name in result.columns)
     lines = [f"Scored {result.rows:,} rows{earlier} ({result.responses:,} rewards, {duration(result.seconds)})."]
-    if result.lost:
-        lines.append(f"{result.lost:,} rows could not be scored and are null.")
+    if result.unscored:
+        lines.append(f"{result.unscored:,} rows could not be scored and are null.")
     return [*lines, f"Wrote {names} to {result.output}."]
 
 

@@ -28,7 +28,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME, cached_file
 from plaudit.data.prepare import RowPreparer
 from plaudit.errors import ConfigError
 from plaudit.export.rescaling import Rows, Wishes, wanted_rewards
-from plaudit.inference.engine import Scorer, check_settings
+from plaudit.inference.reward_model import RewardModel, check_settings
 from plaudit.model.aux_heads import FILE_NAME as TRAINING_HEADS
 from plaudit.model.aux_heads import ensemble_in
 from plaudit.model.calibration import FILE_NAME as CALIBRATION_FILE
@@ -174,7 +174,7 @@ class PlainHead:
                 self.layer.bias.copy_((self.layer.bias.double() * scale + shift).float())
 
 
-def score_ids(scorer: Scorer, ids: Sequence[Sequence[int]]) -> list[float]:
+def score_ids(scorer: RewardModel, ids: Sequence[Sequence[int]]) -> list[float]:
     """Raw rewards of tokenised responses.
 
     Args:
@@ -185,7 +185,7 @@ def score_ids(scorer: Scorer, ids: Sequence[Sequence[int]]) -> list[float]:
     return rewards
 
 
-def plain_head(scorer: Scorer, ids: Sequence[Sequence[int]]) -> PlainHead | None:
+def plain_head(scorer: RewardModel, ids: Sequence[Sequence[int]]) -> PlainHead | None:
     """The linear layer that a model reads its rewards from, whatever it is called; None where something follows it.
 
     It is found by watching a forward pass: names differ (`score`, `classifier`, `out_proj`), and so does what comes
@@ -979,7 +979,7 @@ def export_model(
 class _Loaded:
     """A model that is ready to be rescaled, and what its source gave."""
 
-    scorer: Scorer
+    scorer: RewardModel
     adapter: Adapter
     source_tokenizer: PreTrainedTokenizerBase
     sample: SampleRows
@@ -1044,8 +1044,8 @@ def _write(order: _Order, folder: Path) -> _Written:
     )
 
 
-def _scorer(order: _Order, model: Any, tokenizer: PreTrainedTokenizerBase) -> Scorer:
-    return Scorer(model, tokenizer, overlong="nan", **order.scorer_settings)
+def _scorer(order: _Order, model: Any, tokenizer: PreTrainedTokenizerBase) -> RewardModel:
+    return RewardModel(model, tokenizer, overlong="nan", **order.scorer_settings)
 
 
 def _shared_out(

@@ -13,8 +13,8 @@ import numpy as np
 
 from plaudit.data.parse import read_example
 from plaudit.errors import ConfigError, DataError
-from plaudit.inference.engine import Scorer
 from plaudit.inference.io import open_input
+from plaudit.inference.reward_model import RewardModel
 from plaudit.model.calibration import RewardCalibration
 from plaudit.schema import TOKENIZED_COLUMNS, Label, Score, comparisons_of
 
@@ -55,7 +55,7 @@ class Wishes:
             raise ConfigError(f"`temperature` is {value!r}", fix='Give a number above 0, data, or "stored".')
 
 
-def wanted_rewards(scorer: Scorer, stored: RewardCalibration | None, wishes: Wishes) -> RewardCalibration:
+def wanted_rewards(scorer: RewardModel, stored: RewardCalibration | None, wishes: Wishes) -> RewardCalibration:
     """How exported rewards follow from those of the head; rows are scored where data decide it.
 
     Args:
@@ -90,7 +90,7 @@ def _per_temperature(now: RewardCalibration, temperature: float, *how: str) -> R
     return RewardCalibration(now.scale / temperature, now.shift / temperature, 1.0, f"rewards divided by {words}")
 
 
-def _normalized(scorer: Scorer, now: RewardCalibration, rows: Rows, wishes: Wishes) -> RewardCalibration:
+def _normalized(scorer: RewardModel, now: RewardCalibration, rows: Rows, wishes: Wishes) -> RewardCalibration:
     rewards = [one for _, _, score in _scored(scorer, rows, wishes) for one in _as_list(score)]
     reward_N = np.array(rewards, dtype=np.float64)
     kept_N = reward_N[~np.isnan(reward_N)]
@@ -110,7 +110,7 @@ def _normalized(scorer: Scorer, now: RewardCalibration, rows: Rows, wishes: Wish
     return RewardCalibration(scale, -mean * scale, now.temperature * scale / now.scale, how)
 
 
-def _fitted(scorer: Scorer, now: RewardCalibration, rows: Rows, wishes: Wishes) -> RewardCalibration:
+def _fitted(scorer: RewardModel, now: RewardCalibration, rows: Rows, wishes: Wishes) -> RewardCalibration:
     margins: list[float] = []
     preference_probs: list[float] = []
     for place, row, score in _scored(scorer, rows, wishes):
@@ -172,7 +172,7 @@ def fit_temperature(margin_P: np.ndarray, preference_prob_P: np.ndarray) -> floa
 
 
 def _scored(
-    scorer: Scorer, rows: Rows, wishes: Wishes
+    scorer: RewardModel, rows: Rows, wishes: Wishes
 ) -> Iterator[tuple[tuple[int, Mapping[str, Any] | None], Any, Score]]:
     """Each row with its number, the types of its columns, and its rewards; NaN where it is too long."""
     for start, some, features in _chunks(rows, wishes):

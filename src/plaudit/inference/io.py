@@ -1,7 +1,8 @@
-"""Tells whether a model or an input is the one it was: digests of weights, configuration, tokenizer and files."""
+"""Reads inputs in chunks, writes outputs atomically, and tells models and inputs apart by digests."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import datetime
 import decimal
@@ -16,7 +17,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
@@ -31,121 +32,78 @@ from plaudit.errors import ConfigError, DataError
 from plaudit.model.peft import base_model_of
 from plaudit.schema import Shape, quoted
 
-_PAIR = ("chosen", "rejected")
-_BESIDE = ("std", "lower_bound")
-
 
 @dataclass(frozen=True)
 class RewardColumns:
-    """Where the rewards of a row go.
-
-    Attributes:
-        name: A number for one response, a list for several; pairs have ``chosen_<name>`` and ``rejected_<name>``.
-        overwrite: Whether a column of that name may be replaced.
-        uncertainty: Whether to add ``<name>_std`` and ``<name>_lower_bound``; pairs have those of their margin, as
-            ``<name>_margin_std`` and ``<name>_margin_lower_bound``.
+    """Names of the columns that hold the rewards of a row.
 
     >>> RewardColumns("reward").values("pair", [0.5, -1.0], ["pair"])
     {'chosen_reward': 0.5, 'rejected_reward': -1.0}
     """
 
-    name: str
-    overwrite: bool = False
-    uncertainty: bool = False
+    name: str  # a number for one response, a list for several; pairs have chosen_NAME and rejected_NAME
+    overwrite: bool = False  # whether a column of that name may be replaced
+    uncertainty: bool = False  # whether to add NAME_std and NAME_lower_bound; pairs have those of NAME_margin
 
     def of(self, shape: Shape) -> list[str]:
-        """Columns for rows of one shape.
-
-        Args:
-            shape: That of the rewards of a row.
-        """
-        rewards = [f"{one}_{self.name}" for one in _PAIR] if shape == "pair" else [self.name]
-        if not self.uncertainty:
-            return rewards
-        about = f"{self.name}_margin" if shape == "pair" else self.name
-        return [*rewards, *(f"{about}_{one}" for one in _BESIDE)]
+        """Returns the columns for rows of one shape."""
+        rewards = [f"chosen_{self.name}", f"rejected_{self.name}"] if shape == "pair" else [self.name]
+        uncertain = f"{self.name}_margin" if shape == "pair" else self.name
+        return [*rewards, *([f"{uncertain}_std", f"{uncertain}_lower_bound"] if self.uncertainty else [])]
 
     def names(self, shapes: Iterable[Shape]) -> dict[str, Any]:
-        """All columns, with their types as `datasets` names them.
-
-        Args:
-            shapes: The shapes that rows have.
-        """
+        """Returns the columns for rows of several shapes, with their types as `datasets` names them."""
         number = Value("float64")
         return {name: List(number) if shape == "list" else number for shape in shapes for name in self.of(shape)}
 
-    def values(self, shape: Shape, score: Any, shapes: Sequence[Shape], beside: Sequence[Any] = ()) -> dict[str, Any]:
-        """What a row gets.
-
-        Args:
-            shape: Shape of its rewards.
-            score: Its rewards (None: it could not be scored).
-            shapes: The shapes that rows have. A row that says nothing has none of them, and is null in all columns.
-            beside: Spread and lower bound, where they are written.
-        """
-        if score is None:
+    def values(self, shape: Shape, values: Sequence[Any] | None, shapes: Sequence[Shape]) -> dict[str, Any]:
+        """Returns the columns of a row; all are null if the row could not be scored (None)."""
+        if values is None:
+            # A row that holds nothing to score may have a shape that no other row has.
             return dict.fromkeys(self.of(shape) if shape in shapes else self.names(shapes))
-        return dict(zip(self.of(shape), [*(score if shape == "pair" else [score]), *beside], strict=True))
+        return dict(zip(self.of(shape), map(_finite, values), strict=True))
 
-    def check(self, row: Mapping[str, Any], shape: Shape, number: int) -> None:
-        """Refuse a row that has such a column already.
-
-        Args:
-            row: Its columns.
-            shape: Shape of its rewards.
-            number: Its number.
-
-        Raises:
-            DataError: It has one, and that may not be replaced.
-        """
-        there = [] if self.overwrite else [name for name in self.of(shape) if name in row]
-        if there:
-            fix = "Name another with --column, or replace it with --overwrite-column."
-            raise DataError("is there already", row=number, field=there[0], fix=fix)
+    def check(self, row: Mapping[str, Any], shape: Shape, index: int) -> None:
+        """Raises `DataError` if a row has such a column already, and it may not be replaced."""
+        existing = [] if self.overwrite else [name for name in self.of(shape) if name in row]
+        if existing:
+            fix = "Use another name with `--column`, or pass `--overwrite-column` to replace it."
+            raise DataError("exists already", row=index, field=existing[0], fix=fix)
 
     def require_one_type(self, shapes: Sequence[Shape]) -> None:
-        """Refuse to write numbers and lists into one column of Parquet.
-
-        Args:
-            shapes: The shapes that rows have.
-
-        Raises:
-            ConfigError: Some rows have one response, others several.
-        """
+        """Raises `ConfigError` if numbers and lists would have to share a column of Parquet."""
         if {"one", "list"} <= set(shapes):
-            fix = "Write JSON lines, or score them as two files."
+            fix = "Write JSON lines, or score single and several responses as two files."
             raise ConfigError(f"{quoted([self.name])} would hold numbers and lists, which Parquet cannot", fix=fix)
 
 
-def add_to_table(table: pa.Table, names: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] = ()) -> pa.Table:
-    """A table with more columns, or with columns replaced where they are.
+def _finite(value: Any) -> Any:
+    """Replaces NaN, which JSON cannot hold, by null."""
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if math.isnan(value) else value
 
-    Args:
-        table: It; its own columns keep their types.
-        names: Names and types of the columns, as `datasets` names them.
-        rows: Values of the columns.
-    """
+
+def add_to_table(table: pa.Table, names: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] = ()) -> pa.Table:
+    """Adds or replaces columns of a table; `names` holds their types as `datasets` names them."""
     for name, feature in names.items():
         values = pa.array([row.get(name) for row in rows], type=Features({name: feature}).arrow_schema.field(0).type)
-        place = table.schema.get_field_index(name)
-        table = table.append_column(name, values) if place < 0 else table.set_column(place, name, values)
+        index = table.schema.get_field_index(name)
+        table = table.append_column(name, values) if index < 0 else table.set_column(index, name, values)
     return table.replace_schema_metadata(metadata_with(table.schema.metadata, names))
 
 
 def metadata_with(
     metadata: Mapping[bytes, bytes] | None, names: Mapping[str, Any], without: Iterable[str] = ()
 ) -> dict[bytes, bytes] | None:
-    """Metadata of a table whose columns change: `datasets` keeps its own types there, and `pandas` its index.
+    """Returns a table's metadata after columns were added, replaced or removed.
 
-    Args:
-        metadata: What the table has.
-        names: Names and types of columns that are new or replaced.
-        without: Names of columns that go.
+    `datasets` keeps its own types there, and `pandas` its index.
     """
     if metadata is None or b"huggingface" not in metadata:
         return None if metadata is None else dict(metadata)
     known = Features.from_arrow_schema(pa.schema([], metadata=dict(metadata)))
-    features = Features({**{name: one for name, one in known.items() if name not in set(without)}, **names})
+    features = Features({**{name: kind for name, kind in known.items() if name not in set(without)}, **names})
     return {**metadata, b"huggingface": features.arrow_schema.metadata[b"huggingface"]}
 
 
@@ -153,60 +111,65 @@ Row: TypeAlias = dict[str, Any]
 Wanted: TypeAlias = Callable[[int], bool]
 
 
+# --- inputs -------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Chunk:
-    """Some rows that follow each other.
-
-    Attributes:
-        index: Number of the chunk, counted from 0.
-        start: Number of its first row.
-        count: How many rows it has.
-        rows: The rows as they are read by a model; empty for a chunk that is only counted.
-        kept: The same rows as they are written again: mappings, or an Arrow table.
-    """
+    """Consecutive rows of an input."""
 
     index: int
-    start: int
+    start: int  # index of its first row
     count: int
-    rows: Sequence[Row] = ()
-    kept: Any = field(default=())
+    rows: Sequence[Row] = ()  # as a model reads them; empty for a chunk that is only counted
+    kept: Any = ()  # the same rows as they are written again: mappings, or an Arrow table
 
 
 class RowInput(ABC):
-    """Rows that can be gone through again.
+    """Rows that can be read more than once, in chunks."""
 
-    Attributes:
-        name: What it is called in messages.
-        features: Types of the columns as `datasets` declares them, where known.
-        length: Number of rows, where known.
-        schema: Types of the columns where chunks keep Arrow tables.
-    """
-
-    name: str
-    features: Mapping[str, Any] | None = None
-    length: int | None = None
-    schema: Any = None
+    name: str  # in messages
+    features: Mapping[str, Any] | None = None  # column types as `datasets` declares them, where known
+    length: int | None = None  # number of rows, where known
+    schema: Any = None  # column types where chunks keep Arrow tables
 
     @abstractmethod
     def chunks(self, size: int, wanted: Wanted = lambda index: True) -> Iterator[Chunk]:
-        """Go through the rows.
-
-        Args:
-            size: Rows of a chunk.
-            wanted: Tells which chunks to read; others come without their rows.
-        """
+        """Yields chunks of `size` rows; those that are not wanted come without their rows."""
 
     @abstractmethod
     def column_names(self) -> list[str]:
-        """Names of all columns, in order of their first appearance; may have to read everything."""
+        """Returns the names of all columns, in order of first appearance; may read everything."""
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """A text that changes when the rows change."""
+        """Returns a text that changes when the rows change."""
 
     def stamp(self) -> Any:
-        """Something cheap that changes when the rows are written again."""
+        """Returns something cheap that changes when the rows are written again."""
         return None
+
+
+class RowList(RowInput):
+    """Rows in memory."""
+
+    def __init__(self, rows: Sequence[Row], name: str, features: Mapping[str, Any] | None = None) -> None:
+        self._rows, self.name, self.features, self.length = rows, name, features, len(rows)
+
+    def chunks(self, size: int, wanted: Wanted = lambda index: True) -> Iterator[Chunk]:
+        """Yields chunks of `size` rows."""
+        return _chunks(((row, row) for row in self._rows), size, wanted)
+
+    def column_names(self) -> list[str]:
+        """Returns the names of all columns."""
+        return list(dict.fromkeys(name for row in self._rows for name in row))
+
+    def fingerprint(self) -> str:
+        """Returns a digest of the rows."""
+        digest = hashlib.sha256()
+        for row in self._rows:
+            digest.update(_digest(row).encode())
+        return digest.hexdigest()
 
 
 def open_input(
@@ -217,81 +180,57 @@ def open_input(
     streaming: bool = False,
     arrow: bool = False,
 ) -> RowInput:
-    """Open a file, a folder, or a data set on the Hub.
+    """Opens a file, a folder, or a data set on the Hub; with `arrow`, chunks keep Arrow tables, as Parquet needs them.
 
-    JSON, JSON lines and CSV files are read as they are written: no value is filled in, widened or reordered. All else
-    goes through Arrow.
-
-    Args:
-        name: As for `load_preference_dataset`.
-        config: Configuration of a data set on the Hub.
-        split: Which split.
-        streaming: Read a data set on the Hub row by row, instead of downloading it first.
-        arrow: Let chunks keep Arrow tables, for Parquet.
-
-    Raises:
-        DataError: There is nothing of that name, or nothing that can be read.
+    JSON, JSON lines and CSV files are read as they are written: no value is filled in, widened or reordered. All
+    others go through Arrow. Raises `DataError` if there is nothing of that name that can be read.
     """
     path = Path(name).expanduser()
     kind = kind_of_file(path) if path.is_file() else None
-    plain = config is None and split == "train"
-    if plain and kind == "parquet":
-        return ParquetInput(path, arrow)
-    if plain and kind is not None and not arrow:
-        return CsvInput(path) if kind == "csv" else JsonInput(path)
+    whole = config is None and split == "train"
+    if whole and kind == "parquet":
+        return _ParquetFile(path, arrow)
+    if whole and kind is not None and not arrow:
+        return _CsvFile(path) if kind == "csv" else _JsonFile(path)
     streaming = streaming and not path.exists()
     rows = load_preference_dataset(name, config=config, split=split, streaming=streaming)
     if isinstance(rows, IterableDataset):
-        return StreamInput(rows, os.fspath(name), f"{name} {config} {split}", arrow)
-    return TableInput(rows, os.fspath(name), path if path.exists() else None, arrow)
+        return _Stream(rows, os.fspath(name), f"{name} {config} {split}", arrow)
+    return _Table(rows, os.fspath(name), path if path.exists() else None, arrow)
 
 
-class FileInput(RowInput):
-    """Rows of one file.
-
-    Args:
-        path: The file.
-    """
-
+class _File(RowInput):
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, str(path)
 
     def fingerprint(self) -> str:
-        """Digest of the file."""
         return digest_of_file(self.path)
 
     def stamp(self) -> Any:
-        """Size and time of the file."""
         stat = self.path.stat()
         return stat.st_size, stat.st_mtime_ns
 
 
-class JsonInput(FileInput):
-    """Rows of a JSON or JSON lines file, as they are written."""
-
+class _JsonFile(_File):
     def chunks(self, size: int, wanted: Wanted = lambda index: True) -> Iterator[Chunk]:
-        """Go through the rows; see `RowInput`."""
-        yield from _chunks(((row, row) for row in self._rows()), size, wanted)
+        return _chunks(((row, row) for row in self._rows()), size, wanted)
 
     def column_names(self) -> list[str]:
-        """Names of all columns, for which the file is read once."""
         return list(dict.fromkeys(name for row in self._rows() for name in row))
 
     def _rows(self) -> Iterator[Row]:
         return _with_file_errors(self.path, json_rows(self.path))
 
 
-class CsvInput(FileInput):
-    """Rows of a CSV or TSV file: cells are written again as they are, and read as in the data formats."""
+class _CsvFile(_File):
+    """Cells are written again as they are, and read as the data formats say."""
 
     def chunks(self, size: int, wanted: Wanted = lambda index: True) -> Iterator[Chunk]:
-        """Go through the rows; see `RowInput`."""
-        read = _with_file_errors(self.path, csv_rows(self.path))
-        # The reader's own messages about broken lines come first.
-        yield from _chunks(zip(read, self._cells(), strict=False), size, wanted)
+        rows = _with_file_errors(self.path, csv_rows(self.path))
+        # The reader comes first: its errors name the line.
+        return _chunks(zip(rows, self._cells(), strict=False), size, wanted)
 
     def column_names(self) -> list[str]:
-        """Names in the header."""
         return next(_with_file_errors(self.path, self._lines()), [])
 
     def _cells(self) -> Iterator[Row]:
@@ -306,23 +245,24 @@ class CsvInput(FileInput):
     def _lines(self) -> Iterator[list[str]]:
         opener = gzip.open if self.path.suffix.lower() == ".gz" else open
         with opener(self.path, "rt", encoding="utf-8-sig", newline="") as file:
-            delimiter = "\t" if ".tsv" in (one.lower() for one in self.path.suffixes) else ","
-            for cells in csv.reader(file, delimiter=delimiter, strict=True):
-                if cells:
-                    yield cells
+            yield from filter(None, csv.reader(file, delimiter=_delimiter(self.path), strict=True))
+
+
+def _delimiter(path: Path) -> str:
+    return "\t" if ".tsv" in (suffix.lower() for suffix in path.suffixes) else ","
 
 
 def _chunks(rows: Iterator[tuple[Row, Row]], size: int, wanted: Wanted) -> Iterator[Chunk]:
     start = 0
     for index in itertools.count():
-        some = list(itertools.islice(rows, size))
-        if not some:
+        pairs = list(itertools.islice(rows, size))
+        if not pairs:
             return
         if wanted(index):
-            yield Chunk(index, start, len(some), [one for one, _ in some], [kept for _, kept in some])
+            yield Chunk(index, start, len(pairs), [row for row, _ in pairs], [kept for _, kept in pairs])
         else:
-            yield Chunk(index, start, len(some))
-        start += len(some)
+            yield Chunk(index, start, len(pairs))
+        start += len(pairs)
 
 
 def _with_file_errors(path: Path, rows: Iterator[Any]) -> Iterator[Any]:
@@ -334,92 +274,68 @@ def _with_file_errors(path: Path, rows: Iterator[Any]) -> Iterator[Any]:
         raise DataError(f"{path}: cannot be read: {error}", fix="Check the file and its permissions.") from error
 
 
-# --- Arrow --------------------------------------------------------------------------------------------------
-
-
-def decoded(table: pa.Table) -> list[Row]:
-    """The rows of a table as Python values, the way a data set gives them.
-
-    Args:
-        table: It; metadata of `datasets` is heeded.
-    """
-    try:
-        columns = Dataset(table, fingerprint="-")[:]
-    except ValueError:  # a type that `datasets` cannot name
-        rows: list[Row] = table.to_pylist()
-        return rows
-    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-
-
-class ParquetInput(FileInput):
-    """Rows of a Parquet file, with the types that it has.
-
-    Args:
-        path: The file.
-        arrow: Whether chunks keep tables.
-    """
-
+class _ParquetFile(_File):
     def __init__(self, path: Path, arrow: bool) -> None:
         super().__init__(path)
         self._arrow = arrow
-        with self._file() as file:
+        with self._open() as file:
             self.schema, self.length = file.schema_arrow, file.metadata.num_rows
         try:
             self.features = Dataset(self.schema.empty_table(), fingerprint="-").features
-        except ValueError:
+        except ValueError:  # a type that `datasets` cannot name
             self.features = None
 
-    def _file(self) -> Any:
+    def _open(self) -> Any:
         try:
             return pq.ParquetFile(self.path)
         except (OSError, pa.ArrowException) as error:
-            fix = "Write the file again."
-            raise DataError(f"{self.name}: is no Parquet file that can be read: {error}", fix=fix) from error
+            message = f"{self.name}: is no Parquet file that can be read: {error}"
+            raise DataError(message, fix="Write the file again.") from error
 
     def chunks(self, size: int, wanted: Wanted = lambda index: True) -> Iterator[Chunk]:
-        """Go through the rows; see `RowInput`."""
-        with self._file() as file:
+        with self._open() as file:
+            tables = (pa.Table.from_batches([batch], self.schema) for batch in file.iter_batches(batch_size=size))
             try:
-                yield from _table_chunks(self._tables(file, size), size, wanted, self._arrow)
+                yield from _table_chunks(tables, size, wanted, self._arrow)
             except (OSError, pa.ArrowException) as error:
                 raise DataError(f"{self.name}: cannot be read: {error}", fix="Write the file again.") from error
 
-    def _tables(self, file: Any, size: int) -> Iterator[pa.Table]:
-        for batch in file.iter_batches(batch_size=size):
-            yield pa.Table.from_batches([batch], self.schema)
-
     def column_names(self) -> list[str]:
-        """Names of the columns."""
         return list(self.schema.names)
 
 
-def _table_chunks(tables: Iterator[pa.Table], size: int, wanted: Wanted, arrow: bool) -> Iterator[Chunk]:
-    """Cut tables of any lengths into chunks of one."""
+def _table_chunks(tables: Iterable[pa.Table], size: int, wanted: Wanted, arrow: bool) -> Iterator[Chunk]:
+    """Regroups tables of any lengths into chunks of one length."""
     index = start = 0
     rest: pa.Table | None = None
     for table in itertools.chain(tables, [None]):
-        last = table is None
         if table is not None:
             rest = table if rest is None else pa.concat_tables([rest, table])
-        while rest is not None and (len(rest) >= size or (last and len(rest))):
-            some, rest = rest.slice(0, size), rest.slice(size)
+        while rest is not None and (len(rest) >= size or (table is None and len(rest))):
+            head, rest = rest.slice(0, size), rest.slice(size)
             if wanted(index):
-                rows = decoded(some)
-                yield Chunk(index, start, len(some), rows, some if arrow else rows)
+                rows = _decoded(head)
+                yield Chunk(index, start, len(head), rows, head if arrow else rows)
             else:
-                yield Chunk(index, start, len(some))
-            index, start = index + 1, start + len(some)
+                yield Chunk(index, start, len(head))
+            index, start = index + 1, start + len(head)
 
 
-class TableInput(RowInput):
-    """Rows of a data set on disk.
+def _decoded(table: pa.Table) -> list[Row]:
+    """Returns the rows of a table as Python values, with the types that `datasets` stored in its metadata."""
+    try:
+        return _rows_of(Dataset(table, fingerprint="-")[:])
+    except ValueError:  # a type that `datasets` cannot name
+        rows: list[Row] = table.to_pylist()
+        return rows
 
-    Args:
-        dataset: The rows.
-        name: What it is called.
-        path: The file or folder that it comes from (None: the Hub).
-        arrow: Whether chunks keep tables.
-    """
+
+def _rows_of(columns: Mapping[str, Sequence[Any]]) -> list[Row]:
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+class _Table(RowInput):
+    """A data set on disk; `path` is the file or folder that it was read from (None: the Hub)."""
 
     def __init__(self, dataset: Dataset, name: str, path: Path | None, arrow: bool) -> None:
         self.name, self._path, self._arrow = name, path, arrow
@@ -428,137 +344,82 @@ class TableInput(RowInput):
         self.schema = dataset.features.arrow_schema
 
     def chunks(self, size: int, wanted: Wanted = lambda index: True) -> Iterator[Chunk]:
-        """Go through the rows; see `RowInput`."""
-        tables = self._dataset.with_format("arrow")
-        assert self.length is not None
-        for index, start in enumerate(range(0, self.length, size)):
-            end = min(start + size, self.length)
+        tables, length = self._dataset.with_format("arrow"), len(self._dataset)
+        for index, start in enumerate(range(0, length, size)):
+            end = min(start + size, length)
             if not wanted(index):
                 yield Chunk(index, start, end - start)
                 continue
-            columns = self._dataset[start:end]
-            rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+            rows = _rows_of(self._dataset[start:end])
             kept = tables[start:end].cast(self.schema) if self._arrow else rows
             yield Chunk(index, start, end - start, rows, kept)
 
     def column_names(self) -> list[str]:
-        """Names of the columns."""
         return list(self._dataset.column_names)
 
     def fingerprint(self) -> str:
-        """Digest of the files; for a data set on the Hub, what `datasets` tells it by."""
         if self._path is None:
             return f"{self._dataset._fingerprint} {self.length}"
         files = digest_of_file(self._path) if self._path.is_file() else digest_of_folder(self._path)
         return f"{files} {self.length}"
 
 
-class StreamInput(RowInput):
-    """Rows of a data set on the Hub, read as they arrive.
-
-    Args:
-        dataset: The rows.
-        name: What it is called.
-        label: What tells it from other parts of the same data set.
-        arrow: Whether chunks keep tables.
-    """
+class _Stream(RowInput):
+    """A data set on the Hub that is read as it arrives; `label` tells it from other splits."""
 
     def __init__(self, dataset: IterableDataset, name: str, label: str, arrow: bool) -> None:
-        self.name, self._label, self._arrow = name, label, arrow
-        self._dataset = dataset
+        self.name, self._label, self._arrow, self._dataset = name, label, arrow, dataset
         features: Any = dataset.features
         self.features = features
         if arrow and features is None:
-            raise DataError(f"{name}: its types are known only once it is read", fix="Do not stream, or write JSONL.")
+            fix = "Turn streaming off, or write JSON lines."
+            raise DataError(f"{name}: its column types are known only after it is read", fix=fix)
         self.schema = None if features is None else features.arrow_schema
 
     def chunks(self, size: int, wanted: Wanted = lambda index: True) -> Iterator[Chunk]:
-        """Go through the rows; see `RowInput`."""
         if self._arrow:
-            tables = (one.cast(self.schema) for one in self._dataset.with_format("arrow").iter(batch_size=size))
-            yield from _table_chunks(tables, size, wanted, arrow=True)
-        else:
-            yield from _chunks(((row, row) for row in self._dataset), size, wanted)
+            tables = (table.cast(self.schema) for table in self._dataset.with_format("arrow").iter(batch_size=size))
+            return _table_chunks(tables, size, wanted, arrow=True)
+        return _chunks(((row, row) for row in self._dataset), size, wanted)
 
     def column_names(self) -> list[str]:
-        """Names of the columns; those of all rows where none are declared."""
-        if self._dataset.column_names:
-            return list(self._dataset.column_names)
-        return list(dict.fromkeys(name for row in self._dataset for name in row))
+        return list(self._dataset.column_names or dict.fromkeys(name for row in self._dataset for name in row))
 
     def fingerprint(self) -> str:
-        """Name, configuration and split, and what the data set says about itself: its rows are not read for it."""
+        # What the data set declares about itself: its rows are not read for it.
         info = self._dataset.info
         return json.dumps([self._label, str(info.version), str(info.features), sorted(info.download_checksums or {})])
 
 
-_FIX = "End it in .jsonl, .csv, .tsv (all also with .gz) or .parquet."
+# --- outputs ------------------------------------------------------------------------------------------------
 
 
 def kind_of_output(path: Path) -> str:
-    """Tell from its name how a file is written: ``"jsonl"``, ``"csv"`` or ``"parquet"``.
+    """Returns the format that a file's name asks for: ``"jsonl"``, ``"csv"`` or ``"parquet"``.
 
-    Args:
-        path: The file; it need not exist.
-
-    Raises:
-        ConfigError: The name says nothing, or the folder does not exist.
+    Raises `ConfigError` if the name has another extension, or its folder does not exist.
 
     >>> kind_of_output(Path("scored.jsonl.gz"))
     'jsonl'
     """
     kind = kind_of_file(path)
+    fix = "Use a name that ends in .jsonl, .csv, .tsv (all also with .gz) or .parquet."
     if kind == "json" and ".json" in path.suffixes[-2:]:
-        raise ConfigError(f"{str(path)!r}: rows are written as JSON lines, not as one JSON list", fix=_FIX)
+        raise ConfigError(f"{str(path)!r}: rows are written as JSON lines, not as one JSON list", fix=fix)
     if kind is None:
-        raise ConfigError(f"{str(path)!r} has an extension that says nothing", fix=_FIX)
+        raise ConfigError(f"{str(path)!r} has an unknown extension", fix=fix)
     if not path.parent.is_dir():
         raise ConfigError(f"there is no folder {str(path.parent)!r} to write {path.name!r} to", fix="Make the folder.")
     return "jsonl" if kind == "json" else kind
 
 
 def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Refuse to write over a file.
-
-    Args:
-        path: What is to be written.
-        overwrite: Whether that was allowed.
-
-    Raises:
-        ConfigError: It exists, and it was not.
-    """
-    if path.exists() and (path.is_dir() or not overwrite):
-        fix = "Name a file." if path.is_dir() else "Give another name, or allow it with --overwrite."
+    """Raises `ConfigError` if a file exists and may not be overwritten."""
+    if path.is_dir():
+        raise ConfigError(f"{str(path)!r} is a folder", fix="Pass a file name.")
+    if path.exists() and not overwrite:
+        fix = "Use another file name, or pass `--overwrite` to replace it."
         raise ConfigError(f"{str(path)!r} exists", fix=fix)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make sure that new names in a folder survive a loss of power.
-
-    Args:
-        folder: The folder.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file under a temporary name, and rename it once it is on the disk.
-
-    Args:
-        path: The file.
-        text: What it is to hold.
-    """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
 
 
 class Writer(ABC):
@@ -566,29 +427,18 @@ class Writer(ABC):
 
     @abstractmethod
     def write(self, rows: Any) -> None:
-        """Write some rows.
-
-        Args:
-            rows: Mappings; for Parquet an Arrow table.
-        """
+        """Writes mappings; to Parquet, an Arrow table."""
 
     def close(self) -> None:
-        """Write what is still to be written."""
+        """Writes what is still to be written."""
         return
 
 
-class JsonLinesWriter(Writer):
-    """Writes one JSON object a line.
-
-    Args:
-        file: Where to.
-    """
-
+class _JsonLinesWriter(Writer):
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write some rows; see `Writer`."""
         self._file.write(b"".join(map(_json_line, rows)))
 
 
@@ -608,14 +458,8 @@ def _plain(value: Any) -> Any:
     raise DataError(f"JSON and CSV cannot hold a {type(value).__name__}", fix="Write Parquet.")
 
 
-class CsvWriter(Writer):
-    """Writes a header and one line a row: lists and mappings as JSON, null as an empty cell.
-
-    Args:
-        file: Where to.
-        columns: Names of the columns.
-        delimiter: What stands between cells.
-    """
+class _CsvWriter(Writer):
+    """Writes lists and mappings as JSON, null as an empty cell."""
 
     def __init__(self, file: IO[bytes], columns: Sequence[str], delimiter: str) -> None:
         self._text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
@@ -624,16 +468,14 @@ class CsvWriter(Writer):
         self._writer.writerow(self._columns)
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write some rows; see `Writer`."""
         try:
             self._writer.writerows([[_cell(row.get(name)) for name in self._columns] for row in rows])
         except UnicodeEncodeError as error:
             raise DataError(f"CSV cannot hold half a surrogate pair: {error}", fix="Write JSON lines.") from error
 
     def close(self) -> None:
-        """Let go of the file, which stays open."""
         self._text.flush()
-        self._text.detach()
+        self._text.detach()  # the file stays open
 
 
 def _cell(value: Any) -> str:
@@ -644,25 +486,16 @@ def _cell(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=_plain) if not hasattr(value, "isoformat") else _plain(value)
 
 
-class ParquetWriter(Writer):
-    """Writes Arrow tables.
-
-    Args:
-        file: Where to.
-        schema: Types of the columns.
-    """
-
+class _ParquetWriter(Writer):
     def __init__(self, file: IO[bytes], schema: pa.Schema) -> None:
         self._schema = schema
         self._writer = pq.ParquetWriter(file, schema)
 
     def write(self, rows: pa.Table) -> None:
-        """Write some rows; see `Writer`."""
         if len(rows):
             self._writer.write_table(rows.cast(self._schema))
 
     def close(self) -> None:
-        """Write the footer."""
         self._writer.close()
 
 
@@ -670,13 +503,9 @@ class ParquetWriter(Writer):
 def open_output(
     path: Path, temporary: Path, *, columns: Callable[[], Sequence[str]], schema: pa.Schema | None = None
 ) -> Iterator[Writer]:
-    """Write a file under a temporary name; it is on the disk afterwards, and whole, and still to be renamed.
+    """Writes a file under a temporary name, synced to disk, for the caller to rename; removes it after an error.
 
-    Args:
-        path: The file that it is to become, whose name decides how it is written.
-        temporary: Its name until then; removed if an error comes in between.
-        columns: Names of the columns, asked for where a header needs them.
-        schema: Types of the columns, for Parquet.
+    The name of `path` decides the format. `columns` is called where a header needs names; Parquet needs the `schema`.
     """
     kind = kind_of_output(path)
     try:
@@ -687,16 +516,13 @@ def open_output(
                     file = stack.enter_context(gzip.GzipFile("", "wb", fileobj=raw, mtime=0))
                 writer: Writer
                 if kind == "parquet":
-                    writer = ParquetWriter(file, schema)
+                    writer = _ParquetWriter(file, schema)
                 elif kind == "csv":
-                    delimiter = "\t" if ".tsv" in (one.lower() for one in path.suffixes) else ","
-                    writer = CsvWriter(file, columns(), delimiter)
+                    writer = _CsvWriter(file, columns(), _delimiter(path))
                 else:
-                    writer = JsonLinesWriter(file)
-                try:
+                    writer = _JsonLinesWriter(file)
+                with contextlib.closing(writer):
                     yield writer
-                finally:
-                    writer.close()
             raw.flush()
             os.fsync(raw.fileno())
     except BaseException:
@@ -704,49 +530,37 @@ def open_output(
         raise
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Writes a small file under a temporary name, and renames it once it is on disk."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    rename(temporary, path)
+
+
 def rename(temporary: Path, path: Path) -> None:
-    """Give a whole file its name.
-
-    Args:
-        temporary: The file.
-        path: Its name.
-    """
+    """Renames a complete file, and syncs its folder so that the name survives a loss of power."""
     temporary.replace(path)
-    sync_folder(path.parent)
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
-def finite(value: float) -> float | None:
-    """A number, or None for NaN, which JSON has not.
-
-    Args:
-        value: The number.
-    """
-    return None if math.isnan(value) else value
-
-
-_BLOCK = 1 << 22
-_NOT_THE_MODEL = ("transformers_version", "attn_implementation", "dtype", "torch_dtype")
+# --- digests ------------------------------------------------------------------------------------------------
 
 
 def digest_of_file(path: Path) -> str:
-    """SHA-256 of a file's bytes.
-
-    Args:
-        path: The file.
-    """
-    digest = hashlib.sha256()
+    """Returns the SHA-256 of a file's bytes."""
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest_of_folder(folder: Path) -> str:
-    """SHA-256 of the names and bytes of all files in a folder.
-
-    Args:
-        folder: The folder; files whose name begins with a dot do not count.
-    """
+    """Returns the SHA-256 of the names and bytes of all files in a folder, except hidden ones."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
@@ -756,12 +570,7 @@ def digest_of_folder(folder: Path) -> str:
 
 
 def digests_of_model(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """Digests of a model's weights and configuration, and of its tokenizer with the chat template.
-
-    Args:
-        model: A reward model, or an adapter around one.
-        tokenizer: Its tokenizer.
-    """
+    """Returns digests of a model's weights and configuration, and of its tokenizer with the chat template."""
     weights = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         weights.update(name.encode())
@@ -771,17 +580,16 @@ def digests_of_model(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase)
         else:
             weights.update(repr(value).encode())
     config: Any = base_model_of(model).config
-    known = {
-        name: value
-        for name, value in config.to_dict().items()
-        if not name.startswith("_") and name not in _NOT_THE_MODEL
+    irrelevant = ("transformers_version", "attn_implementation", "dtype", "torch_dtype")
+    settings = {
+        name: value for name, value in config.to_dict().items() if not name.startswith("_") and name not in irrelevant
     }
     backend = getattr(tokenizer, "backend_tokenizer", None)
     tokens: Any = backend.to_str() if backend is not None else sorted(tokenizer.get_vocab().items())
     special = {name: str(value) for name, value in tokenizer.special_tokens_map.items()}
     return {
         "weights": weights.hexdigest(),
-        "configuration": _digest(known),
+        "configuration": _digest(settings),
         "tokenizer": _digest([tokens, special, tokenizer.chat_template]),
     }
 

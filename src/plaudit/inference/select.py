@@ -473,8 +473,8 @@ class Picker:
             DataError: It is.
         """
         if self.single is not None and self.single != self.responses and self.single in columns:
-            fix = "Name another with --response-column."
-            raise DataError("is there already", row=number, field=self.single, fix=fix)
+            fix = "Use another name with `--response-column`."
+            raise DataError("exists already", row=number, field=self.single, fix=fix)
 
     def _of_table(self, table: pa.Table, picks: Sequence[Picks]) -> pa.Table:
         left = [place for place, picked in enumerate(picks) if picked is not False]

@@ -24,7 +24,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from plaudit.errors import ConfigError
-from plaudit.inference.engine import Scorer
+from plaudit.inference.reward_model import RewardModel
 from plaudit.serve import schemas as forms
 from plaudit.serve.batching import ServerMetrics
 from plaudit.serve.errors import RequestError, stopping
@@ -115,7 +115,7 @@ def _unauthorized() -> RequestError:
 _FORMS = {"/score": forms.score, "/rank": forms.rank, "/get_reward": forms.get_reward, "/classify": forms.classify}
 
 
-def create_app(model: Scorer, settings: ServerSettings | None = None) -> FastAPI:
+def create_app(model: RewardModel, settings: ServerSettings | None = None) -> FastAPI:
     """Make the ASGI application that serves a reward model.
 
     Args:
@@ -162,7 +162,7 @@ def _add_form(app: FastAPI, path: str, form: Any, service: ScoringService) -> No
     )(route)
 
 
-def _add_facts(app: FastAPI, service: ScoringService, model: Scorer) -> None:
+def _add_facts(app: FastAPI, service: ScoringService, model: RewardModel) -> None:
     @app.get("/health", summary="Whether new requests are taken; 503 while the server stops")
     async def health() -> JSONResponse:
         if service.stopping:
@@ -219,7 +219,7 @@ class RewardServer(uvicorn.Server):
     """
 
     def __init__(
-        self, model: Scorer, settings: ServerSettings, ready: Callable[[str], object] = lambda address: None
+        self, model: RewardModel, settings: ServerSettings, ready: Callable[[str], object] = lambda address: None
     ) -> None:
         app = create_app(model, settings)
         self._service: ScoringService = app.state.service
@@ -267,7 +267,7 @@ class RewardServer(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def serve(model: Scorer, settings: ServerSettings, listener: socket.socket | None = None) -> None:
+def serve(model: RewardModel, settings: ServerSettings, listener: socket.socket | None = None) -> None:
     """Serve a reward model until the process is told to stop (SIGTERM, or Ctrl-C).
 
     Args:

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 
 from plaudit.data.prepare import PreparedRow, RowPreparer
 from plaudit.errors import ConfigError
-from plaudit.inference.engine import Scorer
+from plaudit.inference.reward_model import RewardModel
 from plaudit.model.load import embedding_rows
 from plaudit.model.peft import base_model_of
 from plaudit.prefix_tree import common_prefix_length
@@ -174,7 +174,7 @@ class ScoringService:
         active: Requests that are being answered.
     """
 
-    def __init__(self, model: Scorer, settings: ServerSettings) -> None:
+    def __init__(self, model: RewardModel, settings: ServerSettings) -> None:
         self._model, self._settings = model, settings
         self._preparation = RowPreparer(model.processing_class, model.max_length, model.overlong, WORD_BYTES)
         base_model = base_model_of(model.model)
