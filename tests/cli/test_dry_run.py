@@ -107,7 +107,7 @@ def test_errors_are_those_of_training(train, tmp_path):
 
 
 def test_too_little_memory_is_said(train, monkeypatch):
-    def fail(*arguments):
+    def fail(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(memory, "estimate_memory", fail)
@@ -169,9 +169,19 @@ def test_long_texts_lose_their_middle_and_say_so():
 # --- numbers ---------------------------------------------------------------------------------------------
 
 
+def estimate_memory(trainer, rows, tokens):
+    layout, loss_of_rows = trainer.batch_layout, trainer.loss_of_rows
+    return memory.estimate_memory(trainer.model, trainer.args, rows, tokens, layout=layout, loss_of_rows=loss_of_rows)
+
+
+def activation_bytes(trainer, rows, tokens):
+    layout, loss_of_rows = trainer.batch_layout, trainer.loss_of_rows
+    return memory.activation_bytes(trainer.model, trainer.args, rows, tokens, layout=layout, loss_of_rows=loss_of_rows)
+
+
 def test_token_counts_are_those_of_the_collators(make_trainer):
     trainer = make_trainer()
-    for rows in memory.sample_batches(trainer):
+    for rows in memory.sample_batches(trainer.train_dataset, trainer.args):
         count = memory.count_tokens(rows)
         batch = trainer.data_collator([dict(row) for row in rows])
         assert count.shared_prefix == batch["input_ids"].numel()
@@ -182,18 +192,18 @@ def test_token_counts_are_those_of_the_collators(make_trainer):
 
 def test_sampled_batches_hold_each_row_once_up_to_the_limit(make_trainer, monkeypatch):
     trainer = make_trainer(rows=10)
-    batches = memory.sample_batches(trainer)
+    batches = memory.sample_batches(trainer.train_dataset, trainer.args)
     assert [len(rows) for rows in batches] == [4, 4, 2]
     monkeypatch.setattr(memory, "SAMPLED_BATCHES", 1)
-    assert [len(rows) for rows in memory.sample_batches(trainer)] == [4]
+    assert [len(rows) for rows in memory.sample_batches(trainer.train_dataset, trainer.args)] == [4]
 
 
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_measuring_leaves_the_model_as_it_was(make_trainer, checkpointing):
     trainer = make_trainer(gradient_checkpointing=checkpointing)
     before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
-    rows = memory.sample_batches(trainer)[0]
-    memory.estimate_memory(trainer, rows, 1000)
+    rows = memory.sample_batches(trainer.train_dataset, trainer.args)[0]
+    estimate_memory(trainer, rows, 1000)
     speed = estimate.measure_speed(trainer, rows)
     assert speed.seconds_per_token > 0
     assert speed.seconds_per_parameter > 0
@@ -207,7 +217,7 @@ def test_memory_of_weights_gradients_and_optimizer_is_exact(make_trainer):
     trainer.model.model.embed_tokens.weight.requires_grad_(False)
     frozen = trainer.model.model.embed_tokens.weight.numel()
     count = sum(parameter.numel() for parameter in trainer.model.parameters())
-    needed = memory.estimate_memory(trainer, memory.sample_batches(trainer)[0], 100)
+    needed = estimate_memory(trainer, memory.sample_batches(trainer.train_dataset, trainer.args)[0], 100)
     assert needed.weights == 4 * count
     assert needed.gradients == 4 * (count - frozen)
     assert needed.optimizer == 8 * (count - frozen)
@@ -218,9 +228,9 @@ def test_activations_grow_with_tokens_and_shrink_with_checkpointing(make_trainer
     kept = {}
     for checkpointing in (True, False):
         trainer = make_trainer(gradient_checkpointing=checkpointing)
-        rows = memory.sample_batches(trainer)[0]
+        rows = memory.sample_batches(trainer.train_dataset, trainer.args)[0]
         for tokens in (1000, 2000):
-            kept[checkpointing, tokens] = memory.estimate_memory(trainer, rows, tokens).activations
+            kept[checkpointing, tokens] = estimate_memory(trainer, rows, tokens).activations
     assert 1.7 < kept[False, 2000] / kept[False, 1000] < 2.1
     assert kept[True, 1000] < kept[False, 1000] / 2
     # At the least each of 3 layers keeps its input, 32 numbers a token.
@@ -230,16 +240,17 @@ def test_activations_grow_with_tokens_and_shrink_with_checkpointing(make_trainer
 def test_counted_activations_are_what_a_real_batch_of_that_size_keeps(make_trainer):
     trainer = make_trainer(gradient_checkpointing=False, rows=40)
     rows = [dict(row) for row in trainer.train_dataset]
-    tokens, kept = memory._kept(trainer, rows)
+    tokens = memory.count_tokens(rows).computed(trainer.batch_layout)
     assert tokens > 1000
-    assert memory._activations(trainer, rows, tokens) == pytest.approx(kept, rel=0.15)
+    saved = memory.saved_bytes(trainer.model, trainer.loss_of_rows, rows)
+    assert activation_bytes(trainer, rows, tokens) == pytest.approx(saved, rel=0.15)
 
 
 def test_weights_are_not_counted_as_activations(make_trainer):
     trainer = make_trainer(gradient_checkpointing=False)
-    rows = memory.sample_batches(trainer)[0]
+    rows = memory.sample_batches(trainer.train_dataset, trainer.args)[0]
     weights = sum(parameter.numel() * 4 for parameter in trainer.model.parameters())
-    assert memory._activations(trainer, rows, 0) < weights / 4
+    assert activation_bytes(trainer, rows, 0) < weights / 4
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from builders import tiny_tokenizer
 from model_builders import conversation_rows, tiny_model
 from plaudit.cli.main import main
-from plaudit.training.setup import OWN_LEARNING_RATES
+from plaudit.training.setup import HEAD_LEARNING_RATES
 
 PAGE = (Path(__file__).parents[2] / "docs" / "uncertainty.md").read_text(encoding="utf-8")
 
@@ -45,4 +45,4 @@ def test_code_and_command_run_from_top_to_bottom(newcomer, capsys):
 
 
 def test_the_page_names_the_learning_rate_of_members():
-    assert f"a learning rate of their own, {OWN_LEARNING_RATES['ensemble.weight']:g} unless" in PAGE
+    assert f"a learning rate of their own, {HEAD_LEARNING_RATES['ensemble.weight']:g} unless" in PAGE

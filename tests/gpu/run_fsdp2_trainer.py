@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from builders import tiny_tokenizer
 from model_builders import conversation_rows, tiny_model
 from plaudit import RewardConfig, RewardTrainer
-from plaudit.training.trainer import newest_complete_checkpoint
+from plaudit.training.artifacts import newest_complete_checkpoint
 
 DATASET = Dataset.from_list(conversation_rows(16))
 

@@ -80,7 +80,7 @@ def test_rows_of_one_prompt_are_evaluated_together(tokenizer, tmp_path):
 
 @pytest.mark.parametrize("padded", [True, False])
 def test_every_row_is_in_the_order_once(padded, monkeypatch):
-    monkeypatch.setattr("plaudit.training.dataloader._STRETCH", 10)
+    monkeypatch.setattr("plaudit.training.dataloader._SORTED_AT_A_TIME", 10)
     rows = Dataset.from_list([{"chosen_ids": [1] * (n * 7 % 13 + 1), "rejected_ids": [1, 2]} for n in range(37)])
     order = by_similar_work(rows, padded=padded)
     assert sorted(order) == list(range(37))

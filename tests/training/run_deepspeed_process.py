@@ -11,7 +11,7 @@ from datasets import Dataset
 from builders import tiny_tokenizer
 from model_builders import conversation_rows
 from plaudit import RewardConfig, RewardTrainer
-from plaudit.training.trainer import newest_complete_checkpoint
+from plaudit.training.artifacts import newest_complete_checkpoint
 
 ROWS = [{**row, "margin": 1.001 + n} for n, row in enumerate(conversation_rows(8))]
 """Margins that bfloat16 does not have."""

@@ -19,7 +19,7 @@ from transformers import TrainerState
 from builders import tiny_tokenizer
 from model_builders import conversation_rows, tiny_model
 from plaudit import ConfigError, RewardConfig, RewardTrainer
-from plaudit.training.trainer import newest_complete_checkpoint
+from plaudit.training.artifacts import newest_complete_checkpoint
 
 
 def say(what):

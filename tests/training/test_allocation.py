@@ -9,7 +9,7 @@ from datasets import Dataset
 
 from model_builders import conversation_rows, tiny_model
 from plaudit.training import memory as allocation
-from plaudit.training.memory import freed_memory_kept
+from plaudit.training.memory import keep_freed_memory
 
 CPU = torch.device("cpu")
 
@@ -28,7 +28,7 @@ def faults_of_steps(steps=5):
 def test_steps_map_no_page_anew():
     # Other threads of the process count too, and the system may take idle pages back: the quietest of several tries.
     outside = min(faults_of_steps() for _ in range(4))
-    with freed_memory_kept(CPU):
+    with keep_freed_memory(CPU):
         inside = min(faults_of_steps() for _ in range(4))
     assert inside < outside / 4
 
@@ -47,7 +47,7 @@ class Library:
 def test_it_is_undone_also_after_an_error(monkeypatch):
     library = Library()
     monkeypatch.setattr(allocation, "_glibc", lambda: library)
-    inside = freed_memory_kept(CPU)
+    inside = keep_freed_memory(CPU)
     inside.__enter__()
     assert len(library.calls) == 3
     error = KeyboardInterrupt()
@@ -59,10 +59,10 @@ def test_it_is_undone_also_after_an_error(monkeypatch):
 def test_nothing_happens_elsewhere(monkeypatch):
     library = Library()
     monkeypatch.setattr(allocation, "_glibc", lambda: library)
-    with freed_memory_kept(torch.device("meta")):
+    with keep_freed_memory(torch.device("meta")):
         assert not library.calls
     monkeypatch.setattr(allocation, "_glibc", lambda: None)
-    with freed_memory_kept(CPU):
+    with keep_freed_memory(CPU):
         pass
     monkeypatch.undo()
     monkeypatch.setattr(allocation.platform, "libc_ver", lambda: ("", ""))

@@ -9,7 +9,7 @@ import torch
 
 from plaudit.cli.train import training_explained
 from plaudit.errors import ConfigError
-from plaudit.training.setup import require_train_dataset
+from plaudit.training.setup import check_train_dataset
 
 IDS = ("chosen_ids", "rejected_ids")
 METRICS = ("loss", "accuracy", "tie_rate", "margin", "min_reward", "mean_reward", "max_reward", "num_tokens")
@@ -86,8 +86,8 @@ def test_where_not_even_one_row_fits_the_longest_is_named(make_trainer, model, d
 @pytest.mark.parametrize("max_steps", [-1, 0])
 def test_a_stream_without_an_end_is_refused(make_trainer, model, dataset, max_steps):
     with pytest.raises(ConfigError, match="`max_steps=1000`"):
-        require_train_dataset(dataset.to_iterable_dataset(), max_steps)
-    require_train_dataset(dataset.to_iterable_dataset(), 5)
-    require_train_dataset(dataset, max_steps)
+        check_train_dataset(dataset.to_iterable_dataset(), max_steps)
+    check_train_dataset(dataset.to_iterable_dataset(), 5)
+    check_train_dataset(dataset, max_steps)
     with pytest.raises(ValueError, match="max_steps"):
         make_trainer(model, dataset.to_iterable_dataset(), max_steps=max_steps)

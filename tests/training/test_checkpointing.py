@@ -9,8 +9,8 @@ from datasets import Dataset
 
 from model_builders import conversation_rows, tiny_model
 from plaudit import ConfigError, RewardConfig
-from plaudit.training import memory as checkpointing
-from plaudit.training.memory import free_bytes
+from plaudit.training import memory
+from plaudit.training.memory import decide_checkpointing, free_bytes, needed_bytes, with_checkpointing
 
 
 def recomputes(trainer):
@@ -19,6 +19,17 @@ def recomputes(trainer):
 
 def losses(trainer):
     return [log["loss"] for log in trainer.state.log_history if "loss" in log]
+
+
+def decide(trainer):
+    return decide_checkpointing(
+        trainer.model,
+        trainer.args,
+        trainer.train_dataset,
+        layout=trainer.batch_layout,
+        loss_of_rows=trainer.loss_of_rows,
+        gather=trainer.accelerator.gather,
+    )
 
 
 @pytest.fixture
@@ -32,7 +43,7 @@ def auto(tokenizer, make_trainer):
 
 @pytest.mark.parametrize(("free", "on"), [(2**40, False), (2**16, True)])
 def test_it_is_on_only_where_memory_is_short_and_says_so(auto, monkeypatch, caplog, free, on):
-    monkeypatch.setattr(checkpointing, "free_bytes", lambda device, processes: free)
+    monkeypatch.setattr(memory, "free_bytes", lambda device, processes: free)
     trainer = auto()
     with caplog.at_level(logging.INFO, logger="plaudit"):
         trainer.train()
@@ -54,7 +65,7 @@ def test_deciding_changes_no_number(auto, monkeypatch):
     state = torch.get_rng_state(), random.getstate()
     trainer = auto()
     torch.set_rng_state(state[0])
-    checkpointing.decide(trainer)
+    decide(trainer)
     assert torch.equal(torch.get_rng_state(), state[0])
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
     assert trainer.model.training == auto().model.training
@@ -62,11 +73,18 @@ def test_deciding_changes_no_number(auto, monkeypatch):
 
 def test_more_memory_is_asked_for_than_a_step_keeps(auto):
     """The estimate covers gradients, AdamW's two numbers a weight, and activations."""
+
+    def needed(trainer):
+        layout, loss_of_rows = trainer.batch_layout, trainer.loss_of_rows
+        return needed_bytes(
+            trainer.model, trainer.args, trainer.train_dataset, layout=layout, loss_of_rows=loss_of_rows
+        )
+
     trainer = auto()
     weights = sum(parameter.numel() for parameter in trainer.model.parameters())
-    few = checkpointing._needed_bytes(trainer)
+    few = needed(trainer)
     assert few > weights * 4 * 3
-    many = checkpointing._needed_bytes(auto(max_tokens_per_batch=100_000))
+    many = needed(auto(max_tokens_per_batch=100_000))
     assert many > 5 * few
 
 
@@ -74,16 +92,16 @@ def test_the_settings_of_the_caller_stay_as_they_are(tokenizer, auto, tmp_path):
     trainer = auto()
     assert trainer.args.gradient_checkpointing is False  # not decided yet
     config = RewardConfig(str(tmp_path), gradient_checkpointing="auto", report_to=[])
-    changed = checkpointing.with_checkpointing(config, True)
+    changed = with_checkpointing(config, True)
     assert (config.gradient_checkpointing, changed.gradient_checkpointing) == ("auto", True)
 
 
 def test_streams_and_unknown_devices_recompute(auto, monkeypatch):
     stream = Dataset.from_list(conversation_rows(12)).to_iterable_dataset()
     trainer = auto(stream)
-    assert checkpointing.decide(trainer) == checkpointing.Decision(True, "a stream is not read beforehand")
-    monkeypatch.setattr(checkpointing, "free_bytes", lambda device, processes: None)
-    assert checkpointing.decide(auto()).on
+    assert decide(trainer) == (True, "a stream is not read beforehand")
+    monkeypatch.setattr(memory, "free_bytes", lambda device, processes: None)
+    assert decide(auto())[0]
 
 
 def test_a_step_that_runs_out_of_memory_begins_anew_once(auto, monkeypatch, caplog):
@@ -123,7 +141,7 @@ def test_where_that_would_not_be_exact_the_error_stays(auto, monkeypatch, settin
 
 def test_adapters_recompute_too(tokenizer, make_trainer, monkeypatch):
     peft = pytest.importorskip("peft")
-    monkeypatch.setattr(checkpointing, "free_bytes", lambda device, processes: 0)
+    monkeypatch.setattr(memory, "free_bytes", lambda device, processes: 0)
     dataset, curves = Dataset.from_list(conversation_rows(12)), []
     for setting in ("auto", False):
         config = peft.LoraConfig(r=2, target_modules=["q_proj"])
@@ -146,7 +164,7 @@ def test_free_memory_respects_the_limit_of_a_container(tmp_path):
     assert free_bytes(torch.device("meta")) is None
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("400\n")
-    assert checkpointing._left_in_container(tmp_path) == 600
+    assert memory._left_in_container(tmp_path) == 600
     (tmp_path / "memory.max").write_text("max\n")
-    assert checkpointing._left_in_container(tmp_path) > 2**60
-    assert checkpointing._left_in_container(tmp_path / "none") > 2**60
+    assert memory._left_in_container(tmp_path) > 2**60
+    assert memory._left_in_container(tmp_path / "none") > 2**60

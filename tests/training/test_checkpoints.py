@@ -8,7 +8,7 @@ import torch
 
 from model_builders import tiny_model
 from plaudit import ConfigError
-from plaudit.training.trainer import is_complete, newest_complete_checkpoint
+from plaudit.training.artifacts import is_complete, newest_complete_checkpoint
 
 SETTINGS = {"max_steps": 7, "logging_steps": 2, "save_strategy": "steps", "save_steps": 3, "seed": 11}
 
@@ -55,7 +55,7 @@ def test_a_checkpoint_that_was_not_finished_is_passed_over(model, dataset, make_
     (out / "checkpoint-notes").mkdir()
     (out / "checkpoint-99").mkdir()
     assert newest_complete_checkpoint(out) == out / "checkpoint-3"
-    assert "checkpoint-6 was not written to its end" in caplog.text
+    assert "checkpoint-6: it was not written to its end" in caplog.text
 
 
 def test_no_checkpoint_to_resume_from(model, dataset, make_trainer):

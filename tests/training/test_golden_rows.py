@@ -211,10 +211,8 @@ def test_where_they_cannot_be_computed_the_log_says_so(
             raise torch.OutOfMemoryError("out of memory")
 
         monkeypatch.setattr(trainer.model, "forward", refuse)
-    from plaudit.training.artifacts import write_golden_rows
-
     with caplog.at_level(logging.WARNING, logger="plaudit"):
-        write_golden_rows(trainer, tmp_path / "out")
+        trainer._save(str(tmp_path / "out"))
     assert not (tmp_path / "out" / FILE_NAME).exists()
     assert "plaudit verify MODEL --rows FILE --save" in caplog.text
 

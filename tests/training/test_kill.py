@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from plaudit.training.trainer import is_complete, newest_complete_checkpoint
+from plaudit.training.artifacts import is_complete, newest_complete_checkpoint
 
 HERE = Path(__file__).parent
 

@@ -26,7 +26,7 @@ from plaudit.data.mixture import load_mixture, located
 from plaudit.demo import EMBEDDED_MODEL_NAME, embedded_model_path
 from plaudit.errors import ConfigError, DataError
 from plaudit.training.config import RewardConfig
-from plaudit.training.setup import require_writable
+from plaudit.training.setup import check_writable
 from plaudit.training.trainer import RewardTrainer
 
 DEFAULT_TEST_SPLIT = "test"
@@ -46,7 +46,7 @@ def build_trainer(settings: TrainSettings, data: tuple[Rows, Rows | None] | None
     """
     config = settings.config
     _check_together(settings)
-    require_writable(config.output_dir)
+    check_writable(config.output_dir)
     kwargs = model_init_kwargs(settings.model, config)
     quantization_config = make_quantization_config(settings.quantization, kwargs)
     if quantization_config is not None:

@@ -30,14 +30,12 @@ from plaudit.training.config import OBJECTIVE_SETTINGS, RewardConfig
 from plaudit.training.memory import (
     MEASURED_TOKENS,
     Row,
-    checkpointing_switch,
-    checkpoints_activations,
-    collate,
+    checkpointing_method,
     count_tokens,
-    loss_of,
-    small_batch,
+    first_rows,
+    uses_checkpointing,
 )
-from plaudit.training.setup import require_writable
+from plaudit.training.setup import check_writable
 from plaudit.training.trainer import RewardTrainer
 
 
@@ -50,7 +48,7 @@ def check_layout(trainer: RewardTrainer, rows: Sequence[Row]) -> None:
     model: Any = trainer.model
     model.eval()
     with torch.no_grad():
-        loss_of(trainer, collate(trainer, rows))
+        trainer.loss_of_rows(rows)
 
 
 @dataclass(frozen=True)
@@ -77,16 +75,16 @@ def measure_speed(trainer: RewardTrainer, rows: Sequence[Row]) -> Speed:
         rows: Prepared rows of one batch, of which the first few are taken.
     """
     model: Any = trainer.model
-    rows = small_batch(trainer, rows, MEASURED_TOKENS)
+    rows = first_rows(rows, trainer.args, trainer.batch_layout, MEASURED_TOKENS)
     model.train()
-    checkpointing = checkpoints_activations(trainer)
+    checkpointing = uses_checkpointing(model, trainer.args)
     if checkpointing:
-        checkpointing_switch(model, "enable")(trainer.args.gradient_checkpointing_kwargs)
+        checkpointing_method(model, "enable")(trainer.args.gradient_checkpointing_kwargs)
     try:
-        seconds = _second_run(lambda: loss_of(trainer, collate(trainer, rows)).backward(), trainer.args.device)
+        seconds = _second_run(lambda: trainer.loss_of_rows(rows).backward(), trainer.args.device)
     finally:
         if checkpointing:
-            checkpointing_switch(model, "disable")()
+            checkpointing_method(model, "disable")()
         model.zero_grad(set_to_none=True)
     tokens = count_tokens(rows, trainer.args.pad_to_multiple_of).computed(trainer.batch_layout)
     weight = nn.Parameter(torch.zeros(2**22, device=trainer.args.device))
@@ -157,14 +155,14 @@ def dry_run(settings: TrainSettings, console: Console) -> None:
         PlauditError: Whatever training would have raised before its first step.
     """
     output_dir = settings.config.output_dir
-    require_writable(output_dir)
+    check_writable(output_dir)
     with tempfile.TemporaryDirectory() as folder:
         # The Trainer makes its folder when it is built.
         settings.config.output_dir = folder
         data = open_data(settings)
         trainer = build_trainer(settings, data)
         row_kinds, columns = survey(data[0])
-        batches = memory.sample_batches(trainer)
+        batches = memory.sample_batches(trainer.train_dataset, trainer.args)
         estimate.check_layout(trainer, batches[0])
         _show_model(trainer, console)
         _show_data(trainer, console)
@@ -387,7 +385,14 @@ def _show_needs(trainer: RewardTrainer, batches: Sequence[Sequence[Any]], consol
     steps = estimate.count_steps(config, rows)
     _title(console, "Estimates")
     try:
-        needed = memory.estimate_memory(trainer, batches[0], max(tokens))
+        needed = memory.estimate_memory(
+            trainer.model,
+            config,
+            batches[0],
+            max(tokens),
+            layout=trainer.batch_layout,
+            loss_of_rows=trainer.loss_of_rows,
+        )
         speed = estimate.measure_speed(trainer, batches[0])
     except torch.OutOfMemoryError:
         console.print("  Not even a small batch fits into this device's memory.", markup=False)

@@ -29,7 +29,7 @@ from plaudit.evaluation.run import evaluate
 from plaudit.metrics import wilson_interval
 from plaudit.report import write_report
 from plaudit.training.config import RewardConfig
-from plaudit.training.setup import require_writable
+from plaudit.training.setup import check_writable
 from plaudit.training.trainer import RewardTrainer
 
 QUESTION = "How do I get candle wax off a tablecloth?"
@@ -110,7 +110,7 @@ def run_demo(output_dir: str | os.PathLike[str], *, seed: int = 0, say: Callable
         ConfigError: If the embedded model is not installed, or the folder cannot be written.
     """
     start = time.monotonic()
-    require_writable(output_dir)
+    check_writable(output_dir)
     path = embedded_model_path(progress=say)
     train, test = load_preferences("train"), load_preferences("test")
     say(f"Model: {EMBEDDED_MODEL_NAME}, a small chat model, with a fresh reward head (seed {seed}).")

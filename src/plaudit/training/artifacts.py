@@ -1,4 +1,4 @@
-"""What a run folder keeps about its training: data counts, settings, versions and logs, as JSON beside the weights."""
+"""What a run folder holds beside the weights: complete checkpoints, the run record, golden rows and the model card."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ import json
 import logging
 import math
 import os
-import platform
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
+import jinja2
 import torch
 import yaml
 from datasets import Dataset, IterableDataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_callback import TrainerState
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from plaudit.data.collate import PaddedCollator
 from plaudit.data.encode import ConversationEncoder, TextEncoder
@@ -37,13 +39,366 @@ from plaudit.model.shared_prefix import RewardForward
 from plaudit.objectives import ObjectiveName
 from plaudit.schema import LEGACY_COLUMNS
 from plaudit.training.config import OBJECTIVE_SETTINGS, RewardConfig
-from plaudit.version import __version__
+from plaudit.version import installed_versions
 
-if TYPE_CHECKING:
-    from plaudit.training.trainer import RewardTrainer
+logger = logging.getLogger("plaudit")
+
+# ---- complete checkpoints -------------------------------------------------------------------------------------
+
+# Names differ between plain, adapter, FSDP and DeepSpeed checkpoints; DeepSpeed keeps everything in global_step*.
+_WEIGHTS = ("*model*.safetensors", "*model*.bin", "pytorch_model_fsdp_*", "global_step*")
+_NEEDED_TO_RESUME = (("*optimizer*", "global_step*"), ("scheduler.pt", "global_step*"), ("rng_state*",))
 
 
-_SETTINGS = (
+def is_complete(checkpoint: Path) -> bool:
+    """Returns whether a ``checkpoint-<step>`` folder was written to its end, and is not half deleted."""
+    try:
+        # The Trainer's state is the last file written. Others may be missing all the same, where a process was killed
+        # while it deleted an old checkpoint.
+        written = "global_step" in json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+        index = checkpoint / SAFE_WEIGHTS_INDEX_NAME
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"] if index.exists() else {}
+    except (OSError, ValueError):
+        return False
+    shards_exist = all((checkpoint / name).exists() for name in set(weight_map.values()))
+    # A checkpoint of the model alone (`save_only_model`) has nothing of what is needed to resume, any other all of it.
+    to_resume = {_has_file(checkpoint, *patterns) for patterns in _NEEDED_TO_RESUME}
+    return written and _has_file(checkpoint, *_WEIGHTS) and shards_exist and len(to_resume) == 1
+
+
+def _has_file(folder: Path, *patterns: str) -> bool:
+    return any(any(folder.glob(pattern)) for pattern in patterns)
+
+
+def newest_complete_checkpoint(run_folder: str | os.PathLike[str]) -> Path:
+    """Returns the checkpoint to resume a run from: the newest complete ``checkpoint-<step>`` folder.
+
+    Raises:
+        ConfigError: If no checkpoint is complete.
+    """
+    folder = Path(run_folder)
+    checkpoints = sorted(
+        (int(match[1]), path)
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if path.is_dir() and (match := re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", path.name))
+    )
+    for _, checkpoint in reversed(checkpoints):
+        if is_complete(checkpoint):
+            return checkpoint
+        logger.warning("Skipping %s: it was not written to its end, or is half deleted.", checkpoint)
+    raise ConfigError(
+        f"there is no complete checkpoint in {str(folder)!r}",
+        fix="Name a checkpoint folder in `resume_from_checkpoint`, or start from the beginning.",
+    )
+
+
+def mark_incomplete(checkpoint: Path) -> None:
+    """Removes the mark of completeness from a checkpoint that is about to be written again."""
+    (checkpoint / TRAINER_STATE_NAME).unlink(missing_ok=True)
+
+
+# ---- run record -----------------------------------------------------------------------------------------------
+
+RUN_RECORD = "plaudit_run.json"
+FORMAT, VERSION = "plaudit run", 1
+_STATE = ("global_step", "epoch", "max_steps", "num_train_epochs", "best_metric", "best_global_step", "total_flos")
+
+
+def run_record(
+    args: RewardConfig,
+    state: TrainerState,
+    *,
+    model: Any,
+    base_model: Any,
+    sharded: bool,
+    objective: ObjectiveName,
+    batch_layout: str,
+    batch_layout_reason: str,
+    reports: Mapping[str, DataReport],
+) -> dict[str, Any]:
+    """Returns what can be known about a run without its data set, as plain values."""
+    settings, device = args.to_dict(), args.device
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "saved": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "base_model": getattr(base_model.config, "name_or_path", "") or None,
+        "architecture": type(base_model).__name__,
+        "adapter": is_peft_model(model),
+        # A process of sharded training holds only some parameters.
+        "parameters": None if sharded else base_model.num_parameters(),
+        "trainable_parameters": None if sharded else base_model.num_parameters(only_trainable=True),
+        "objective": objective,
+        "batch_layout": batch_layout,
+        "batch_layout_reason": batch_layout_reason,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "processes": args.world_size,
+        "data": {name: report_as_dict(report) for name, report in reports.items()},
+        "settings": settings,
+        "changed_settings": changed_settings(settings),
+        "versions": installed_versions(),
+        "state": {name: getattr(state, name, None) for name in _STATE},
+        "log_history": state.log_history,
+    }
+
+
+def write_run_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Writes the record beside the weights; that of a checkpoint leaves the logs to its ``trainer_state.json``."""
+    if folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):
+        record = {key: value for key, value in record.items() if key != "log_history"}
+    folder.mkdir(parents=True, exist_ok=True)
+    # Renamed when it is whole: a process may be killed at any time.
+    unfinished = folder / f"{RUN_RECORD}.part"
+    unfinished.write_text(json.dumps(record, indent=1, default=str, ensure_ascii=False) + "\n", encoding="utf-8")
+    unfinished.replace(folder / RUN_RECORD)
+
+
+def report_as_dict(report: DataReport) -> dict[str, Any]:
+    """Returns a report on a data set as plain values, without `prompts` (one number per row).
+
+    >>> report = DataReport("train", 1024, "drop", "train")
+    >>> report.add(0, 1), report_as_dict(report)["dropped"]
+    (False, {'overlong': {'count': 1, 'first_rows': [0]}})
+    """
+    values = dataclasses.asdict(dataclasses.replace(report, prompts=None, first_error=None))
+    del values["prompts"], values["first_error"]
+    return {**values, "lengths": {**values["lengths"], "mean": report.lengths.mean}, "summary": report.summary()}
+
+
+def changed_settings(settings: Mapping[str, Any]) -> list[str]:
+    """Returns the sorted names of the settings (plain values) that are not at their defaults.
+
+    >>> changed_settings({"learning_rate": 3e-6, "seed": 42})
+    ['learning_rate']
+    """
+    changed = []
+    for setting in dataclasses.fields(RewardConfig):
+        factory = setting.default_factory
+        default = setting.default if factory is dataclasses.MISSING else factory()
+        plain = default.value if isinstance(default, enum.Enum) else default
+        if setting.name in settings and setting.init and settings[setting.name] != plain:
+            changed.append(setting.name)
+    return sorted(changed)
+
+
+# ---- golden rows: which ---------------------------------------------------------------------------------------
+
+MOST_TOKENS = 512
+"""Tokens of the longest golden row, if there are shorter ones: bounds the cost of each save."""
+_CANDIDATES, _CANDIDATES_OF_STREAMS = 64, 16
+_Candidate: TypeAlias = tuple[int, int, tuple[GoldenRow, ...]]  # most tokens, turns, one or two responses
+
+
+def choose_golden_rows(
+    tokenizer: PreTrainedTokenizerBase | None, datasets: Sequence[Any], count: int, *, max_length: int | None
+) -> tuple[GoldenRow, ...]:
+    """Chooses `count` responses: the shortest, the longest within bounds, many turns, two per prompt.
+
+    They come from the first of the raw data sets (or mappings of such) that has a row that fits, and have reward 0.
+    Rows that cannot be read are skipped; without a row that fits there are no golden rows.
+    """
+    if count < 1:
+        return ()
+    for dataset in datasets:
+        for rows in dataset.values() if isinstance(dataset, Mapping) else (dataset,):
+            if not isinstance(rows, Dataset | IterableDataset):
+                continue
+            candidates = [
+                candidate
+                for candidate in _candidates(tokenizer, rows, responses=min(count, 2))
+                if max_length is None or candidate[0] <= max_length
+            ]
+            if candidates:
+                return _spread(candidates, count)
+    return ()
+
+
+def _candidates(tokenizer: Any, dataset: Dataset | IterableDataset, *, responses: int) -> Iterator[_Candidate]:
+    """Yields up to 64 examples from all over a table, or the first 16 of a stream."""
+    plain = dataset.with_format(None)
+    encoders: dict[bool, Any] = {}
+    numbered: Iterable[tuple[int, Any]]
+    if isinstance(plain, Dataset):
+        numbers = range(0, len(plain), max(1, -(-len(plain) // _CANDIDATES)))
+        numbered = zip(numbers, plain.select(numbers), strict=True)
+    else:
+        numbered = enumerate(plain.take(_CANDIDATES_OF_STREAMS))
+    for number, row in numbered:
+        renamed = {LEGACY_COLUMNS.get(name, name): value for name, value in row.items()}
+        try:
+            turns, rows = _golden_rows_of(renamed, number, plain.features, tokenizer, encoders)
+        except (DataError, ConfigError, *RENDER_ERRORS) as error:
+            # The preparation of the data reports what is wrong with such rows.
+            logger.debug("Row %d cannot be a golden row: %s", number, error)
+            continue
+        yield max(len(golden.ids) for golden in rows[:responses]), turns, rows[:responses]
+
+
+def _golden_rows_of(
+    row: Mapping[str, Any], number: int, features: Any, tokenizer: Any, encoders: dict[bool, Any]
+) -> tuple[int, tuple[GoldenRow, ...]]:
+    """Returns the number of turns, and the first and last response of a row; one where both are the same."""
+    example = read_example(row, row_number=number, features=features)
+    if example.response_ids is not None:
+        distinct = dict.fromkeys((tuple(example.response_ids[0]), tuple(example.response_ids[-1])))
+        return 1, tuple(GoldenRow(ids, 0.0, number) for ids in distinct)
+    ends = example.responses[:1] if len(example.responses) == 1 else (example.responses[0], example.responses[-1])
+    example = dataclasses.replace(example, responses=ends)
+    if example.conversational not in encoders:
+        encoders[example.conversational] = (ConversationEncoder if example.conversational else TextEncoder)(tokenizer)
+    encoder = encoders[example.conversational]
+    texts = encoder.render([example])[0]
+    rows: dict[tuple[int, ...], GoldenRow] = {}
+    for response, text, ids in zip(ends, texts, encoder.tokenize(texts), strict=True):
+        # As JSON reads it again: what JSON cannot hold raises here, and the row is skipped.
+        conversation = None if isinstance(response, str) else json.loads(json.dumps(response))
+        tools, kwargs = None, {}
+        if conversation is not None:
+            tools = None if example.tools is None else json.loads(json.dumps(example.tools))
+            kwargs = json.loads(json.dumps(dict(example.chat_template_kwargs)))
+        rows[tuple(ids)] = GoldenRow(tuple(ids), 0.0, number, text, conversation, tools, kwargs)
+    return (1 if isinstance(ends[0], str) else len(ends[0])), tuple(rows.values())
+
+
+def _spread(candidates: Sequence[_Candidate], count: int) -> tuple[GoldenRow, ...]:
+    """Returns `count` rows, if there are as many, of examples as different as possible."""
+    by_length = sorted(candidates, key=lambda candidate: candidate[0])
+    short = [candidate for candidate in by_length if candidate[0] <= MOST_TOKENS]
+    if not short:
+        return by_length[0][2][:count]
+    most_turns = max(range(len(short)), key=lambda index: short[index][1])
+    # The rest evenly between the shortest and the longest.
+    between = [round(n * (len(short) - 1) / (count + 1)) for n in range(1, count + 1)]
+    chosen: list[GoldenRow] = []
+    for index in dict.fromkeys((0, len(short) - 1, most_turns, *between, *range(len(short)))):
+        chosen += short[index][2]
+        if len(chosen) >= count:
+            break
+    return tuple(chosen[:count])
+
+
+# ---- golden rows: their rewards at a save ---------------------------------------------------------------------
+
+
+def write_golden_rows(
+    folder: Path,
+    rows: tuple[GoldenRow, ...],
+    args: RewardConfig,
+    *,
+    model: nn.Module,
+    base_model: Any,
+    reads_positions: bool,
+    tokenizer: Any,
+    fsdp: bool,
+    step: int,
+) -> None:
+    """Writes the golden rows beside the weights that were just saved.
+
+    Rewards are computed one response at a time, as the saved weights give them: in evaluation mode and without mixed
+    precision. Neither modes nor random states are changed. Where no rewards can be computed the log says why.
+    """
+    path = folder / FILE_NAME
+    if not args.golden_rows:
+        path.unlink(missing_ok=True)  # those of an earlier run into this folder belong to other weights
+        return
+    rewards: list[float] = []
+    problem = _why_no_rewards(model, rows, fsdp)
+    if problem is None:
+        try:
+            rewards = _golden_rewards(rows, model, base_model, reads_positions, tokenizer.pad_token_id)
+            problem = None if all(map(math.isfinite, rewards)) else "a reward is not a finite number"
+        except RuntimeError as error:  # out of memory, or a model that only works in mixed precision
+            problem = f"the model cannot be called without mixed precision ({error})"
+    if problem is not None:
+        logger.warning(
+            "No %s beside this checkpoint: %s. `plaudit verify MODEL --rows FILE --save` writes it afterwards.",
+            FILE_NAME,
+            problem,
+        )
+        path.unlink(missing_ok=True)
+        return
+    golden = GoldenRows(
+        rows,
+        chat_template=chat_template_hash(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        how=f"rows of the run's data, rewards of its trainer at step {step}",
+        versions=installed_versions(),
+    )
+    golden.with_rewards(rewards, computed_in(base_model)).save(folder)
+    _log_golden_rows(str(args.output_dir), len(rows), args.push_to_hub)
+
+
+@functools.cache  # once per run
+def _log_golden_rows(output_dir: str, count: int, public: bool) -> None:
+    logger.log(
+        logging.WARNING if public else logging.INFO,
+        "%s in %s holds %d responses of your data as readable text%s. `golden_rows=0` leaves them out.",
+        FILE_NAME,
+        output_dir,
+        count,
+        ", and goes to the Hub with the model" if public else "",
+    )
+
+
+def _why_no_rewards(model: nn.Module, rows: Sequence[GoldenRow], fsdp: bool) -> str | None:
+    if not rows:
+        return "no row of the data can be read as a golden row, or all are too long"
+    if fsdp:
+        return "with FSDP the weights lie in shards on all processes"
+    for parameter in model.parameters():
+        if hasattr(parameter, "ds_id"):
+            return "with DeepSpeed ZeRO-3 the weights lie in shards on all processes"
+        if hasattr(parameter, "device_mesh"):
+            return "the weights lie in shards on all processes"
+    return None
+
+
+def _golden_rewards(
+    rows: Sequence[GoldenRow], model: nn.Module, base_model: Any, reads_positions: bool, pad_token_id: int
+) -> list[float]:
+    collate, device = PaddedCollator(pad_token_id), base_model.device
+    forward = RewardForward(base_model, "padded", "one response at a time", reads_positions=reads_positions)
+    rewards = []
+    with _as_saved(model, device), torch.no_grad():
+        for row in rows:
+            batch = collate([{"response_ids": [list(row.ids)], "scores": [0.0]}])
+            on_device = {
+                name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()
+            }
+            rewards.append(forward(model, on_device).rewards_N.float().item())
+    return rewards
+
+
+@contextmanager
+def _as_saved(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Context in which a model is in evaluation mode and without mixed precision."""
+    with ExitStack() as restored:
+        restored.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
+        for module in model.modules():
+            if module.training:
+                restored.callback(setattr, module, "training", True)
+        # accelerate keeps the forward that it has wrapped in autocast.
+        original = getattr(model, "_original_forward", None)
+        if original is not None:
+            restored.callback(setattr, model, "forward", model.forward)
+            model.forward = original
+        model.eval()
+        yield
+
+
+def computed_in(base_model: Any) -> str:
+    """Returns what a reward model computes in below its head, as `GoldenRows` names it."""
+    if getattr(base_model, "is_quantized", False):
+        return "quantized"
+    dtype = str(base_model.dtype).removeprefix("torch.")
+    on_tensor_cores = base_model.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
+    return "tf32" if dtype == "float32" and on_tensor_cores else dtype
+
+
+# ---- model card -----------------------------------------------------------------------------------------------
+
+_CARD = Path(__file__).with_name("model_card.md.j2")
+_SETTINGS_ON_CARD = (
     "learning_rate",
     "lr_scheduler_type",
     "num_train_epochs",
@@ -72,538 +427,80 @@ _TRAINED: dict[ObjectiveName, str] = {
         "the sigmoid of the reward estimates the probability of good."
     ),
 }
-_HEIGHT: dict[ObjectiveName, str] = {
+_MEANING: dict[ObjectiveName, str] = {
     "regression": "Rewards are estimates of ratings, on the scale of the ratings.",
     "binary_cross_entropy": "Above 0 an answer is more likely good than bad.",
 }
-_NO_HEIGHT = "Rewards compare answers to the same prompt; their absolute height means nothing."
+_MEANING_OF_COMPARISONS = "Rewards compare answers to the same prompt; their absolute height means nothing."
 
 
-@dataclass(frozen=True)
-class ModelCard:
-    """What the card says.
+def render_model_card(
+    *,
+    name: str,
+    location: str,
+    base_model: str | None,
+    adapter: bool,
+    objective: ObjectiveName,
+    batch_layout: str,
+    settings: Mapping[str, Any],
+    reports: Mapping[str, DataReport],
+    logs: Sequence[Mapping[str, float]] = (),
+    datasets: Sequence[str] = (),
+    dataset_args: Sequence[str] = (),
+    tags: Sequence[str] = (),
+    tasks: Sequence[str] = (),
+    language: str | Sequence[str] | None = None,
+    license: str | None = None,
+) -> str:
+    """Returns the card of a model as Markdown with a YAML header; `location` is the folder or Hub id to load from."""
+    header: dict[str, Any] = {
+        "library_name": "peft" if adapter else "transformers",
+        "pipeline_tag": next(iter(tasks), "text-classification"),
+        "tags": sorted({*tags}),
+        "language": language if isinstance(language, str) else list(language or ()),
+        "license": license,
+        # The name of a folder would mean nothing to others.
+        "base_model": None if (base_model or "").startswith(("/", ".")) else base_model,
+        "datasets": list(datasets),
+    }
+    evaluations = [log for log in logs if any(key.startswith("eval_") for key in log)]
+    # Each of several evaluation sets has a log of its own.
+    last = [log for log in evaluations if log.get("step") == evaluations[-1].get("step")]
+    shown = {key: settings[key] for key in _SETTINGS_ON_CARD if key in settings}
+    if not shown.get("label_smoothing_factor"):
+        shown.pop("label_smoothing_factor", None)
+    environment = jinja2.Environment(
+        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
+    )
+    return environment.from_string(_CARD.read_text(encoding="utf-8")).render(
+        header=yaml.safe_dump({key: value for key, value in header.items() if value}, sort_keys=False),
+        name=name,
+        location=location,
+        adapter=adapter,
+        trained=_TRAINED[objective],
+        meaning=_MEANING.get(objective, _MEANING_OF_COMPARISONS),
+        evaluation=_table({key: value for log in last for key, value in log.items()}, "runtime", "per_second", "epoch"),
+        training=_table(next((log for log in reversed(logs) if "loss" in log), {})),
+        data=[*dataset_args, *(report.summary() for report in reports.values())],
+        settings=_table(shown | {"objective": objective}),
+        batch_layout=batch_layout,
+        versions=_table(installed_versions()),
+    )
 
-    Attributes:
-        name: Name of the model.
-        location: What it is loaded by: its name on the Hub, or its folder.
-        base_model: Name of the model it was trained from.
-        reports: What was read and dropped of each data set.
-        settings: Settings by name.
-        evaluation: Metrics of the last evaluation.
-        training: Metrics of the last training log.
-        batch_layout: Layout of the batches, and why.
-        objective: What the model was trained for.
-        adapter: Whether the folder holds an adapter rather than a whole model.
-        datasets: Names of data sets on the Hub.
-        tags: Tags of the model.
-        language: Languages of the data, as the Hub writes them.
-        license: License of the weights, as the Hub writes it.
-        tasks: The Hub's names of what the model does, the first of them shown there.
-        dataset_args: Further words on the data sets.
-    """
 
-    name: str
-    location: str
-    base_model: str | None
-    reports: Mapping[str, DataReport]
-    settings: Mapping[str, Any]
-    evaluation: Mapping[str, float]
-    training: Mapping[str, float]
-    batch_layout: str
-    objective: ObjectiveName = "bradley_terry"
-    adapter: bool = False
-    datasets: Sequence[str] = ()
-    tags: Sequence[str] = field(default_factory=lambda: ("plaudit", "reward-trainer"))
-    language: str | Sequence[str] | None = None
-    license: str | None = None
-    tasks: Sequence[str] = ()
-    dataset_args: Sequence[str] = ()
-
-    @classmethod
-    def of_run(cls, logs: Sequence[Mapping[str, float]], **about: Any) -> ModelCard:
-        """The card of a training run.
-
-        Args:
-            logs: ``log_history`` of the run, from which the last metrics are taken.
-            about: The other attributes.
-        """
-        evaluations = [log for log in logs if any(key.startswith("eval_") for key in log)]
-        # Each of several evaluation sets has a log of its own.
-        last = [log for log in evaluations if log.get("step") == evaluations[-1].get("step")]
-        return cls(
-            evaluation={name: value for log in last for name, value in log.items()},
-            training=next((log for log in reversed(logs) if "loss" in log), {}),
-            **about,
-        )
-
-    def render(self) -> str:
-        """The card as Markdown with its YAML header."""
-        header: dict[str, Any] = {
-            "library_name": "peft" if self.adapter else "transformers",
-            "pipeline_tag": next(iter(self.tasks), "text-classification"),
-            "tags": sorted({*self.tags}),
-        }
-        for key in ("language", "license"):
-            if value := getattr(self, key):
-                header[key] = value if isinstance(value, str) else list(value)
-        if self.base_model and not self.base_model.startswith(("/", ".")):
-            header["base_model"] = self.base_model
-        if self.datasets:
-            header["datasets"] = list(self.datasets)
-        parts = [
-            f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
-            f"# {self.name}",
-            "A reward model: it puts one number on a conversation, higher where the answer is preferred. "
-            f"{_TRAINED[self.objective]}",
-            *self._use(),
-            *self._serve(),
-            *self._section("Evaluation", _table(self.evaluation, skip=("runtime", "per_second", "epoch"))),
-            *self._section("Last training log", _table(self.training)),
-            *self._section("Data", "\n".join(f"- {line}" for line in self._data())),
-            *self._section("Settings", _table(self._settings())),
-            f"Batch layout: {self.batch_layout}.",
-            *self._section("Versions", _table(installed_versions())),
-        ]
-        return "\n\n".join(parts) + "\n"
-
-    def _settings(self) -> dict[str, Any]:
-        """The settings that matter, with the objective that was really used in place of ``auto``."""
-        found = {key: self.settings[key] for key in _SETTINGS if key in self.settings}
-        if not found.get("label_smoothing_factor"):
-            found.pop("label_smoothing_factor", None)
-        return found | {"objective": self.objective}
-
-    def _use(self) -> list[str]:
-        if self.adapter:
-            load = (
-                "from peft import AutoPeftModelForSequenceClassification as Model\n"
-                "from transformers import AutoTokenizer"
-            )
-        else:
-            load = "from transformers import AutoModelForSequenceClassification as Model, AutoTokenizer"
-        labels = ", num_labels=1" if self.adapter else ""
-        return [
-            "## Load and score",
-            f'```python\n{load}\n\nmodel = Model.from_pretrained("{self.location}"{labels})\n'
-            f'tokenizer = AutoTokenizer.from_pretrained("{self.location}")\n'
-            'messages = [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]\n'
-            'inputs = tokenizer.apply_chat_template(messages, return_tensors="pt", return_dict=True)\n'
-            "reward = model(**inputs).logits.item()\n```",
-            f"{_HEIGHT.get(self.objective, _NO_HEIGHT)} Text rendered with the "
-            "chat template is tokenised without further special tokens. In batches, pad on the right.",
-        ]
-
-    def _serve(self) -> list[str]:
-        folder, merge = self.location, []
-        if self.adapter:
-            folder = "merged"
-            merge = [
-                "Servers want whole models: merge the adapter first, and write down how it is to be served.",
-                "```python\nmerged = model.merge_and_unload()\nmerged.config.update(\n"
-                '    {"id2label": {0: "reward"}, "label2id": {"reward": 0}, "problem_type": "regression",\n'
-                '     "sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"},\n'
-                '     "pad_token_id": tokenizer.pad_token_id}\n)\n'
-                'merged.save_pretrained("merged")\ntokenizer.save_pretrained("merged")\n```',
-            ]
-        return [
-            "## Serve",
-            *merge,
-            "vLLM serves it with its pooling runner, through `classify` (its `reward()` is meant for other models):",
-            f"```bash\nvllm serve {folder} --runner pooling\n```",
-            f'```python\nimport requests\n\nbody = {{"model": "{folder}", "input": inputs["input_ids"].tolist(), '
-            '"use_activation": False}\n'
-            'served = requests.post("http://localhost:8000/classify", json=body).json()["data"][0]["probs"][0]\n```',
-            "`served` must be `reward`, up to the server's precision: the raw number, without a sigmoid, as the "
-            "configuration asks (`problem_type: regression`, and the activation of `sentence_transformers`). Servers "
-            "change and nobody has tried yours with this model: compare the two once before you rely on it.",
-        ]
-
-    def _data(self) -> list[str]:
-        return [*self.dataset_args, *(report.summary() for report in self.reports.values())]
-
-    @staticmethod
-    def _section(title: str, body: str) -> list[str]:
-        return [f"## {title}", body] if body else []
+def _table(values: Mapping[str, Any], *skipped_endings: str) -> str:
+    rows = [
+        f"| {name} | {value:.4g} |" if isinstance(value, float) else f"| {name} | {value} |"
+        for name, value in values.items()
+        if value is not None and not name.endswith(skipped_endings)
+    ]
+    return "\n".join(["| | |", "|---|---|", *rows]) if rows else ""
 
 
 def as_list(value: str | Sequence[str] | None) -> list[str]:
-    """What was given as one word, several or none, as a list.
+    """Returns one word, several or none as a list.
 
     >>> as_list("one"), as_list(None)
     (['one'], [])
     """
     return [value] if isinstance(value, str) else list(value or ())
-
-
-def _table(values: Mapping[str, Any], skip: Sequence[str] = ()) -> str:
-    rows = [
-        f"| {name} | {value:.4g} |" if isinstance(value, float) else f"| {name} | {value} |"
-        for name, value in values.items()
-        if value is not None and not any(name.endswith(ending) for ending in skip)
-    ]
-    return "\n".join(["| | |", "|---|---|", *rows]) if rows else ""
-
-
-def installed_versions() -> dict[str, str]:
-    """Versions of Plaudit, of Python, and of the libraries that decide a result, of those that are installed."""
-    names = ("transformers", "torch", "accelerate", "datasets", "peft")
-    installed = {}
-    for name in names:
-        try:
-            installed[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return {"plaudit": __version__, "python": platform.python_version(), **installed}
-
-
-logger = logging.getLogger("plaudit")
-MOST_TOKENS = 512
-"""Tokens of the longest golden row, where shorter ones can be found: what bounds their cost at each save."""
-_CANDIDATES, _CANDIDATES_OF_STREAMS = 64, 16
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """One or two responses to one prompt that may become golden rows, with a reward that is not known yet."""
-
-    rows: tuple[GoldenRow, ...]
-    turns: int
-
-    @property
-    def tokens(self) -> int:
-        return max(len(row.ids) for row in self.rows)
-
-
-def choose_golden_rows(
-    tokenizer: PreTrainedTokenizerBase | None, datasets: Sequence[Any], count: int, *, max_length: int | None
-) -> tuple[GoldenRow, ...]:
-    """Choose a few responses: the shortest, the longest within bounds, many turns, two to each prompt.
-
-    Args:
-        tokenizer: Tokenises the responses; not changed. Rows of token ids need none.
-        datasets: Raw data sets, or mappings of such; the first that has a row that fits is taken.
-        count: How many responses.
-        max_length: Limit for one response with its prompt, in tokens (None: no limit).
-
-    Returns:
-        The responses, with reward 0; none where no row fits. Rows that cannot be read are passed over.
-    """
-    if count < 1:
-        return ()
-    for dataset in datasets:
-        for part in dataset.values() if isinstance(dataset, Mapping) else (dataset,):
-            if isinstance(part, Dataset | IterableDataset):
-                candidates = [
-                    one
-                    for one in _candidates(tokenizer, part, single=count == 1)
-                    if max_length is None or one.tokens <= max_length
-                ]
-                if candidates:
-                    return _spread(candidates, count)
-    return ()
-
-
-def _candidates(tokenizer: Any, dataset: Dataset | IterableDataset, *, single: bool) -> Iterator[_Candidate]:
-    """Up to 64 examples from all over a table, or the first 16 of a stream."""
-    plain = dataset.with_format(None)
-    encoders: dict[bool, Any] = {}
-    rows: Iterable[tuple[int, Any]]
-    if isinstance(plain, Dataset):
-        places: Sequence[int] = range(0, len(plain), max(1, -(-len(plain) // _CANDIDATES)))
-        rows = zip(places, plain.select(places), strict=True)
-    else:
-        rows = enumerate(plain.take(_CANDIDATES_OF_STREAMS))
-    for number, row in rows:
-        renamed = {LEGACY_COLUMNS.get(name, name): value for name, value in row.items()}
-        try:
-            candidate = _candidate(renamed, number, plain.features, tokenizer, encoders)
-        except (DataError, ConfigError, *RENDER_ERRORS) as error:
-            # Whoever prepares the data has said already what is wrong with such rows.
-            logger.debug("Row %d is no golden row: %s", number, error)
-            continue
-        yield replace(candidate, rows=candidate.rows[:1]) if single else candidate
-
-
-def _candidate(
-    row: Mapping[str, Any], number: int, features: Any, tokenizer: Any, encoders: dict[bool, Any]
-) -> _Candidate:
-    """The first and the last response of a row.
-
-    Raises:
-        DataError: It cannot be read.
-        RENDER_ERRORS: The chat template refuses it, or it cannot be written as JSON.
-    """
-    example = read_example(row, row_number=number, features=features)
-    if example.response_ids is not None:
-        ids = [tuple(one) for one in (example.response_ids[0], example.response_ids[-1])]
-        return _Candidate(tuple(GoldenRow(one, 0.0, number) for one in dict.fromkeys(ids)), turns=1)
-    ends = example.responses[:1] if len(example.responses) == 1 else (example.responses[0], example.responses[-1])
-    example = replace(example, responses=ends)
-    if example.conversational not in encoders:
-        kind = ConversationEncoder if example.conversational else TextEncoder
-        encoders[example.conversational] = kind(tokenizer)
-    encoder = encoders[example.conversational]
-    texts = encoder.render([example])[0]
-    rows: dict[tuple[int, ...], GoldenRow] = {}
-    for response, text, ids_of_text in zip(ends, texts, encoder.tokenize(texts), strict=True):
-        # As it will be read again: what JSON cannot hold is refused here, and the row passed over.
-        messages = None if isinstance(response, str) else json.loads(json.dumps(response))
-        rows[tuple(ids_of_text)] = GoldenRow(
-            tuple(ids_of_text),
-            0.0,
-            number,
-            text,
-            messages,
-            None if messages is None or example.tools is None else json.loads(json.dumps(example.tools)),
-            {} if messages is None else json.loads(json.dumps(dict(example.chat_template_kwargs))),
-        )
-    turns = 1 if isinstance(ends[0], str) else len(ends[0])
-    return _Candidate(tuple(rows.values()), turns)
-
-
-def _spread(candidates: Sequence[_Candidate], count: int) -> tuple[GoldenRow, ...]:
-    """As many rows as asked for, of examples as different as there are."""
-    by_length = sorted(candidates, key=lambda one: one.tokens)
-    short = [one for one in by_length if one.tokens <= MOST_TOKENS]
-    if not short:
-        return by_length[0].rows[:count]
-    wanted = list(dict.fromkeys((0, len(short) - 1, max(range(len(short)), key=lambda n: short[n].turns))))
-    # The rest evenly between the shortest and the longest.
-    wanted += [round(n * (len(short) - 1) / (count + 1)) for n in range(1, count + 1)]
-    wanted += range(len(short))
-    chosen: list[GoldenRow] = []
-    for place in dict.fromkeys(wanted):
-        chosen += short[place].rows
-        if len(chosen) >= count:
-            break
-    return tuple(chosen[:count])
-
-
-# ---- rewards at a save ----------------------------------------------------------------------------------------
-
-
-def write_golden_rows(trainer: RewardTrainer, folder: str | Path | None = None) -> None:
-    """Write the golden rows beside the weights that were just saved; does nothing on processes that do not save.
-
-    Rewards are computed one response at a time, as the saved weights give them: in evaluation mode and without mixed
-    precision. Neither modes nor random states are changed. Where the weights lie in shards on several processes there
-    are none, and the log says so.
-
-    Args:
-        trainer: The trainer.
-        folder: Where the weights are (None: the output folder).
-    """
-    if not trainer.args.should_save:
-        return
-    rows = trainer._golden_rows
-    path = Path(str(trainer.args.output_dir) if folder is None else folder) / FILE_NAME
-    if not trainer.args.golden_rows:
-        path.unlink(missing_ok=True)  # those of an earlier run into this folder belong to other weights
-        return
-    rewards, problem = _rewards_or_why_not(trainer, rows)
-    if problem is not None:
-        logger.warning(
-            "No %s beside this checkpoint: %s. `plaudit verify MODEL --rows FILE --save` writes it afterwards.",
-            FILE_NAME,
-            problem,
-        )
-        path.unlink(missing_ok=True)
-        return
-    tokenizer: Any = trainer.processing_class
-    golden = GoldenRows(
-        rows,
-        chat_template=chat_template_hash(tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
-        how=f"rows of the run's data, rewards of its trainer at step {trainer.state.global_step}",
-        versions=installed_versions(),
-    )
-    golden.with_rewards(rewards, computed_in(trainer._base_model)).save(path.parent)
-    _say_whose_rows(str(trainer.args.output_dir), len(rows), trainer.args.push_to_hub)
-
-
-@functools.cache  # once a run is enough
-def _say_whose_rows(output_dir: str, rows: int, public: bool) -> None:
-    logger.log(
-        logging.WARNING if public else logging.INFO,
-        "%s in %s holds %d responses of your data in clear%s. `golden_rows=0` leaves them out.",
-        FILE_NAME,
-        output_dir,
-        rows,
-        ", and goes to the Hub with the model" if public else "",
-    )
-
-
-def _rewards_or_why_not(trainer: RewardTrainer, rows: Sequence[GoldenRow]) -> tuple[list[float], str | None]:
-    problem = _why_not(trainer) if rows else "no row of the data can be read as one, or all are too long"
-    if problem is not None:
-        return [], problem
-    try:
-        rewards = _rewards(trainer, rows)
-    except RuntimeError as error:  # no memory left, or a model that only works in mixed precision
-        return [], f"the model could not be called by itself ({error})"
-    return rewards, None if all(map(math.isfinite, rewards)) else "a reward is no finite number"
-
-
-def computed_in(base_model: Any) -> str:
-    """What a model computes in below its head, as `GoldenRows` writes it.
-
-    Args:
-        base_model: The reward model, without wrapping.
-    """
-    if getattr(base_model, "is_quantized", False):
-        return "quantized"
-    dtype = str(base_model.dtype).removeprefix("torch.")
-    on_tensor_cores = base_model.device.type == "cuda" and torch.get_float32_matmul_precision() != "highest"
-    return "tf32" if dtype == "float32" and on_tensor_cores else dtype
-
-
-def _why_not(trainer: RewardTrainer) -> str | None:
-    """Why this process cannot compute rewards by itself; None where it can."""
-    if trainer.is_fsdp_enabled:
-        return "with FSDP the weights lie in shards on all processes"
-    for parameter in trainer.model.parameters():
-        if hasattr(parameter, "ds_id"):
-            return "with DeepSpeed ZeRO-3 the weights lie in shards on all processes"
-        if hasattr(parameter, "device_mesh"):
-            return "the weights lie in shards on all processes"
-    return None
-
-
-def _rewards(trainer: RewardTrainer, rows: Sequence[GoldenRow]) -> list[float]:
-    model, base_model = trainer.model, trainer._base_model
-    pad_token_id: Any = trainer.processing_class.pad_token_id  # type: ignore[union-attr]
-    collate = PaddedCollator(pad_token_id)
-    reads_positions = trainer._forward._reads_positions
-    forward = RewardForward(base_model, "padded", "one response at a time", reads_positions=reads_positions)
-    device = base_model.device
-    rewards = []
-    with _as_it_is_saved(model, device), torch.no_grad():
-        for row in rows:
-            batch = collate([{"response_ids": [list(row.ids)], "scores": [0.0]}])
-            moved = {
-                name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()
-            }
-            rewards.append(forward(model, moved).rewards_N.float().item())
-    return rewards
-
-
-@contextmanager
-def _as_it_is_saved(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Evaluation mode and no mixed precision for a while; everything is as before afterwards."""
-    training = [module for module in model.modules() if module.training]
-    with ExitStack() as restored:
-        restored.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
-        for module in training:
-            restored.callback(setattr, module, "training", True)
-        # accelerate keeps the forward that it has wrapped in autocast.
-        original = getattr(model, "_original_forward", None)
-        if original is not None:
-            restored.callback(setattr, model, "forward", model.forward)
-            model.forward = original
-        model.eval()
-        yield
-
-
-RUN_RECORD = "plaudit_run.json"
-"""Name of the file in the folder of a run, and in each of its checkpoints."""
-FORMAT, VERSION = "plaudit run", 1
-_STATE = ("global_step", "epoch", "max_steps", "num_train_epochs", "best_metric", "best_global_step", "total_flos")
-
-
-def write_run_record(trainer: RewardTrainer, folder: str | os.PathLike[str] | None = None) -> None:
-    """Write the record of a run beside its weights; does nothing on processes that do not save.
-
-    The record of a checkpoint leaves out the logs, which stand in the checkpoint's ``trainer_state.json``.
-
-    Args:
-        trainer: The trainer, at any time after it was made.
-        folder: Where the weights were saved (None: the output folder).
-    """
-    if not trainer.args.should_save:
-        return
-    path = Path(str(trainer.args.output_dir) if folder is None else folder) / RUN_RECORD
-    record = run_record(trainer)
-    if path.parent.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):
-        del record["log_history"]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Renamed when it is whole: a process may be killed at any time.
-    unfinished = path.with_suffix(".json.part")
-    unfinished.write_text(json.dumps(record, indent=1, default=str, ensure_ascii=False) + "\n", encoding="utf-8")
-    unfinished.replace(path)
-
-
-def run_record(trainer: RewardTrainer) -> dict[str, Any]:
-    """What there is to know about a run without its data set, as plain values.
-
-    Args:
-        trainer: The trainer.
-    """
-    settings = trainer.args.to_dict()
-    base_model, state = trainer._base_model, trainer.state
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "saved": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "base_model": getattr(base_model.config, "name_or_path", "") or None,
-        "architecture": type(base_model).__name__,
-        "adapter": is_peft_model(trainer.model),
-        **_parameters(trainer),
-        "objective": trainer.training_objective.name,
-        "batch_layout": trainer.batch_layout,
-        "batch_layout_reason": trainer.batch_layout_reason,
-        "device": torch.cuda.get_device_name(trainer.args.device)
-        if trainer.args.device.type == "cuda"
-        else trainer.args.device.type,
-        "processes": trainer.args.world_size,
-        "data": {name: report_as_dict(report) for name, report in trainer.data_reports.items()},
-        "settings": settings,
-        "changed_settings": changed_settings(settings),
-        "versions": installed_versions(),
-        "state": {name: getattr(state, name, None) for name in _STATE},
-        "log_history": state.log_history,
-    }
-
-
-def report_as_dict(report: DataReport) -> dict[str, Any]:
-    """What was read, dropped and found suspicious in a data set, as plain values.
-
-    Args:
-        report: The report; its `prompts`, one number a row, are left out.
-
-    >>> report = DataReport("train", 1024, "drop", "train")
-    >>> report.add(0, 1), report_as_dict(report)["dropped"]
-    (False, {'overlong': {'count': 1, 'first_rows': [0]}})
-    """
-    values = dataclasses.asdict(dataclasses.replace(report, prompts=None, first_error=None))
-    del values["prompts"], values["first_error"]
-    return {**values, "lengths": {**values["lengths"], "mean": report.lengths.mean}, "summary": report.summary()}
-
-
-def changed_settings(settings: Mapping[str, Any]) -> list[str]:
-    """Names of the settings that are not at their defaults, sorted.
-
-    Args:
-        settings: Those of a run, as plain values.
-
-    >>> changed_settings({"learning_rate": 3e-6, "seed": 42})
-    ['learning_rate']
-    """
-    changed = []
-    for setting in dataclasses.fields(RewardConfig):
-        factory = setting.default_factory
-        default = setting.default if factory is dataclasses.MISSING else factory()
-        plain = default.value if isinstance(default, enum.Enum) else default
-        if setting.name in settings and setting.init and settings[setting.name] != plain:
-            changed.append(setting.name)
-    return sorted(changed)
-
-
-def _parameters(trainer: RewardTrainer) -> dict[str, int | None]:
-    """How many parameters there are; None where this process holds only some of them."""
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        return {"parameters": None, "trainable_parameters": None}
-    model = trainer._base_model
-    return {
-        "parameters": model.num_parameters(),
-        "trainable_parameters": model.num_parameters(only_trainable=True),
-    }

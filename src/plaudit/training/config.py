@@ -44,7 +44,7 @@ class RewardConfig(TrainingArguments):
     (0.0001, 10, 1024, 'auto')
     """
 
-    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "model_init_kwargs"]  # noqa: RUF012 (not a field)
+    _VALID_DICT_FIELDS = [*vars(TrainingArguments)["_VALID_DICT_FIELDS"], "model_init_kwargs"]  # noqa: RUF012 (not a field)
 
     learning_rate: float = field(default=1e-4, metadata={"help": "Initial learning rate of AdamW."})
     logging_steps: float = field(

@@ -1,11 +1,12 @@
-"""The loader of prepared rows: dealt out by our own sampler, moved to the device by accelerate."""
+"""The loader of prepared rows: our sampler deals them out to processes, accelerate moves batches to the device."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
@@ -26,7 +27,7 @@ from plaudit.schema import Batch
 from plaudit.training.config import RewardConfig
 
 logger = logging.getLogger("plaudit")
-_STRETCH = 2048  # rows of an evaluation that are in memory, and sorted, at a time
+_SORTED_AT_A_TIME = 2048  # rows of an evaluation that are in memory at once
 
 
 def example_loader(
@@ -40,28 +41,21 @@ def example_loader(
     padded: bool = False,
     prompts: Sequence[int] | None = None,
 ) -> DataLoader[Any]:
-    """Micro-batches of this process: as many as every other process gets, in an order that all agree on.
+    """Returns the micro-batches of this process: the same number on each process, in an order that all agree on.
 
-    Args:
-        rows: Prepared rows.
-        args: Says how rows are ordered and loaded, and which process this is.
-        batch_size: Rows of a micro-batch.
-        collator: Turns rows into a batch.
-        device: Where batches go.
-        is_training: Whether rows are shuffled; otherwise they come in order.
-        padded: Whether batches are rectangles, which is what a limit on their tokens counts.
-        prompts: For each row a number that is equal for equal prompts, where rows are to be grouped by them.
+    `padded` says whether batches are rectangles, which a limit on their tokens counts. `prompts` has equal numbers for
+    rows with equal prompts, where rows are grouped by prompt.
     """
     sampler: ExampleBatchSampler | TokenBatchSampler
     if is_training and args.max_tokens_per_batch is not None:
-        sampler = _token_batches(rows, args, args.max_tokens_per_batch, padded, prompts)
+        sampler = _token_sampler(rows, args, args.max_tokens_per_batch, padded, prompts)
     else:
         sampler = ExampleBatchSampler(
             len(rows),
             batch_size,
             process_index=args.process_index,
             num_processes=args.world_size,
-            order=_order(rows, args, batch_size, prompts) if is_training else None,
+            order=_training_order(rows, args, batch_size, prompts) if is_training else None,
             drop_last=is_training and args.dataloader_drop_last,
         )
     loader: DataLoader[Any] = DataLoader(
@@ -77,43 +71,20 @@ def example_loader(
     return prepare_data_loader(loader, device, num_processes=1, process_index=0, put_on_device=True)
 
 
-def sampler_of(loader: Any) -> ExampleBatchSampler | None:
-    """The sampler of a loader that `example_loader` made, if it deals out rows by number.
-
-    Args:
-        loader: Any loader.
-    """
-    sampler = getattr(getattr(loader, "dataset", None), "sampler", None)
-    return sampler if isinstance(sampler, ExampleBatchSampler) else None
-
-
-def by_similar_work(rows: Dataset, *, padded: bool) -> list[int]:
-    """An order of rows in which those that are cheap to compute together follow each other, the longest first.
-
-    In rectangles these are rows of similar length; where prefixes are shared, rows of one prompt.
-
-    Args:
-        rows: Prepared rows.
-        padded: Whether batches are rectangles.
-    """
-    order: list[int] = []
-    for start in range(0, len(rows), _STRETCH):
-        stretch = rows.select(range(start, min(start + _STRETCH, len(rows))))
-        examples = [tokenized_example(row) for row in stretch]
-        if padded:
-            widths = [max(map(len, example.response_ids)) for example in examples]
-            order += [start + g for g in sorted(range(len(widths)), key=widths.__getitem__, reverse=True)]
-        else:
-            # Neighbours in the order of their tokens have most in common.
-            order += [start + g for g in sorted(range(len(examples)), key=lambda g: list(examples[g].response_ids[0]))]
-    return order
+def _training_order(
+    rows: Dataset, args: RewardConfig, batch_size: int, prompts: Sequence[int] | None
+) -> Callable[[int], Sequence[int]] | None:
+    if prompts is not None:
+        return grouped_by_prompt(prompts, _seed(args))
+    if args.train_sampling_strategy == "sequential":
+        return None
+    if args.train_sampling_strategy == "group_by_length":
+        lengths = [max(map(len, tokenized_example(row).response_ids)) for row in rows]
+        return grouped_by_length(lengths, batch_size * args.world_size, _seed(args))
+    return shuffled(len(rows), _seed(args))
 
 
-def _seed(args: RewardConfig) -> int:
-    return args.seed if args.data_seed is None else args.data_seed
-
-
-def _token_batches(
+def _token_sampler(
     rows: Dataset, args: RewardConfig, max_tokens: int, padded: bool, prompts: Sequence[int] | None
 ) -> TokenBatchSampler:
     tokens, widths, responses = [], [], []
@@ -123,13 +94,13 @@ def _token_batches(
         widths.append(max(map(len, example.response_ids)))
         responses.append(len(example.response_ids))
     cost = RowCost(tokens, widths, responses, padded)
-    alone = sum(cost.of([row]) > max_tokens for row in range(len(tokens)))
-    if alone:
+    oversized = [size for size in (cost.of([row]) for row in range(len(tokens))) if size > max_tokens]
+    if oversized:
         logger.warning(
             "%d rows have more than max_tokens_per_batch=%d tokens by themselves (the largest %d): each makes a batch.",
-            alone,
+            len(oversized),
             max_tokens,
-            max(cost.of([row]) for row in range(len(tokens))),
+            max(oversized),
         )
     sampler = TokenBatchSampler(
         cost,
@@ -139,19 +110,49 @@ def _token_batches(
         seed=None if args.train_sampling_strategy == "sequential" else _seed(args),
         order=None if prompts is None else grouped_by_prompt(prompts, _seed(args))(0),
     )
-    logger.info("Batches by tokens: %d rows in %d batches a process.", len(tokens), len(sampler))
+    logger.info("Batches by tokens: %d rows in %d batches per process.", len(tokens), len(sampler))
     return sampler
 
 
-def _order(
-    rows: Dataset, args: RewardConfig, batch_size: int, prompts: Sequence[int] | None
-) -> Callable[[int], Sequence[int]] | None:
-    seed = _seed(args)
-    if prompts is not None:
-        return grouped_by_prompt(prompts, seed)
-    if args.train_sampling_strategy == "sequential":
-        return None
-    if args.train_sampling_strategy == "group_by_length":
-        lengths = [max(map(len, tokenized_example(row).response_ids)) for row in rows]
-        return grouped_by_length(lengths, batch_size * args.world_size, seed)
-    return shuffled(len(rows), seed)
+def _seed(args: RewardConfig) -> int:
+    return args.seed if args.data_seed is None else args.data_seed
+
+
+# ---- the order of an evaluation -------------------------------------------------------------------------------
+
+
+def sampler_of(loader: Any) -> ExampleBatchSampler | None:
+    """Returns the sampler of a loader that `example_loader` made, if it deals out rows by number."""
+    sampler = getattr(getattr(loader, "dataset", None), "sampler", None)
+    return sampler if isinstance(sampler, ExampleBatchSampler) else None
+
+
+def by_similar_work(rows: Dataset, *, padded: bool) -> list[int]:
+    """Returns an order in which rows that are cheap to compute together follow each other.
+
+    In rectangles these are rows of similar length, the longest first; where prefixes are shared, rows of one prompt.
+    """
+    order: list[int] = []
+    for start in range(0, len(rows), _SORTED_AT_A_TIME):
+        chunk = rows.select(range(start, min(start + _SORTED_AT_A_TIME, len(rows))))
+        response_ids = [tokenized_example(row).response_ids for row in chunk]
+        if padded:
+            widths = [-max(map(len, ids)) for ids in response_ids]
+            order += [start + g for g in sorted(range(len(widths)), key=widths.__getitem__)]
+        else:
+            # Neighbours in the order of their tokens have most in common.
+            order += [start + g for g in sorted(range(len(response_ids)), key=lambda g: list(response_ids[g][0]))]
+    return order
+
+
+def in_row_order(values: Any, order: Sequence[int] | None) -> Any:
+    """Returns arrays of shape (rows, ...), or any nesting of such, in the order of the rows instead of `order`."""
+    if isinstance(values, Mapping):
+        return {name: in_row_order(value, order) for name, value in values.items()}
+    if isinstance(values, list | tuple):
+        return type(values)(in_row_order(value, order) for value in values)
+    if order is None or not isinstance(values, np.ndarray) or values.shape[:1] != (len(order),):
+        return values
+    restored = np.empty_like(values)
+    restored[np.asarray(order, dtype=np.int64)] = values
+    return restored

@@ -1,138 +1,91 @@
-"""The loss of a batch: the objective's terms and the regularisers, summed, with what the sum is divided by."""
+"""Computes the loss of a batch: objective terms plus regularisers, and the count that normalises them."""
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from datasets import Dataset, IterableDataset
 
+from plaudit.data.parse import survey
 from plaudit.losses import center_rewards_penalty, length_correlation
 from plaudit.metrics import Scored
 from plaudit.model.shared_prefix import Rewards
-from plaudit.objectives import Objective, Terms
+from plaudit.objectives import Objective, Terms, check_objective, choose_objective, make_objective
 from plaudit.schema import Batch
+from plaudit.training.config import RewardConfig
 
-_MOST = 12  # a Poisson number of mean 1 is larger once in 10^10 draws
-_BITS = 24  # of a number between 0 and 1, as float32 holds them exactly
+logger = logging.getLogger("plaudit")
+_LARGEST_DRAW = 12  # a Poisson number of mean 1 is larger once in 10^10 draws
+_BITS = 24  # float32 holds multiples of 2**-24 between 0 and 1 exactly
 
 
 def bootstrap_weights(content_G: torch.Tensor, members: int, seed: int) -> torch.Tensor:
-    """How often each example is in the bootstrap sample of each member: Poisson numbers of mean 1.
+    """Returns how often each example is in the bootstrap sample of each member, shape (K, G): Poisson(1) numbers.
 
-    They depend on the example alone, not on its place: they are the same in every epoch, batch, process and resumed
-    run.
-
-    Args:
-        content_G: A number made from what each example says, shape (G,).
-        members: Number of members K.
-        seed: Seed of the draw.
-
-    Returns:
-        Shape (K, G).
+    They are hashed from the content of an example (one number each), not from its position: the same in every epoch,
+    batch, process and resumed run.
 
     >>> bootstrap_weights(torch.tensor([7, 8, 7]), members=2, seed=0)
     tensor([[1., 1., 1.],
             [0., 0., 0.]])
     """
     member_K = torch.arange(1, members + 1, device=content_G.device) * _signed(0x9E3779B97F4A7C15)
-    mixed_KG = _mixed(content_G ^ _mixed(member_K + seed)[:, None])
-    uniform_KG = ((mixed_KG >> (64 - _BITS)) & (2**_BITS - 1)).float() / 2**_BITS
-    probabilities = torch.tensor([math.exp(-1) / math.factorial(n) for n in range(_MOST)], dtype=torch.float64)
+    hash_KG = _hash(content_G ^ _hash(member_K + seed)[:, None])
+    uniform_KG = ((hash_KG >> (64 - _BITS)) & (2**_BITS - 1)).float() / 2**_BITS
+    probabilities = torch.tensor([math.exp(-1) / math.factorial(n) for n in range(_LARGEST_DRAW)], dtype=torch.float64)
     return torch.bucketize(uniform_KG, probabilities.cumsum(0).float().to(content_G.device), right=True).float()
 
 
-def _mixed(values: torch.Tensor) -> torch.Tensor:
-    """Each bit of 64-bit numbers depends on all bits that come in; products wrap around (MurmurHash3's finalizer)."""
+def _hash(values: torch.Tensor) -> torch.Tensor:
+    """MurmurHash3's finalizer of 64-bit numbers; products wrap around."""
+
+    def shifted(values: torch.Tensor) -> torch.Tensor:
+        # The shift of signed numbers brings in copies of the sign.
+        return (values >> 33) & (2**31 - 1)
+
     for multiplier in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
-        values = (values ^ _shifted(values, 33)) * _signed(multiplier)
-    return values ^ _shifted(values, 33)
-
-
-def _shifted(values: torch.Tensor, bits: int) -> torch.Tensor:
-    # The shift of signed numbers brings in copies of the sign.
-    return (values >> bits) & (2 ** (64 - bits) - 1)
+        values = (values ^ shifted(values)) * _signed(multiplier)
+    return values ^ shifted(values)
 
 
 def _signed(value: int) -> int:
     return value - 2**64 if value >= 2**63 else value
 
 
-def members_loss(
-    objective: Objective,
-    rewards_N: torch.Tensor,
-    deviations_NK: torch.Tensor,
-    batch: Batch,
-    tie_parameter: torch.Tensor | None,
-    terms: Terms,
-    seed: int,
-) -> torch.Tensor:
-    """Mean over members of their summed losses; its gradient reaches their weights and nothing else.
-
-    Args:
-        objective: What is learned.
-        rewards_N: Rewards, shape (N,).
-        deviations_NK: What each member adds, shape (N, K).
-        batch: The batch, with ``content``.
-        tie_parameter: The learned parameter for ties, shape (1,); None for objectives without one.
-        terms: What the objective says about the rewards themselves.
-        seed: Seed of the bootstrap samples.
-    """
-    members_KN = (rewards_N.detach()[:, None] + deviations_NK).T
-    tie_parameter = None if tie_parameter is None else tie_parameter.detach()
-    loss_KU = torch.vmap(lambda rewards_N: objective.losses(rewards_N, batch, tie_parameter))(members_KN)
-    drawn_KG = bootstrap_weights(batch["content"], len(members_KN), seed)
-    if "weight" in batch:
-        drawn_KG = drawn_KG * batch["weight"]
-    weight_KU = terms.count_U * drawn_KG[:, terms.example_U]
-    return torch.where(terms.count_U > 0, weight_KU * loss_KU, 0).sum() / len(members_KN)
-
-
 @dataclass(frozen=True)
 class RewardLoss:
-    """An objective with its regularisers.
-
-    Attributes:
-        objective: What is learned from the labels.
-        center_rewards: Coefficient of the penalty on rewards far from zero.
-        length_penalty: Coefficient of the correlation of rewards with lengths, as a number without its sign.
-        length_head: Coefficient of ODIN's losses: the length head takes what length explains, the reward head loses
-            it. The objective then sees the sum of both heads; the reward that is reported and saved is the first.
-        lm_loss: Coefficient of the loss of predicting the best responses' tokens (GRM).
-        ensemble_size: Members of an ensemble around the reward; 0 for none. They learn from the objective alone, and
-            the loss that is reported is without theirs.
-        seed: Seed of what each member sees.
-    """
+    """An objective with its regularisers; the numbers are coefficients, 0 where a regulariser is off."""
 
     objective: Objective
-    center_rewards: float = 0.0
-    length_penalty: float = 0.0
+    center_rewards: float = 0.0  # of the penalty on rewards far from zero
+    length_penalty: float = 0.0  # of the absolute correlation of rewards with lengths
+    # Of ODIN's losses: the length head learns what length explains, the reward head loses it. The objective sees the
+    # sum of both heads; the reward that is reported and saved is the first.
     length_head: float = 0.0
-    lm_loss: float = 0.0
-    ensemble_size: int = 0
-    seed: int = 0
+    lm_loss: float = 0.0  # of predicting the tokens of the best responses (GRM)
+    ensemble_size: int = 0  # members learn from the objective alone; the reported loss is without theirs
+    seed: int = 0  # of the members' bootstrap samples
 
     def count(self, batch: Batch) -> torch.Tensor:
-        """What a batch counts for in the mean over a step: its rows, or its responses for ratings and labels."""
+        """Returns the count of a batch in the mean over a step: its rows, or its responses for ratings and labels."""
         return self.objective.units(batch)[0].sum()
 
     def __call__(self, rewards: Rewards, batch: Batch) -> Scored:
-        """The loss of a batch, and what metrics are computed from.
-
-        Args:
-            rewards: What the model said.
-            batch: The batch.
-        """
+        """Returns the loss of a batch, with everything that metrics are computed from."""
         rewards_N, extras, example_N = rewards.rewards_N, rewards.extras, batch["example_of_response"]
-        judged_N = rewards_N + extras["length_rewards"] if "length_rewards" in extras else rewards_N
+        # The objective sees the sum of both heads where there is a length head.
+        summed_N = rewards_N + extras["length_rewards"] if "length_rewards" in extras else rewards_N
         tie_parameter = extras.get("tie_parameter")
-        terms = self.objective.terms(judged_N, batch, tie_parameter)
+        terms = self.objective.terms(summed_N, batch, tie_parameter)
         weight_U = terms.count_U if "weight" not in batch else terms.count_U * batch["weight"][terms.example_U]
         # A filler may hold anything, NaN included.
         loss = torch.where(terms.count_U > 0, weight_U * terms.loss_U, 0).sum()
         if "deviations" in extras and loss.requires_grad:
-            loss = loss + self._gradient_of_members(judged_N, extras, batch, terms)
+            members = self._members_loss(summed_N, extras["deviations"], batch, tie_parameter, terms)
+            loss = loss + (members - members.detach())  # adds 0 to the loss, and the members' gradient
         count_G = torch.zeros_like(batch["example_weight"]).index_add(0, terms.example_U, terms.count_U)
         count = count_G.sum()
         real_N = batch["example_weight"][example_N] > 0
@@ -152,7 +105,7 @@ class RewardLoss:
         text_loss = None
         if self.lm_loss:
             text_G = _mean_by_example(extras["text_losses"], batch["text_example"], torch.zeros_like(count_G))
-            text_loss = _weighted_sum(text_G, count_G) / at_least_a_little(count)
+            text_loss = _weighted_sum(text_G, count_G) / divisor(count)
             loss = loss + self.lm_loss * text_loss * count
         return Scored(
             rewards_N=rewards_N,
@@ -175,30 +128,61 @@ class RewardLoss:
             length_correlation=correlation,
         )
 
-    def _gradient_of_members(
-        self, rewards_N: torch.Tensor, extras: Mapping[str, torch.Tensor], batch: Batch, terms: Terms
+    def _members_loss(
+        self,
+        rewards_N: torch.Tensor,
+        deviations_NK: torch.Tensor,
+        batch: Batch,
+        tie_parameter: torch.Tensor | None,
+        terms: Terms,
     ) -> torch.Tensor:
-        """A summand that is 0, and whose gradient is that of the members' losses."""
-        loss = members_loss(
-            self.objective, rewards_N, extras["deviations"], batch, extras.get("tie_parameter"), terms, self.seed
-        )
-        return loss - loss.detach()
+        """Returns the mean over members of their summed losses; its gradient reaches only the members' weights."""
+        members_KN = (rewards_N.detach()[:, None] + deviations_NK).T
+        tie_parameter = None if tie_parameter is None else tie_parameter.detach()
+        loss_KU = torch.vmap(lambda rewards_N: self.objective.losses(rewards_N, batch, tie_parameter))(members_KN)
+        drawn_KG = bootstrap_weights(batch["content"], len(members_KN), self.seed)
+        if "weight" in batch:
+            drawn_KG = drawn_KG * batch["weight"]
+        weight_KU = terms.count_U * drawn_KG[:, terms.example_U]
+        return torch.where(terms.count_U > 0, weight_KU * loss_KU, 0).sum() / len(members_KN)
+
+
+def make_loss(args: RewardConfig, dataset: Dataset | IterableDataset) -> RewardLoss:
+    """Returns the loss of the settings; logs which objective ``"auto"`` chose for the training data.
+
+    Raises:
+        ConfigError: The objective cannot learn from the data, or none can.
+    """
+    row_kinds, columns = survey(dataset)
+    name, reason = str(args.objective), "as asked for"
+    if name == "auto":
+        name, reason = choose_objective(row_kinds, columns)
+        if name == "bradley_terry" and columns <= {"margin"} and row_kinds == {"pairs"}:
+            reason = "the data has pairs"
+    objective = make_objective(name, label_smoothing=args.label_smoothing_factor, top_k=args.plackett_luce_top_k)
+    check_objective(name, row_kinds, columns, "train")
+    logger.info("Objective: %s (%s).", name, reason)
+    return RewardLoss(
+        objective,
+        center_rewards=args.center_rewards_coefficient or 0.0,
+        length_penalty=args.length_penalty_coefficient or 0.0,
+        length_head=args.length_head_coefficient or 0.0,
+        lm_loss=args.lm_loss_coefficient or 0.0,
+        ensemble_size=args.ensemble_size,
+        seed=args.seed,
+    )
+
+
+def divisor(count: torch.Tensor) -> torch.Tensor:
+    """Returns a count that is safe to divide by: a batch of fillers counts 0."""
+    return count.clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def _weighted_sum(values_G: torch.Tensor, count_G: torch.Tensor) -> torch.Tensor:
     return torch.where(count_G > 0, count_G * values_G, 0).sum()
 
 
-def _mean_by_example(losses_S: torch.Tensor, example_S: torch.Tensor, nothing_G: torch.Tensor) -> torch.Tensor:
-    total_G = nothing_G.index_add(0, example_S, losses_S.to(nothing_G.dtype))
-    tokens_G = nothing_G.index_add(0, example_S, torch.ones_like(losses_S, dtype=nothing_G.dtype))
+def _mean_by_example(losses_S: torch.Tensor, example_S: torch.Tensor, zeros_G: torch.Tensor) -> torch.Tensor:
+    total_G = zeros_G.index_add(0, example_S, losses_S.to(zeros_G.dtype))
+    tokens_G = zeros_G.index_add(0, example_S, torch.ones_like(losses_S, dtype=zeros_G.dtype))
     return total_G / tokens_G.clamp_min(1)
-
-
-def at_least_a_little(count: torch.Tensor) -> torch.Tensor:
-    """Keep a batch of fillers alone from dividing by zero.
-
-    Args:
-        count: What a sum is divided by.
-    """
-    return count.clamp_min(torch.finfo(torch.float32).tiny)

@@ -1,4 +1,4 @@
-"""What happens before the Trainer is built: checks, loading, and getting model and tokenizer ready."""
+"""What happens before the Trainer is built: checks, loading, and the preparation of data and model."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import copy
 import dataclasses
 import logging
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from torch import nn
 
-from plaudit.data.parse import most_responses, survey
+from plaudit.data.parse import survey
 from plaudit.data.prepare import as_table, prepare_dataset
 from plaudit.data.report import DataReport, Purpose
 from plaudit.errors import ConfigError
@@ -48,251 +47,26 @@ from plaudit.model.peft import (
     wrap_with_adapter,
 )
 from plaudit.model.shared_prefix import choose_layout, enable_shared_prefix
-from plaudit.objectives import Objective, check_objective, choose_objective, make_objective
+from plaudit.objectives import Objective, check_objective
 from plaudit.training.config import RewardConfig
 from plaudit.training.loss import RewardLoss
 
 logger = logging.getLogger("plaudit")
-OWN_LEARNING_RATES = {"tie_parameter": 0.01, "ensemble.weight": 1e-3}
-"""Steps of training heads which the model's learning rates would hardly move, unless those are larger."""
+HEAD_LEARNING_RATES = {"tie_parameter": 0.01, "ensemble.weight": 1e-3}
+"""Learning rates of heads that the model's learning rates would hardly move, unless those are larger."""
 
 
-def settle_loss(args: RewardConfig, dataset: Dataset | IterableDataset) -> RewardLoss:
-    """The loss that was asked for, or the one that fits the training data, which is said in one line.
-
-    Args:
-        args: The settings.
-        dataset: The training data, raw or tokenised.
-
-    Raises:
-        ConfigError: The objective cannot learn from the data, or none can.
-    """
-    row_kinds, columns = survey(dataset)
-    name, reason = str(args.objective), "as asked for"
-    if name == "auto":
-        name, reason = choose_objective(row_kinds, columns)
-        if name == "bradley_terry" and columns <= {"margin"} and row_kinds == {"pairs"}:
-            reason = "the data has pairs"
-    objective = make_objective(name, label_smoothing=args.label_smoothing_factor, top_k=args.plackett_luce_top_k)
-    check_objective(name, row_kinds, columns, "train")
-    logger.info("Objective: %s (%s).", name, reason)
-    return RewardLoss(
-        objective,
-        center_rewards=args.center_rewards_coefficient or 0.0,
-        length_penalty=args.length_penalty_coefficient or 0.0,
-        length_head=args.length_head_coefficient or 0.0,
-        lm_loss=args.lm_loss_coefficient or 0.0,
-        ensemble_size=args.ensemble_size,
-        seed=args.seed,
-    )
-
-
-def check_eval_data(objective: Objective, dataset: Any, name: str) -> None:
-    """Refuse data for evaluation whose loss the objective cannot compute.
-
-    Args:
-        objective: The objective.
-        dataset: The data, raw or tokenised.
-        name: Which data set it is.
-
-    Raises:
-        ConfigError: It cannot be evaluated with this objective.
-    """
-    if isinstance(dataset, Dataset | IterableDataset):
-        check_objective(objective.name, *survey(dataset), name)
-
-
-def check_collator(collator: Any, loss: RewardLoss, dataset: Dataset | IterableDataset) -> None:
-    """Refuse a collator of the caller's own where it could not know what the loss needs.
-
-    Args:
-        collator: The collator; None for ours.
-        loss: What is going to be computed.
-        dataset: The prepared training data.
-
-    Raises:
-        ConfigError: The data has more than pairs, or the loss looks at the text.
-    """
-    if collator is None:
-        return
-    if "response_ids" in (dataset.column_names or ()):
-        problem = "reads pairs, and the training data has rows of any number of responses"
-    elif loss.lm_loss:
-        problem = "does not say where the text is that `lm_loss_coefficient` asks to predict"
-    elif loss.length_head or loss.length_penalty:
-        problem = "does not say how long the responses are without their prompts"
-    else:
-        return
-    raise ConfigError(f"a `data_collator` of your own {problem}", fix="Leave it out.")
-
-
-def add_training_heads(ready: ReadyModel, loss: RewardLoss) -> None:
-    """Give a reward model the heads that the loss needs, if any, fresh ones.
-
-    Args:
-        ready: The model, with its adapter put on; changed in place.
-        loss: What is going to be computed.
-
-    Raises:
-        ConfigError: The model cannot have such heads.
-    """
-    base_model = ready.base_model
-    remove_training_heads(base_model)
-    needed = {
-        f"the objective {loss.objective.name}": loss.objective.learns_ties,
-        "`length_head_coefficient`": bool(loss.length_head),
-        "`lm_loss_coefficient`": bool(loss.lm_loss),
-        "`ensemble_size`": bool(loss.ensemble_size),
-    }
-    wanted = [what for what, asked in needed.items() if asked]
-    if not wanted:
-        return
-    if not ready.reads_positions:
-        raise ConfigError(
-            f"{' and '.join(wanted)} needs a decoder with a linear `score` head, and {type(base_model).__name__} "
-            "is none",
-            fix="Use another model, or leave it out.",
-        )
-    if loss.lm_loss and is_prompt_learning(ready.model):
-        raise ConfigError(
-            "`lm_loss_coefficient` cannot find the text behind an adapter's virtual tokens",
-            fix="Use another kind of adapter, or leave `lm_loss_coefficient` out.",
-        )
-    heads = TrainingHeads(
-        base_model.config.get_text_config().hidden_size,
-        ties=loss.objective.learns_ties,
-        length=bool(loss.length_head),
-        ensemble_size=loss.ensemble_size,
-        seed=loss.seed,
-        language_model_weight=language_model_weight(base_model) if loss.lm_loss else None,
-    )
-    install_training_heads(base_model, heads)
-
-
-def learn_heads_faster(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Move the parameters of `OWN_LEARNING_RATES`, where there are such, into groups of their own, without decay.
-
-    Args:
-        model: The model that is trained.
-        optimizer: Its optimizer, changed in place.
-    """
-    for ending, learning_rate in OWN_LEARNING_RATES.items():
-        ending = f"{ATTRIBUTE}.{ending}"
-        parameter = next((one for name, one in model.named_parameters() if name.endswith(ending)), None)
-        if parameter is None:
-            continue
-        for group in optimizer.param_groups:
-            group["params"] = [one for one in group["params"] if one is not parameter]
-        learning_rate = max(learning_rate, float(optimizer.defaults.get("lr", 0.0)))
-        optimizer.add_param_group({"params": [parameter], "lr": learning_rate, "weight_decay": 0.0})
-
-
-class DataPreparation:
-    """Reads, checks and tokenises the data sets of one trainer.
-
-    Args:
-        args: The settings.
-        tokenizer: Tokenises the responses; not changed.
-        objective: What the model is trained for.
-
-    Attributes:
-        reports: What was read, dropped and found suspicious, by the name of the data set.
-        most_responses: Most responses of a row in any table so far: the width that predictions have, in all batches
-            and on all processes.
-    """
-
-    def __init__(self, args: RewardConfig, tokenizer: Any, objective: Objective) -> None:
-        self._args, self._tokenizer, self._objective = args, tokenizer, objective
-        self.reports: dict[str, DataReport] = {}
-        self.most_responses = 2
-
-    def __call__(self, dataset: Any, name: str, purpose: Purpose) -> Any:
-        """Prepare one data set.
-
-        Args:
-            dataset: Raw or prepared rows.
-            name: What it is called in messages.
-            purpose: What it is for.
-
-        Raises:
-            ConfigError: It does not suit the objective.
-            DataError: It cannot be read.
-        """
-        args = self._args
-        if purpose != "train":
-            check_eval_data(self._objective, dataset, name)
-        with args.main_process_first(desc="preparing data", local=True):
-            prepared, self.reports[name] = prepare_dataset(
-                dataset,
-                self._tokenizer,
-                max_length=args.max_length,
-                overlong=args.overlong,
-                dataset_name=name,
-                purpose=purpose,
-                num_proc=args.dataset_num_proc,
-                keep_columns=not args.remove_unused_columns,
-                objective=self._objective,
-            )
-        # A row that was not scored can be told only from a table; and accelerate would fill up the last batch of a
-        # stream with rows that count.
-        if isinstance(prepared, IterableDataset) and (
-            purpose == "predict" or (purpose == "eval" and args.world_size > 1)
-        ):
-            prepared = as_table(prepared)
-        if isinstance(prepared, Dataset):
-            self.most_responses = max(self.most_responses, most_responses(prepared))
-        return prepared
-
-    def of_evaluation(self, dataset: Any) -> Any:
-        """Prepare what is evaluated during training: one data set, several by name, or none."""
-        if dataset is None:
-            return None
-        if isinstance(dataset, Mapping):
-            return {name: self(part, str(name), "eval") for name, part in dataset.items()}
-        return self(dataset, "eval", "eval")
-
-
-def check_grouping(args: RewardConfig, report: DataReport) -> None:
-    """Refuse to group a stream by prompts, and say where prompts repeat so often that grouping would pay.
-
-    Args:
-        args: The settings.
-        report: That of the training data.
-
-    Raises:
-        ConfigError: The rows of a stream are to be grouped.
-    """
-    asked = {"group_by_prompt": args.group_by_prompt, "max_tokens_per_batch": args.max_tokens_per_batch is not None}
-    for name in [name for name, wanted in asked.items() if wanted and report.streaming]:
-        raise ConfigError(
-            f"`{name}` needs to know all rows, and a stream shows them one by one",
-            fix="Leave it out, or do not stream.",
-        )
-    if report.prompts is None or args.group_by_prompt or args.train_sampling_strategy != "random":
-        return
-    rows, prompts = len(report.prompts), len(np.unique(report.prompts))
-    if rows >= 1.5 * prompts:
-        logger.info(
-            "The %s rows to train on have %s prompts: with `group_by_prompt` the rows of one come into the same batch, "
-            "where it is computed once (this changes the order of the rows).",
-            f"{rows:,}",
-            f"{prompts:,}",
-        )
+# ---- settings -------------------------------------------------------------------------------------------------
 
 
 def default_config(model: Any) -> RewardConfig:
-    """Default settings, writing to ``<model name>-Reward``."""
+    """Returns default settings, writing to ``<model name>-Reward``."""
     name = model if isinstance(model, str) else getattr(model.config, "name_or_path", "") or "model"
     return RewardConfig(output_dir=f"{Path(name).name}-Reward")
 
 
-def require_train_dataset(dataset: Any, max_steps: int | None = None) -> None:
-    """Refuse anything but one data set or stream, and a stream without an end.
-
-    Args:
-        dataset: What is to be trained on.
-        max_steps: How many steps to train; 0 or less where nothing was said. None skips the check.
-    """
+def check_train_dataset(dataset: Any, max_steps: int | None = None) -> None:
+    """Raises unless there is one data set or stream, and a stream has a number of steps (None skips that check)."""
     if dataset is None:
         raise ConfigError("`train_dataset` is required", fix="Pass a `datasets.Dataset` of preferences.")
     if isinstance(dataset, DatasetDict | IterableDatasetDict | dict):
@@ -303,17 +77,17 @@ def require_train_dataset(dataset: Any, max_steps: int | None = None) -> None:
     if not isinstance(dataset, Dataset | IterableDataset):
         raise ConfigError(
             f"`train_dataset` must be a `datasets.Dataset` or `IterableDataset`, got {type(dataset).__name__}",
-            fix="For a list of rows: `datasets.Dataset.from_list(rows)`.",
+            fix="For a list of rows, use `datasets.Dataset.from_list(rows)`.",
         )
     if isinstance(dataset, IterableDataset) and max_steps is not None and max_steps <= 0:
         raise ConfigError(
             "a streamed `train_dataset` has no length, so training would have no end",
-            fix="Say how many steps to train: `max_steps=1000`.",
+            fix="Set the number of training steps: `max_steps=1000`.",
         )
 
 
-def require_writable(folder: str | os.PathLike[str] | None) -> None:
-    """Refuse an output folder that could not be made or written to; makes nothing itself."""
+def check_writable(folder: str | os.PathLike[str] | None) -> None:
+    """Raises if an output folder cannot be made or written to; makes nothing itself."""
     if folder is None:
         return
     existing = Path(folder).absolute()
@@ -327,40 +101,90 @@ def require_writable(folder: str | os.PathLike[str] | None) -> None:
         )
 
 
-@dataclass(frozen=True)
-class LoadedModel:
-    """A reward model and a tokenizer of our own, before they are made ready.
+def check_collator(collator: Any, loss: RewardLoss, dataset: Dataset | IterableDataset) -> None:
+    """Raises if a collator of the caller's own cannot provide what the prepared data or the loss needs."""
+    if collator is None:
+        return
+    if "response_ids" in (dataset.column_names or ()):
+        problem = "reads pairs, and the training data has rows of any number of responses"
+    elif loss.lm_loss:
+        problem = "does not provide the positions of the text that `lm_loss_coefficient` predicts"
+    elif loss.length_head or loss.length_penalty:
+        problem = "does not provide the lengths of the responses without their prompts"
+    else:
+        return
+    raise ConfigError(f"a `data_collator` of your own {problem}", fix="Remove `data_collator`.")
 
-    Attributes:
-        model: The reward model, maybe wrapped in an adapter already.
-        tokenizer: A copy of the caller's, or the one that belongs to the model.
-        added_tokens: Ids of tokens that came with a chat template.
+
+def check_grouping(args: RewardConfig, report: DataReport) -> None:
+    """Raises if the rows of a stream are to be grouped; logs where grouping the training data by prompt would pay."""
+    needs_all_rows = {
+        "group_by_prompt": args.group_by_prompt,
+        "max_tokens_per_batch": args.max_tokens_per_batch is not None,
+    }
+    for name, wanted in needs_all_rows.items():
+        if wanted and report.streaming:
+            raise ConfigError(
+                f"`{name}` needs to know all rows, and a stream shows them one by one",
+                fix=f"Remove `{name}`, or turn streaming off.",
+            )
+    if report.prompts is None or args.group_by_prompt or args.train_sampling_strategy != "random":
+        return
+    num_rows, num_prompts = len(report.prompts), len(np.unique(report.prompts))
+    if num_rows >= 1.5 * num_prompts:
+        logger.info(
+            "The %s training rows have %s prompts: `group_by_prompt` puts rows with the same prompt into the same "
+            "batch, where the prompt is computed once (this changes the order of the rows).",
+            f"{num_rows:,}",
+            f"{num_prompts:,}",
+        )
+
+
+# ---- data -----------------------------------------------------------------------------------------------------
+
+
+def prepare_data(
+    dataset: Any, tokenizer: Any, objective: Objective, args: RewardConfig, name: str, purpose: Purpose
+) -> tuple[Any, DataReport]:
+    """Reads, checks and tokenises raw or prepared rows, and reports on them.
+
+    Raises:
+        ConfigError: The data set does not suit the objective.
+        DataError: It cannot be read.
     """
+    if purpose != "train" and isinstance(dataset, Dataset | IterableDataset):
+        check_objective(objective.name, *survey(dataset), name)
+    with args.main_process_first(desc="preparing data", local=True):
+        prepared, report = prepare_dataset(
+            dataset,
+            tokenizer,
+            max_length=args.max_length,
+            overlong=args.overlong,
+            dataset_name=name,
+            purpose=purpose,
+            num_proc=args.dataset_num_proc,
+            keep_columns=not args.remove_unused_columns,
+            objective=objective,
+        )
+    # Only a table tells which rows were not scored; and accelerate would fill up the last batch of a stream with rows
+    # that count.
+    needs_table = purpose == "predict" or (purpose == "eval" and args.world_size > 1)
+    return (as_table(prepared) if needs_table and isinstance(prepared, IterableDataset) else prepared), report
 
-    model: Any
-    tokenizer: Any
-    added_tokens: list[int]
+
+# ---- model ----------------------------------------------------------------------------------------------------
 
 
 def load_model_and_tokenizer(
     model: Any, args: RewardConfig, tokenizer: Any, quantization_config: Any = None
-) -> LoadedModel:
-    """Load what is given by name, check what is given ready, and set the tokens and template that were asked for."""
-    if isinstance(args.model_init_kwargs, str):
-        raise ConfigError(
-            f"`model_init_kwargs` is text that is no JSON object: {args.model_init_kwargs!r}",
-            fix='Pass a dict, or JSON such as \'{"dtype": "bfloat16"}\'.',
-        )
-    init_kwargs = dict(args.model_init_kwargs or {})
+) -> tuple[Any, Any, list[int]]:
+    """Loads a model given by name, checks one given as an object, and applies the tokens and template of the settings.
+
+    Returns the reward model (maybe in an adapter), a copy of the tokenizer, and ids of tokens that came with the
+    template.
+    """
+    init_kwargs = _init_kwargs(args, quantization_config)
     revision: str | None = None
-    if quantization_config is not None:
-        if "quantization_config" in init_kwargs:
-            raise ConfigError(
-                "`quantization_config` was passed to the trainer and in `model_init_kwargs`",
-                fix="Leave out one of them.",
-            )
-        init_kwargs["quantization_config"] = quantization_config
-    name: str = ""
     if isinstance(model, str):
         name, revision = model, init_kwargs.get("revision")
         model = load_model(name, init_kwargs, trust_remote_code=args.trust_remote_code, seed=args.seed)
@@ -377,40 +201,43 @@ def load_model_and_tokenizer(
         if args.eos_token not in tokenizer.get_vocab():
             raise ConfigError(
                 f"the `eos_token` {args.eos_token!r} is not in the tokenizer's vocabulary",
-                fix="Name one that is.",
+                fix="Use a token of the vocabulary.",
             )
         tokenizer.eos_token = args.eos_token
         model.config.get_text_config().eos_token_id = tokenizer.eos_token_id
-    added = []
+    added_tokens = []
     if args.chat_template_path is not None:
-        added = set_chat_template(model, tokenizer, args.chat_template_path, trust_remote_code=args.trust_remote_code)
-    return LoadedModel(model, tokenizer, added)
+        added_tokens = set_chat_template(
+            model, tokenizer, args.chat_template_path, trust_remote_code=args.trust_remote_code
+        )
+    return model, tokenizer, added_tokens
 
 
-@dataclass(frozen=True)
-class ReadyModel:
-    """A model ready to be trained.
+def _init_kwargs(args: RewardConfig, quantization_config: Any) -> dict[str, Any]:
+    if isinstance(args.model_init_kwargs, str):
+        raise ConfigError(
+            f"`model_init_kwargs` is text that is not a JSON object: {args.model_init_kwargs!r}",
+            fix='Pass a dict, or JSON such as \'{"dtype": "bfloat16"}\'.',
+        )
+    init_kwargs = dict(args.model_init_kwargs or {})
+    if quantization_config is not None:
+        if "quantization_config" in init_kwargs:
+            raise ConfigError(
+                "`quantization_config` was passed to the trainer and in `model_init_kwargs`",
+                fix="Remove one of them.",
+            )
+        init_kwargs["quantization_config"] = quantization_config
+    return init_kwargs
 
-    Attributes:
-        model: What the Trainer trains: the reward model, maybe wrapped in an adapter.
-        base_model: The reward model itself.
-        tokenizer: With its padding token set.
-        batch_layout: ``"padded"`` or ``"shared_prefix"``.
-        batch_layout_reason: Why that one.
-        reads_positions: Whether the model reads rewards at given positions (decoders), rather than pooling itself.
+
+def prepare_model(
+    model: Any, tokenizer: Any, args: RewardConfig, peft_config: Any, *, trained_tokens: Sequence[int]
+) -> tuple[Any, Any, bool]:
+    """Sets padding, serving configuration, dropout, head and adapter, in that order.
+
+    Returns the model (maybe in an adapter), a copy of the tokenizer with its padding token, and whether the model
+    reads rewards at given positions (decoders) rather than pooling itself.
     """
-
-    model: Any
-    base_model: Any
-    tokenizer: Any
-    batch_layout: str
-    batch_layout_reason: str
-    reads_positions: bool
-
-
-def make_ready(loaded: LoadedModel, args: RewardConfig, collator: Any, peft_config: Any) -> ReadyModel:
-    """Set padding, serving configuration, dropout, head, adapter and layout, in that order."""
-    model, tokenizer = loaded.model, loaded.tokenizer
     base_model = base_model_of(model)
     may_resize = peft_config is None and not is_peft_model(model) and not getattr(model, "is_quantized", False)
     tokenizer = set_pad_token(base_model, tokenizer, args.pad_token, may_resize=may_resize)
@@ -419,7 +246,7 @@ def make_ready(loaded: LoadedModel, args: RewardConfig, collator: Any, peft_conf
         disable_dropout(model)
     reads_positions = install_reward_forward(base_model)
     if peft_config is not None:
-        model = wrap_with_adapter(model, peft_config, trained_tokens=loaded.added_tokens)
+        model = wrap_with_adapter(model, peft_config, trained_tokens=trained_tokens)
         if reads_positions:
             store_trained_head_in_float32(model)
     elif is_peft_model(model):
@@ -428,23 +255,76 @@ def make_ready(loaded: LoadedModel, args: RewardConfig, collator: Any, peft_conf
         model.enable_input_require_grads()
     if args.use_liger_kernel:
         apply_liger(model, args.liger_kernel_config, use_cpu=args.use_cpu)
+    return model, tokenizer, reads_positions
+
+
+def choose_batch_layout(model: Any, args: RewardConfig, *, own_collator: bool) -> tuple[str, str]:
+    """Chooses the batch layout, prepares the model for it, and returns it with the reason."""
     layout, reason = choose_layout(
-        model, args.batch_layout, own_collator=collator is not None, neftune=bool(args.neftune_noise_alpha)
+        model, args.batch_layout, own_collator=own_collator, neftune=bool(args.neftune_noise_alpha)
     )
     if layout == "shared_prefix":
-        enable_shared_prefix(base_model, args.attention_backend)
+        enable_shared_prefix(base_model_of(model), args.attention_backend)
         if args.pad_to_multiple_of is not None:
-            logger.warning("`pad_to_multiple_of` does nothing in the shared_prefix layout: it has no padding.")
+            logger.warning("`pad_to_multiple_of` has no effect in the shared_prefix layout, which has no padding.")
     logger.info("Batch layout: %s (%s).", layout, reason)
-    return ReadyModel(model, base_model, tokenizer, layout, reason, reads_positions)
+    return layout, reason
+
+
+def add_training_heads(model: Any, loss: RewardLoss, *, reads_positions: bool) -> None:
+    """Gives a reward model fresh heads that the loss needs, if any.
+
+    Raises:
+        ConfigError: The model cannot have such heads.
+    """
+    base_model = base_model_of(model)
+    remove_training_heads(base_model)
+    needed_by = {
+        f"the objective {loss.objective.name}": loss.objective.learns_ties,
+        "`length_head_coefficient`": bool(loss.length_head),
+        "`lm_loss_coefficient`": bool(loss.lm_loss),
+        "`ensemble_size`": bool(loss.ensemble_size),
+    }
+    names = [name for name, needed in needed_by.items() if needed]
+    if not names:
+        return
+    if not reads_positions:
+        raise ConfigError(
+            f"{' and '.join(names)} needs a decoder with a linear `score` head, which {type(base_model).__name__} "
+            "is not",
+            fix=f"Use another model, or remove {' and '.join(names)}.",
+        )
+    if loss.lm_loss and is_prompt_learning(model):
+        raise ConfigError(
+            "`lm_loss_coefficient` cannot find the text behind an adapter's virtual tokens",
+            fix="Use another kind of adapter, or remove `lm_loss_coefficient`.",
+        )
+    heads = TrainingHeads(
+        base_model.config.get_text_config().hidden_size,
+        ties=loss.objective.learns_ties,
+        length=bool(loss.length_head),
+        ensemble_size=loss.ensemble_size,
+        seed=loss.seed,
+        language_model_weight=language_model_weight(base_model) if loss.lm_loss else None,
+    )
+    install_training_heads(base_model, heads)
+
+
+def set_head_learning_rates(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Moves the parameters of `HEAD_LEARNING_RATES` that a model has into groups of their own, without decay."""
+    for head, learning_rate in HEAD_LEARNING_RATES.items():
+        name = f"{ATTRIBUTE}.{head}"
+        parameter = next((value for key, value in model.named_parameters() if key.endswith(name)), None)
+        if parameter is None:
+            continue
+        for group in optimizer.param_groups:
+            group["params"] = [value for value in group["params"] if value is not parameter]
+        learning_rate = max(learning_rate, float(optimizer.defaults.get("lr", 0.0)))
+        optimizer.add_param_group({"params": [parameter], "lr": learning_rate, "weight_decay": 0.0})
 
 
 def keep_outputs_exact(fsdp_plugin: Any) -> None:
-    """Stop FSDP2 from rounding what the model returns to the precision that it computes in.
-
-    Args:
-        fsdp_plugin: accelerate's plugin, changed in place; None where FSDP is off.
-    """
+    """Stops FSDP2 from rounding outputs to the type that the model computes in; changes accelerate's plugin, if any."""
     policy = getattr(fsdp_plugin, "mixed_precision_policy", None)
     if getattr(fsdp_plugin, "fsdp_version", 1) == 2 and policy is not None:
         # The head computes in float32, below the module whose output FSDP2 casts.

@@ -1,79 +1,76 @@
-"""`RewardTrainer`: transformers' Trainer, taught preferences, layouts and exact metrics."""
+"""`RewardTrainer`: transformers' Trainer for preference data, with batch layouts and exact metrics."""
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-import re
-from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import (
-    PreTrainedModel,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
-from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, PredictionOutput, TrainOutput
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from plaudit.data.collate import ForeignCollator, PaddedCollator, SharedPrefixCollator
-from plaudit.data.report import DataReport
+from plaudit.data.parse import most_responses
+from plaudit.data.report import DataReport, Purpose
 from plaudit.errors import ConfigError
 from plaudit.metrics import Gather, RewardMetrics, Scored
 from plaudit.model.aux_heads import heads_of, load_heads, save_heads
-from plaudit.model.peft import is_peft_model
+from plaudit.model.peft import base_model_of, is_peft_model
 from plaudit.model.shared_prefix import MODEL_KEYS, RewardForward
 from plaudit.objectives import Objective
 from plaudit.schema import TOKENIZED_COLUMNS, TOKENIZED_LIST_COLUMNS, Batch
-from plaudit.training.artifacts import ModelCard, as_list, choose_golden_rows, write_golden_rows, write_run_record
+from plaudit.training.artifacts import (
+    as_list,
+    choose_golden_rows,
+    mark_incomplete,
+    newest_complete_checkpoint,
+    render_model_card,
+    run_record,
+    write_golden_rows,
+    write_run_record,
+)
 from plaudit.training.config import RewardConfig
-from plaudit.training.dataloader import by_similar_work, example_loader, sampler_of
-from plaudit.training.loss import RewardLoss, at_least_a_little
+from plaudit.training.dataloader import by_similar_work, example_loader, in_row_order, sampler_of
+from plaudit.training.loss import divisor, make_loss
 from plaudit.training.memory import (
-    decide,
-    decides_itself,
-    freed_memory_kept,
-    offloading_or_nothing,
-    turn_checkpointing_on,
-    warn_if_useless,
+    decide_checkpointing,
+    enable_checkpointing,
+    keep_freed_memory,
+    offload_activations,
     with_checkpointing,
 )
 from plaudit.training.setup import (
-    DataPreparation,
     add_training_heads,
     check_collator,
     check_grouping,
+    check_train_dataset,
+    check_writable,
+    choose_batch_layout,
     default_config,
     keep_outputs_exact,
-    learn_heads_faster,
     load_model_and_tokenizer,
-    make_ready,
-    require_train_dataset,
-    require_writable,
-    settle_loss,
+    prepare_data,
+    prepare_model,
+    set_head_learning_rates,
 )
+
+logger = logging.getLogger("plaudit")
+EvalData: TypeAlias = Dataset | IterableDataset | Mapping[str, Dataset | IterableDataset]
 
 
 class LoggingInterval(TrainerCallback, ExportableState):
-    """Sums since the last log, and token counts since the first step.
+    """Sums of metrics since the last log, and token counts since the first step.
 
-    The Trainer writes `state` into ``trainer_state.json``; `on_train_begin` reads it back from there, because the
-    Trainer restores callbacks by itself only on request.
+    The Trainer writes `state` into ``trainer_state.json``. It restores callbacks only on request, so
+    `on_train_begin` reads the state back.
     """
 
     def __init__(self) -> None:
@@ -83,11 +80,11 @@ class LoggingInterval(TrainerCallback, ExportableState):
         self._saved: list[float] | None = None
 
     def update(self, scored: Scored) -> None:
-        """Add a training batch."""
+        """Adds a training batch."""
         self._metrics.update(scored)
 
     def flush(self, gather: Gather | None = None) -> dict[str, float]:
-        """Metrics of the interval, with the token counts since the first step; starts the next interval."""
+        """Returns the metrics of the interval with the token counts so far, and starts the next interval."""
         values = self._metrics.compute(gather)
         self._metrics.reset()
         if values:
@@ -98,335 +95,30 @@ class LoggingInterval(TrainerCallback, ExportableState):
         return values
 
     def collect(self, gather: Gather | None = None) -> None:
-        """Take down the sums over all processes, for the checkpoint about to be written."""
+        """Stores the sums over all processes for the checkpoint that is written next."""
         self._saved = self._metrics.totals(gather)
 
     def state(self) -> dict[str, Any]:
-        """What the Trainer writes into ``trainer_state.json``."""
-        return {
-            "args": {},
-            "attributes": {
-                "_num_tokens": self._num_tokens,
-                "_num_tokens_computed": self._num_tokens_computed,
-                "_saved": self._saved,
-            },
-        }
+        """Returns what the Trainer writes into ``trainer_state.json``."""
+        names = ("_num_tokens", "_num_tokens_computed", "_saved")
+        return {"args": {}, "attributes": {name: getattr(self, name) for name in names}}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start from nothing, or from where the checkpoint left off."""
+        """Resets the sums, or restores them from the checkpoint."""
         # A fresh state lists callbacks, one read from a checkpoint holds what they saved under their names.
         saved: Any = state.stateful_callbacks if state.global_step > 0 else None
         attributes = saved.get(type(self).__name__, {}).get("attributes", {}) if isinstance(saved, dict) else {}
         self._num_tokens = attributes.get("_num_tokens", 0)
         self._num_tokens_computed = attributes.get("_num_tokens_computed", 0)
-        # The sums are those of all processes: one of them carries on with them.
+        # The saved sums are those of all processes: only one process continues with them.
         totals = attributes.get("_saved") if state.is_world_process_zero else None
         self._metrics.restore(totals, device=args.device)
 
 
-logger = logging.getLogger("plaudit")
-# Names differ between plain, adapter, FSDP and DeepSpeed checkpoints; DeepSpeed keeps everything in global_step*.
-_WEIGHTS = ("*model*.safetensors", "*model*.bin", "pytorch_model_fsdp_*", "global_step*")
-_TO_GO_ON = (("*optimizer*", "global_step*"), ("scheduler.pt", "global_step*"), ("rng_state*",))
-
-
-def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to its end, and is not half deleted.
-
-    Args:
-        checkpoint: A ``checkpoint-<step>`` folder. The Trainer's state is the last file written into it. Files may
-            be missing nevertheless, where a process was killed while it deleted an old checkpoint.
-    """
-    try:
-        written = "global_step" in json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
-        shards = _shards(checkpoint)
-    except (OSError, ValueError):
-        return False
-    # A checkpoint of the model alone (`save_only_model`) has nothing of what is needed to go on, any other all of it.
-    to_go_on = {_holds(checkpoint, *patterns) for patterns in _TO_GO_ON}
-    return written and _holds(checkpoint, *_WEIGHTS) and all(shard.exists() for shard in shards) and len(to_go_on) == 1
-
-
-def _holds(folder: Path, *patterns: str) -> bool:
-    return any(any(folder.glob(pattern)) for pattern in patterns)
-
-
-def _shards(checkpoint: Path) -> list[Path]:
-    """The files that the weights are spread over; empty where they are in one."""
-    index = checkpoint / SAFE_WEIGHTS_INDEX_NAME
-    if not index.exists():
-        return []
-    return [checkpoint / name for name in set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())]
-
-
-def newest_complete_checkpoint(run_folder: str | os.PathLike[str]) -> Path:
-    """The checkpoint to resume a run from.
-
-    Args:
-        run_folder: Folder with ``checkpoint-<step>`` folders.
-
-    Raises:
-        ConfigError: If there is none that is complete.
-    """
-    folder = Path(run_folder)
-    found = sorted(
-        (int(match[1]), path)
-        for path in (folder.iterdir() if folder.is_dir() else ())
-        if path.is_dir() and (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
-    )
-    for _, checkpoint in reversed(found):
-        if is_complete(checkpoint):
-            return checkpoint
-        logger.warning("%s was not written to its end, or is half deleted: it is passed over.", checkpoint)
-    raise ConfigError(
-        f"there is no complete checkpoint in {str(folder)!r}",
-        fix="Name a checkpoint folder in `resume_from_checkpoint`, or start from the beginning.",
-    )
-
-
-def mark_incomplete(checkpoint: str | os.PathLike[str]) -> None:
-    """Take the mark of completeness from a checkpoint that is about to be written again."""
-    (Path(checkpoint) / TRAINER_STATE_NAME).unlink(missing_ok=True)
-
-
-class EvaluatingTrainer(Trainer):
-    """A Trainer that evaluates rewards; `RewardTrainer` adds the training."""
-
-    args: RewardConfig
-    _prepare_data: DataPreparation
-    _eval_metrics: RewardMetrics
-    _loss: RewardLoss
-    _forward: RewardForward
-    _base_model: PreTrainedModel
-
-    @abstractmethod
-    def _score(self, model: nn.Module, batch: Batch) -> Scored:
-        """Rewards of a batch on the model's device, and its loss."""
-
-    def evaluate(
-        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
-    ) -> dict[str, float]:
-        """Evaluate on raw or prepared preferences; see `transformers.Trainer.evaluate`."""
-        if isinstance(eval_dataset, Mapping):
-            metrics: dict[str, float] = {}
-            for name, part in eval_dataset.items():
-                metrics.update(self.evaluate(part, ignore_keys, f"{metric_key_prefix}_{name}"))
-            return metrics
-        if eval_dataset is not None and not isinstance(eval_dataset, str):
-            eval_dataset = self._prepare_data(eval_dataset, metric_key_prefix, "eval")
-        return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
-
-    def predict(
-        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
-    ) -> PredictionOutput:
-        """Rewards (rows, 2), chosen first, of raw or prepared preferences; NaN for rows too long to score."""
-        prepared = self._prepare_data(test_dataset, metric_key_prefix, "predict")
-        output = super().predict(prepared, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
-        rows = self._prepare_data.reports[metric_key_prefix].rows_read
-        if len(prepared) == rows:
-            return output
-        logger.warning(
-            "%d of %d rows are too long to score (more than %d tokens): their rewards are NaN.",
-            rows - len(prepared),
-            rows,
-            self.args.max_length,
-        )
-        places = prepared["row"]
-        labels = output.label_ids
-        return output._replace(
-            predictions=_at_rows(output.predictions, places, rows),
-            label_ids=_at_rows(labels, places, rows) if isinstance(labels, np.ndarray) else labels,
-        )
-
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """The Trainer's loader, with rows of similar length together; `evaluation_loop` restores their order."""
-        return self._with_order(super().get_eval_dataloader(eval_dataset))
-
-    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
-        """The Trainer's loader, with rows of similar length together; `evaluation_loop` restores their order."""
-        return self._with_order(super().get_test_dataloader(test_dataset))
-
-    def _with_order(self, loader: DataLoader[Any]) -> DataLoader[Any]:
-        sampler = sampler_of(loader)
-        if sampler is not None and self._order_is_free():
-            rows: Any = loader.dataset
-            order = by_similar_work(rows.rows, padded=self._forward.layout == "padded")
-            sampler.order = lambda epoch: order
-        return loader
-
-    def _order_is_free(self) -> bool:
-        """Whether nothing that is reported depends on which rows share a batch, or on the order of batches."""
-        args = self.args
-        if args.include_for_metrics or args.batch_eval_metrics or not args.eval_do_concat_batches:
-            return False
-        loads_balanced = getattr(self._base_model.config.get_text_config(), "output_router_logits", False)
-        return not (loads_balanced or self._loss.length_penalty or self._loss.length_head)
-
-    def evaluation_loop(
-        self,
-        dataloader: Any,
-        description: str,
-        prediction_loss_only: bool | None = None,
-        ignore_keys: list[str] | None = None,
-        metric_key_prefix: str = "eval",
-    ) -> EvalLoopOutput:
-        """The Trainer's loop, with metrics that are exact over examples, and results in the order of the rows."""
-        self._eval_metrics.reset()
-        sampler = sampler_of(dataloader)
-        order = None if sampler is None else sampler.order(0)
-        own_metrics = self.compute_metrics
-        if own_metrics is not None and not self.args.batch_eval_metrics:
-            self.compute_metrics = lambda prediction: own_metrics(_in_order(prediction, order))
-        try:
-            output = super().evaluation_loop(
-                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
-            )
-        finally:
-            self.compute_metrics = own_metrics
-        output = output._replace(
-            predictions=_restored(output.predictions, order), label_ids=_restored(output.label_ids, order)
-        )
-        metrics = self._eval_metrics.compute(self.accelerator.gather)
-        metrics.pop("comparisons", None)
-        prefixed = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
-        return output._replace(metrics={**(output.metrics or {}), **prefixed})
-
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: Batch,
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, Any]:
-        """Loss and rewards (examples, 2) of one batch."""
-        inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
-            scored = self._score(model, inputs)
-        self._eval_metrics.update(scored)
-        loss = scored.loss / at_least_a_little(scored.count)
-        if prediction_loss_only:
-            return loss, None, None
-        if not scored.listed:
-            rewards = torch.stack((scored.rewards_N[scored.better_P], scored.rewards_N[scored.worse_P]), dim=1)
-            # Empty labels, rather than none: without labels the Trainer would not call compute_metrics.
-            return loss, rewards, ()
-        width = self._prepare_data.most_responses
-        return loss, _by_example(scored, scored.rewards_N, width), _by_example(scored, scored.scores_N, width)
-
-
-def _in_order(prediction: EvalPrediction, order: Sequence[int] | None) -> EvalPrediction:
-    return EvalPrediction(
-        _restored(prediction.predictions, order),
-        _restored(prediction.label_ids, order),
-        prediction.inputs,
-        prediction.losses,
-    )
-
-
-def _restored(values: Any, order: Sequence[int] | None) -> Any:
-    """Values of rows that were taken in some order, in the order of the rows.
-
-    Args:
-        values: An array of shape (rows, ...), or any nesting of such.
-        order: The rows in the order in which they were taken; None where that is their own.
-    """
-    if isinstance(values, Mapping):
-        return {name: _restored(value, order) for name, value in values.items()}
-    if isinstance(values, list | tuple):
-        return type(values)(_restored(value, order) for value in values)
-    if order is None or not isinstance(values, np.ndarray) or values.shape[:1] != (len(order),):
-        return values
-    restored = np.empty_like(values)
-    restored[np.asarray(order, dtype=np.int64)] = values
-    return restored
-
-
-def _at_rows(values: Any, places: Sequence[int], rows: int) -> np.ndarray:
-    """Values of some rows in a table of all rows, NaN in the others."""
-    table = np.full((rows, *np.shape(values)[1:]), np.nan, dtype=np.float32)
-    table[places] = values
-    return table
-
-
-def _by_example(scored: Scored, values_N: torch.Tensor, width: int) -> torch.Tensor:
-    """Values of shape (examples, width), NaN where an example has fewer responses."""
-    responses_G = torch.bincount(scored.example_N)
-    if int(responses_G.max()) > width:
-        raise ConfigError(
-            "predictions of a stream whose rows hold any number of responses cannot be collected",
-            fix="Evaluate on a `Dataset`, or without `compute_metrics`.",
-        )
-    table = values_N.new_full((len(responses_G), width), torch.nan)
-    order_N = scored.example_N.argsort(stable=True)
-    starts_G = responses_G.cumsum(0) - responses_G
-    example_N = scored.example_N[order_N]
-    place_N = torch.arange(len(order_N), device=order_N.device) - starts_G[example_N]
-    table[example_N, place_N] = values_N[order_N]
-    return table
-
-
-class SteppingTrainer(EvaluatingTrainer):
-    """The part of `RewardTrainer` that runs training steps."""
-
-    model: Any
-    _scored: Scored | None = None
-    _decides_checkpointing: bool
-    _may_turn_checkpointing_on = False
-
-    @property
-    def _interval(self) -> LoggingInterval:
-        # Looked up each time: the Trainer replaces callbacks when it restores them from a checkpoint.
-        return next(cb for cb in self.callback_handler.callbacks if isinstance(cb, LoggingInterval))
-
-    def _settle_checkpointing(self) -> None:
-        """Decide on gradient checkpointing where that was left to the trainer, once."""
-        if not self._decides_checkpointing:
-            return
-        self._decides_checkpointing = False
-        decision = decide(cast(Any, self))
-        self.args = with_checkpointing(self.args, decision.on)
-        if decision.on:
-            turn_checkpointing_on(self.model, self.args)
-        # A step that begins anew must not have added to gradients, nor talked to other processes.
-        alone = self.accelerator.num_processes == 1 and self.args.gradient_accumulation_steps == 1
-        self._may_turn_checkpointing_on = alone and not decision.on
-        logger.info("Gradient checkpointing is %s: %s.", "on" if decision.on else "off", decision.reason)
-
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """A micro-batch forward and backward, with activations offloaded in between where that was asked for."""
-        try:
-            with offloading_or_nothing(self.model, self.args.activation_offloading):
-                loss = super().training_step(*args, **kwargs)
-        except torch.OutOfMemoryError:
-            if not self._may_turn_checkpointing_on:
-                raise
-            loss = None
-        if loss is None:  # only here the failed attempt has let go of its memory
-            self._turn_checkpointing_on()
-            return self.training_step(*args, **kwargs)
-        if self._scored is not None:
-            self._interval.update(self._scored)
-            self._scored = None
-        return loss
-
-    def _turn_checkpointing_on(self) -> None:
-        """After an estimate that was too low: once, and the step begins anew."""
-        self._may_turn_checkpointing_on, self._scored = False, None
-        logger.warning("Out of memory: gradient checkpointing is on from step %d.", self.state.global_step + 1)
-        self.args = with_checkpointing(self.args, True)
-        turn_checkpointing_on(self.model, self.args)
-        self.model.zero_grad(set_to_none=True)
-        if self.args.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-
-EvalData: TypeAlias = Dataset | IterableDataset | Mapping[str, Dataset | IterableDataset]
-
-
-class RewardTrainer(SteppingTrainer):
-    """Train a reward model on preferences with the Bradley-Terry loss.
+class RewardTrainer(Trainer):
+    """Trains a reward model on preferences, by default with the Bradley-Terry loss.
 
     Args:
         model: A folder or model id (loaded as sequence classification with one output, float32 by default), a
@@ -435,15 +127,18 @@ class RewardTrainer(SteppingTrainer):
         data_collator: Your own collator of prepared rows into ``input_ids`` and ``attention_mask`` of shape (2G, T),
             chosen first. By default one of the two layouts, see ``RewardConfig.batch_layout``.
         train_dataset: Preferences in any form that the documentation of data formats lists.
-        eval_dataset: The same for evaluation; several of them as a mapping.
+        eval_dataset: The same for evaluation; several data sets as a mapping.
         processing_class: The tokenizer; by default the one that belongs to the model. It is not changed.
         compute_metrics: Further metrics from predictions of shape (examples, 2), chosen first.
         callbacks: Added to the default ones.
         optimizers: An optimizer and a scheduler of your own.
         optimizer_cls_and_kwargs: A class of optimizer and its arguments.
         preprocess_logits_for_metrics: Applied to the rewards (examples, 2) of each evaluation batch.
-        peft_config: Wrap the model in an adapter. The reward head is trained and saved with it in any case.
-        quantization_config: Load a model given by name quantised, for example with bitsandbytes.
+        peft_config: Wraps the model in an adapter. The reward head is trained and saved with it in any case.
+        quantization_config: Loads a model given by name quantised, for example with bitsandbytes.
+
+    Attributes:
+        data_reports: Rows read, dropped and found suspicious in each data set, by its name.
 
     Raises:
         ConfigError: If model, tokenizer and settings do not go together.
@@ -472,45 +167,59 @@ class RewardTrainer(SteppingTrainer):
         quantization_config: Any | None = None,
     ) -> None:
         args = args if args is not None else default_config(model)
-        require_train_dataset(train_dataset, args.max_steps)
-        require_writable(args.output_dir)
+        check_train_dataset(train_dataset, args.max_steps)
+        check_writable(args.output_dir)
         if args.n_gpu > 1:
             raise ConfigError(
                 "several GPUs are visible to one process, and `nn.DataParallel` is not supported",
                 fix="Start with `accelerate launch` or `torchrun`, or set CUDA_VISIBLE_DEVICES to one GPU.",
             )
-        warn_if_useless(args.activation_offloading)
+        if args.activation_offloading and not torch.accelerator.is_available():
+            logger.warning("`activation_offloading` has no effect here: there is no accelerator to offload from.")
         set_seed(args.seed)
-        self._decides_checkpointing = decides_itself(args)
-        args = with_checkpointing(args, False) if self._decides_checkpointing else args
-        loaded = load_model_and_tokenizer(model, args, processing_class, quantization_config)
-        self._loss = settle_loss(args, train_dataset)
-        self._prepare_data = DataPreparation(args, loaded.tokenizer, self._loss.objective)
-        given = (eval_dataset, train_dataset)
-        self._golden_rows = choose_golden_rows(loaded.tokenizer, given, args.golden_rows, max_length=args.max_length)
+        self._checkpointing_undecided = args.gradient_checkpointing == "auto"
+        self._may_enable_checkpointing = False
+        # `_prepare_data` reads the settings before the Trainer sets them.
+        self.args = args = with_checkpointing(args, False) if self._checkpointing_undecided else args
+        model, self._tokenizer, added_tokens = load_model_and_tokenizer(
+            model, args, processing_class, quantization_config
+        )
+        self._loss = make_loss(args, train_dataset)
+        self._golden_rows = choose_golden_rows(
+            self._tokenizer, (eval_dataset, train_dataset), args.golden_rows, max_length=args.max_length
+        )
+        self.data_reports: dict[str, DataReport] = {}
+        self._most_responses = 2
         train_dataset = self._prepare_data(train_dataset, "train", "train")
-        eval_dataset = self._prepare_data.of_evaluation(eval_dataset)
+        if isinstance(eval_dataset, Mapping):
+            eval_dataset = {name: self._prepare_data(rows, str(name), "eval") for name, rows in eval_dataset.items()}
+        elif eval_dataset is not None:
+            eval_dataset = self._prepare_data(eval_dataset, "eval", "eval")
         check_collator(data_collator, self._loss, train_dataset)
         check_grouping(args, self.data_reports["train"])
-        ready = make_ready(loaded, args, data_collator, peft_config)
-        add_training_heads(ready, self._loss)
-        self._base_model = ready.base_model
+        model, tokenizer, self._reads_positions = prepare_model(
+            model, self._tokenizer, args, peft_config, trained_tokens=added_tokens
+        )
+        layout, reason = choose_batch_layout(model, args, own_collator=data_collator is not None)
+        add_training_heads(model, self._loss, reads_positions=self._reads_positions)
+        self._base_model = base_model_of(model)
         self._forward = RewardForward(
-            ready.base_model,
-            ready.batch_layout,
-            ready.batch_layout_reason,
-            reads_positions=ready.reads_positions,
+            self._base_model,
+            layout,
+            reason,
+            reads_positions=self._reads_positions,
             required=args.batch_layout == "shared_prefix",
         )
         self._eval_metrics = RewardMetrics()
+        self._scored: Scored | None = None  # of the micro-batch in progress
         self._kept_loaders: dict[str | None, tuple[Dataset, DataLoader[Any]]] = {}
         super().__init__(
-            model=ready.model,
+            model=model,
             args=args,
-            data_collator=self._make_collator(data_collator, ready.tokenizer, args),
+            data_collator=self._make_collator(data_collator, tokenizer.pad_token_id),
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
-            processing_class=ready.tokenizer,
+            processing_class=tokenizer,
             compute_metrics=compute_metrics,
             callbacks=[LoggingInterval(), *(callbacks or [])],
             optimizers=optimizers,
@@ -521,12 +230,7 @@ class RewardTrainer(SteppingTrainer):
         # The loss is divided by the global number of comparisons, so the Trainer must not divide it again.
         self.model_accepts_loss_kwargs = True
         self.can_return_loss, self.label_names = True, []
-        ready.base_model.add_model_tags(list(self._tag_names))
-
-    @property
-    def data_reports(self) -> dict[str, DataReport]:
-        """What was read, dropped and found suspicious in each data set, by its name."""
-        return self._prepare_data.reports
+        self._base_model.add_model_tags(list(self._tag_names))
 
     @property
     def batch_layout(self) -> str:
@@ -540,14 +244,23 @@ class RewardTrainer(SteppingTrainer):
 
     @property
     def training_objective(self) -> Objective:
-        """What the model is trained for."""
+        """The objective that the model is trained with."""
         return self._loss.objective
 
     # ---- data -------------------------------------------------------------------------------------------------
 
-    def _make_collator(self, own: Any, tokenizer: Any, args: RewardConfig) -> Any:
-        if own is not None:
-            return ForeignCollator(own, content=bool(self._loss.ensemble_size))
+    def _prepare_data(self, dataset: Any, name: str, purpose: Purpose) -> Any:
+        prepared, self.data_reports[name] = prepare_data(
+            dataset, self._tokenizer, self._loss.objective, self.args, name, purpose
+        )
+        if isinstance(prepared, Dataset):
+            # The width of predictions must be the same in all batches and on all processes.
+            self._most_responses = max(self._most_responses, most_responses(prepared))
+        return prepared
+
+    def _make_collator(self, collator: Any, pad_token_id: int) -> Any:
+        if collator is not None:
+            return ForeignCollator(collator, content=bool(self._loss.ensemble_size))
         options = {
             "ties": self._loss.objective.learns_ties,
             "text": bool(self._loss.lm_loss),
@@ -555,7 +268,7 @@ class RewardTrainer(SteppingTrainer):
         }
         if self.batch_layout == "shared_prefix":
             return SharedPrefixCollator(**options)
-        return PaddedCollator(tokenizer.pad_token_id, args.pad_to_multiple_of, **options)
+        return PaddedCollator(pad_token_id, self.args.pad_to_multiple_of, **options)
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
@@ -571,10 +284,10 @@ class RewardTrainer(SteppingTrainer):
         is_training: bool = False,
         dataloader_key: str | None = None,
     ) -> DataLoader[Any]:
-        """A loader with our own sampler, which knows ranks; the Trainer's for streams and samplers of your own."""
-        own_sampler = type(self)._get_train_sampler if is_training else type(self)._get_eval_sampler
-        stock_sampler = Trainer._get_train_sampler if is_training else Trainer._get_eval_sampler
-        if not isinstance(dataset, Dataset) or own_sampler is not stock_sampler:
+        """A loader with our rank-aware sampler; the Trainer's for streams and for samplers of a subclass."""
+        sampler_name = "_get_train_sampler" if is_training else "_get_eval_sampler"
+        overridden = getattr(type(self), sampler_name) is not getattr(Trainer, sampler_name)
+        if not isinstance(dataset, Dataset) or overridden:
             return super()._get_dataloader(dataset, description, batch_size, sampler_fn, is_training, dataloader_key)
         kept_for, kept = self._kept_loaders.get(dataloader_key, (None, None))
         if kept is not None and kept_for is dataset:
@@ -599,22 +312,41 @@ class RewardTrainer(SteppingTrainer):
         if prompts is None or len(prompts) != len(dataset):
             raise ConfigError(
                 "`group_by_prompt` knows the rows of `train_dataset` as it was passed in, and they have changed",
-                fix="Pass the data set to `RewardTrainer`, or leave `group_by_prompt` out.",
+                fix="Pass the data set to `RewardTrainer`, or turn `group_by_prompt` off.",
             )
         return prompts.tolist()
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
+        """The Trainer's loader, with rows of similar length together; `evaluation_loop` restores their order."""
+        return self._sorted_by_work(super().get_eval_dataloader(eval_dataset))
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
+        """The Trainer's loader, with rows of similar length together; `evaluation_loop` restores their order."""
+        return self._sorted_by_work(super().get_test_dataloader(test_dataset))
+
+    def _sorted_by_work(self, loader: DataLoader[Any]) -> DataLoader[Any]:
+        sampler, args, loss = sampler_of(loader), self.args, self._loss
+        # The order must stay where something reported depends on which rows share a batch, or on the order of batches.
+        loads_balanced = getattr(self._base_model.config.get_text_config(), "output_router_logits", False)
+        by_batch = args.include_for_metrics or args.batch_eval_metrics or not args.eval_do_concat_batches
+        if sampler is not None and not (by_batch or loads_balanced or loss.length_penalty or loss.length_head):
+            rows: Any = loader.dataset
+            order = by_similar_work(rows.rows, padded=self.batch_layout == "padded")
+            sampler.order = lambda epoch: order
+        return loader
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
     ) -> tuple[list[Batch], torch.Tensor]:
-        """The micro-batches of one step, and what they count for over all processes."""
+        """The micro-batches of one step, and the number of comparisons in them over all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         counts = [self._loss.count(batch) for batch in batches]
         count = torch.stack(counts).sum().to(device) if counts else torch.zeros((), device=device)
-        return batches, at_least_a_little(self.accelerator.reduce(count, reduction="sum"))
+        return batches, divisor(self.accelerator.reduce(count, reduction="sum"))
 
     def _prepare_inputs(self, inputs: Batch) -> Batch:
-        """Move a batch to the device; what the model does not read keeps its precision, which DeepSpeed would lower."""
         prepared: Batch = super()._prepare_inputs(inputs)
+        # DeepSpeed casts floats to its own type: what the loss reads keeps its precision.
         for key, value in inputs.items():
             if key not in MODEL_KEYS and isinstance(value, torch.Tensor):
                 prepared[key] = value.to(self.args.device)
@@ -623,9 +355,8 @@ class RewardTrainer(SteppingTrainer):
     # ---- rewards and loss -------------------------------------------------------------------------------------
 
     def _score(self, model: nn.Module, batch: Batch) -> Scored:
-        """Rewards of a batch on the model's device, and its loss."""
-        computes_in = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
-        rewards = self._forward(model, batch, compute_dtype=computes_in, gather=self.accelerator.gather)
+        compute_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.accelerator.mixed_precision)
+        rewards = self._forward(model, batch, compute_dtype=compute_dtype, gather=self.accelerator.gather)
         return self._loss(rewards, batch)
 
     def compute_loss(
@@ -635,48 +366,221 @@ class RewardTrainer(SteppingTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Sum of the losses of a batch, divided by what the whole step counts for.
+        """Sum of the losses of a batch, divided by the count of the whole step.
 
         Args:
             model: The model as the Trainer wrapped it.
             inputs: A batch in either layout.
             return_outputs: Also return ``{"rewards": (N,)}``.
-            num_items_in_batch: What the step counts for over all processes (of pairs, their number); by default what
-                this batch does.
+            num_items_in_batch: Count of the step over all processes: pairs for pairs, responses for ratings and
+                labels. By default the count of this batch.
         """
         scored = self._score(model, inputs)
         if model.training:
             self._scored = scored
         if num_items_in_batch is None:
-            loss = scored.loss / at_least_a_little(scored.count)
+            loss = scored.loss / divisor(scored.count)
         else:
             # Gradients are averaged over processes, hence the factor.
             loss = scored.loss * self.accelerator.num_processes / num_items_in_batch
         return (loss, {"rewards": scored.rewards_N}) if return_outputs else loss
 
+    def loss_of_rows(self, rows: Sequence[Mapping[str, Any]]) -> torch.Tensor:
+        """Loss of prepared rows as one batch, in the precision of the training.
+
+        Args:
+            rows: Rows of the prepared training data.
+        """
+        batch = self._prepare_inputs(self.data_collator([dict(row) for row in rows]))
+        with self.accelerator.autocast():
+            loss = self.compute_loss(self.model, batch)
+        assert isinstance(loss, torch.Tensor)
+        return loss
+
+    # ---- training ---------------------------------------------------------------------------------------------
+
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The Trainer's optimizer, with steps of their own size for what only training needs."""
+        """The Trainer's optimizer, with learning rates of their own for the heads that only training needs."""
         given = self.optimizer is not None
         optimizer = super().create_optimizer(model)
         if not given:
-            learn_heads_faster(self.model if model is None else model, optimizer)
+            set_head_learning_rates(self.model if model is None else model, optimizer)
         return optimizer
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
-        """Train; ``resume_from_checkpoint=True`` goes on from the newest checkpoint that is complete."""
+        """Train; ``resume_from_checkpoint=True`` resumes from the newest complete checkpoint."""
         if resume_from_checkpoint is True:
             resume_from_checkpoint = str(newest_complete_checkpoint(str(self.args.output_dir)))
-        self._settle_checkpointing()
-        with freed_memory_kept(self.args.device):
+        if self._checkpointing_undecided:
+            self._decide_checkpointing()
+        with keep_freed_memory(self.args.device):
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    # ---- metrics ----------------------------------------------------------------------------------------------
+    def _decide_checkpointing(self) -> None:
+        """Decides on ``gradient_checkpointing="auto"``, once."""
+        self._checkpointing_undecided = False
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            on, reason = True, "the memory of sharded training is not estimated"
+        else:
+            on, reason = decide_checkpointing(
+                self.model,
+                self.args,
+                self.train_dataset,
+                layout=self.batch_layout,
+                loss_of_rows=self.loss_of_rows,
+                gather=self.accelerator.gather,
+            )
+        self.args = with_checkpointing(self.args, on)
+        if on:
+            enable_checkpointing(self.model, self.args)
+        # A step can be repeated only where it has not added to gradients nor talked to other processes.
+        alone = self.accelerator.num_processes == 1 and self.args.gradient_accumulation_steps == 1
+        self._may_enable_checkpointing = alone and not on
+        logger.info("Gradient checkpointing is %s: %s.", "on" if on else "off", reason)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Forward and backward pass of a micro-batch, with activations offloaded in between on request."""
+        try:
+            with offload_activations(self.model, enabled=self.args.activation_offloading):
+                loss = super().training_step(*args, **kwargs)
+        except torch.OutOfMemoryError:
+            if not self._may_enable_checkpointing:
+                raise
+            loss = None
+        if loss is None:  # only here has the failed attempt released its memory
+            self._enable_checkpointing_after_all()
+            return self.training_step(*args, **kwargs)
+        if self._scored is not None:
+            self._interval.update(self._scored)
+            self._scored = None
+        return loss
+
+    def _enable_checkpointing_after_all(self) -> None:
+        """Turns gradient checkpointing on after an estimate that was too low, once."""
+        self._may_enable_checkpointing, self._scored = False, None
+        logger.warning("Out of memory: gradient checkpointing is on from step %d.", self.state.global_step + 1)
+        self.args = with_checkpointing(self.args, True)
+        enable_checkpointing(self.model, self.args)
+        self.model.zero_grad(set_to_none=True)
+        if self.args.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @property
+    def _interval(self) -> LoggingInterval:
+        # Looked up each time: the Trainer replaces callbacks when it restores them from a checkpoint.
+        return next(cb for cb in self.callback_handler.callbacks if isinstance(cb, LoggingInterval))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the exact metrics of the interval added to training logs."""
         if "loss" in logs:
             logs.update(self._interval.flush(self.accelerator.gather))
         super().log(logs, start_time)
+
+    # ---- evaluation -------------------------------------------------------------------------------------------
+
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Evaluate on raw or prepared preferences; see `transformers.Trainer.evaluate`."""
+        if isinstance(eval_dataset, Mapping):
+            metrics: dict[str, float] = {}
+            for name, dataset in eval_dataset.items():
+                metrics.update(self.evaluate(dataset, ignore_keys, f"{metric_key_prefix}_{name}"))
+            return metrics
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            eval_dataset = self._prepare_data(eval_dataset, metric_key_prefix, "eval")
+        return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
+
+    def predict(
+        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """Rewards (rows, 2), chosen first, of raw or prepared preferences; NaN for rows too long to score."""
+        prepared = self._prepare_data(test_dataset, metric_key_prefix, "predict")
+        output = super().predict(prepared, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
+        num_rows = self.data_reports[metric_key_prefix].rows_read
+        if len(prepared) == num_rows:
+            return output
+        logger.warning(
+            "%d of %d rows are too long to score (more than %d tokens): their rewards are NaN.",
+            num_rows - len(prepared),
+            num_rows,
+            self.args.max_length,
+        )
+
+        def at_rows(values: Any) -> np.ndarray:
+            table = np.full((num_rows, *np.shape(values)[1:]), np.nan, dtype=np.float32)
+            table[prepared["row"]] = values
+            return table
+
+        labels = output.label_ids
+        return output._replace(
+            predictions=at_rows(output.predictions),
+            label_ids=at_rows(labels) if isinstance(labels, np.ndarray) else labels,
+        )
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """The Trainer's loop, with metrics that are exact over examples, and results in the order of the rows."""
+        self._eval_metrics.reset()
+        sampler = sampler_of(dataloader)
+        order = None if sampler is None else sampler.order(0)
+        compute_metrics = self.compute_metrics
+        if compute_metrics is not None and not self.args.batch_eval_metrics:
+            self.compute_metrics = lambda prediction: compute_metrics(
+                EvalPrediction(
+                    in_row_order(prediction.predictions, order),
+                    in_row_order(prediction.label_ids, order),
+                    prediction.inputs,
+                    prediction.losses,
+                )
+            )
+        try:
+            output = super().evaluation_loop(
+                dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix
+            )
+        finally:
+            self.compute_metrics = compute_metrics
+        metrics = self._eval_metrics.compute(self.accelerator.gather)
+        metrics.pop("comparisons", None)
+        prefixed = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return output._replace(
+            predictions=in_row_order(output.predictions, order),
+            label_ids=in_row_order(output.label_ids, order),
+            metrics={**(output.metrics or {}), **prefixed},
+        )
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: Batch,
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, Any]:
+        """Loss and rewards (examples, 2) of one batch."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            scored = self._score(model, inputs)
+        self._eval_metrics.update(scored)
+        loss = scored.loss / divisor(scored.count)
+        if prediction_loss_only:
+            return loss, None, None
+        if not scored.listed:
+            rewards = torch.stack((scored.rewards_N[scored.better_P], scored.rewards_N[scored.worse_P]), dim=1)
+            # Empty labels, rather than none: without labels the Trainer would not call compute_metrics.
+            return loss, rewards, ()
+        rewards, ratings = (
+            _by_example(values_N, scored.example_N, self._most_responses)
+            for values_N in (scored.rewards_N, scored.scores_N)
+        )
+        return loss, rewards, ratings
+
+    # ---- checkpoints ------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._interval.collect(self.accelerator.gather)
@@ -694,11 +598,33 @@ class RewardTrainer(SteppingTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         super()._save(output_dir, state_dict)
-        write_run_record(self, output_dir)
-        write_golden_rows(self, output_dir)
+        folder = Path(str(self.args.output_dir) if output_dir is None else output_dir)
+        if self.args.should_save:
+            record = run_record(
+                self.args,
+                self.state,
+                model=self.model,
+                base_model=self._base_model,
+                sharded=self.is_fsdp_enabled or self.is_deepspeed_enabled,
+                objective=self.training_objective.name,
+                batch_layout=self.batch_layout,
+                batch_layout_reason=self.batch_layout_reason,
+                reports=self.data_reports,
+            )
+            write_run_record(folder, record)
+            write_golden_rows(
+                folder,
+                self._golden_rows,
+                self.args,
+                model=self.model,
+                base_model=self._base_model,
+                reads_positions=self._reads_positions,
+                tokenizer=self.processing_class,
+                fsdp=self.is_fsdp_enabled,
+                step=self.state.global_step,
+            )
         heads = heads_of(self._base_model)
         if heads is not None:
-            folder = Path(output_dir if output_dir is not None else str(self.args.output_dir))
             save_heads(heads, folder, state_dict, self._loss.objective.name)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
@@ -714,8 +640,6 @@ class RewardTrainer(SteppingTrainer):
         if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             load_heads(heads_of(self._base_model), Path(checkpoint), self._loss.objective.name)
 
-    # ---- sharing ----------------------------------------------------------------------------------------------
-
     def create_model_card(
         self,
         language: str | None = None,
@@ -729,24 +653,42 @@ class RewardTrainer(SteppingTrainer):
         dataset_args: str | list[str] | None = None,
     ) -> None:
         """Write ``README.md`` into the output folder: data, settings, metrics, versions, and how to use the model."""
-        name = model_name or Path(str(self.args.output_dir)).name
-        card = ModelCard.of_run(
-            self.state.log_history,
+        folder = Path(str(self.args.output_dir))
+        name = model_name or folder.name
+        card = render_model_card(
             name=name,
             location=self.hub_model_id or name,
             base_model=finetuned_from or getattr(self._base_model.config, "name_or_path", None),
-            reports=self.data_reports,
-            settings=self.args.to_dict(),
-            batch_layout=f"{self.batch_layout} ({self.batch_layout_reason})",
-            objective=self.training_objective.name,
             adapter=is_peft_model(self.model),
+            objective=self.training_objective.name,
+            batch_layout=f"{self.batch_layout} ({self.batch_layout_reason})",
+            settings=self.args.to_dict(),
+            reports=self.data_reports,
+            logs=self.state.log_history,
             datasets=as_list(dataset_tags or dataset),
             dataset_args=as_list(dataset_args),
             tags=[*self._tag_names, *as_list(tags)],
+            tasks=as_list(tasks),
             language=language,
             license=license,
-            tasks=as_list(tasks),
         )
         if self.is_world_process_zero():
-            Path(str(self.args.output_dir)).mkdir(parents=True, exist_ok=True)
-            Path(str(self.args.output_dir), "README.md").write_text(card.render(), encoding="utf-8")
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _by_example(values_N: torch.Tensor, example_N: torch.Tensor, width: int) -> torch.Tensor:
+    """Values of shape (examples, width), NaN where an example has fewer responses."""
+    responses_G = torch.bincount(example_N)
+    if int(responses_G.max()) > width:
+        raise ConfigError(
+            "predictions of a stream whose rows hold any number of responses cannot be collected",
+            fix="Evaluate on a `Dataset`, or without `compute_metrics`.",
+        )
+    table = values_N.new_full((len(responses_G), width), torch.nan)
+    order_N = example_N.argsort(stable=True)
+    starts_G = responses_G.cumsum(0) - responses_G
+    example_N = example_N[order_N]
+    position_N = torch.arange(len(order_N), device=order_N.device) - starts_G[example_N]
+    table[example_N, position_N] = values_N[order_N]
+    return table

@@ -19,7 +19,7 @@ from plaudit.model.calibration import load_calibration
 from plaudit.model.golden import FORMAT, GoldenRow, GoldenRows, chat_template_hash, load_golden_rows, read_golden_rows
 from plaudit.model.load import Source, context_length, default_device, load_reward_model, load_tokenizer_of
 from plaudit.model.peft import base_model_of
-from plaudit.training.artifacts import choose_golden_rows, computed_in, installed_versions
+from plaudit.training.artifacts import choose_golden_rows, computed_in
 from plaudit.verification.diagnosis import Finding, Suspect, diagnose, suspects_of
 from plaudit.verification.local_paths import (
     ERRORS,
@@ -31,6 +31,7 @@ from plaudit.verification.local_paths import (
 )
 from plaudit.verification.observations import Observation, tolerance_for
 from plaudit.verification.servers import Conversation, Server, ServerKind, kind_of_server, server_paths
+from plaudit.version import installed_versions
 
 Verdict: TypeAlias = Literal["same", "differs", "failed", "skipped"]
 """``failed``: there are no rewards to compare; ``skipped``: it does not apply here."""
