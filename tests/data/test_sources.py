@@ -218,7 +218,7 @@ def test_any_files_by_the_name_of_their_reader(tmp_path, monkeypatch):
         ("data", {"data_files": "c.jsonl"}, "(?s)c.jsonl: there is no such file.*a.jsonl"),
         ("data", {"data_dir": "none"}, "there is no folder"),
         ("data", {"data_files": {"dev": "a.jsonl"}}, "(?s)no split 'train'.*It has: dev"),
-        ("data", {"data_files": "notes.txt"}, "extension that says nothing"),
+        ("data", {"data_files": "notes.txt"}, "extension that does not tell"),
         ("data/a.jsonl", {"data_files": "a.jsonl"}, "is a single file"),
         ("./gone", {"data_files": "a.jsonl"}, "there is no such file or folder"),
     ],

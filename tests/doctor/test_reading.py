@@ -180,7 +180,7 @@ def test_a_template_that_refuses_a_row_makes_it_unreadable():
     [
         ([], DataError, "has no rows"),
         ([{"text": "a"}], DataError, "has no column `chosen`, `rejected`"),
-        (5, ConfigError, "cannot be checked"),
+        (5, ConfigError, "not a data set"),
         ({"train": []}, ConfigError, "Pass one split"),
         ("missing.jsonl", DataError, "there is no such file"),
     ],

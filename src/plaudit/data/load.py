@@ -1,12 +1,14 @@
-"""Loads preference data by name: a local file, a folder, or a data set on the Hugging Face Hub."""
+"""Opens preference data: files, folders, data sets on the Hugging Face Hub, and rows in memory."""
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import csv
 import difflib
 import gzip
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -14,9 +16,10 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -36,13 +39,19 @@ from datasets import (
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError, DatasetsError
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
-from plaudit.data.parse import prompt_of
+from plaudit.data.parse import kind_of, prompt_of
 from plaudit.errors import ConfigError, DataError
 from plaudit.schema import (
+    PAIR_COLUMNS,
     RAW_COLUMNS,
+    READ_COLUMNS,
     RESPONSE_COLUMNS,
     TOKENIZED_COLUMNS,
     TOKENIZED_LIST_COLUMNS,
+    check_columns,
+    is_tokenized,
+    legacy_columns,
+    quoted,
 )
 
 logger = logging.getLogger("plaudit")
@@ -57,404 +66,13 @@ SUFFIXES = {
 """Kind of file for each extension; all but Parquet may also end in ``.gz``."""
 CODE_VERSION = 1
 """Part of the cache key: raise it whenever the same files would give other values than before."""
-_MESSAGE_COLUMNS = ("prompt", *RESPONSE_COLUMNS, "response")
-_TRUTHS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-_TEXT_OF_JSON = tuple(name for name in RAW_COLUMNS if name in ("tools", "chat_template_kwargs"))
-
-
-def kind_of_file(path: Path) -> str | None:
-    """Tell how to read a file from its name: ``"json"``, ``"csv"`` or ``"parquet"``, or None.
-
-    Args:
-        path: The file; it need not exist.
-
-    >>> [kind_of_file(Path(name)) for name in ("pairs.jsonl.gz", "pairs.parquet.gz", "pairs.txt")]
-    ['json', None, None]
-    """
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes[-1:] == [".gz"]:
-        kind = SUFFIXES.get(suffixes[-2]) if len(suffixes) > 1 else None
-        return None if kind == "parquet" else kind
-    return SUFFIXES.get(suffixes[-1]) if suffixes else None
-
-
-def load_files(paths: Sequence[Path], *, streaming: bool = False) -> Dataset | IterableDataset:
-    """Read files of one kind as one data set, in the order given.
-
-    JSON values come back as they were written: a mapping of anything but texts is kept as JSON, not forced
-    into one Arrow type for all rows. The columns ``tools`` and ``chat_template_kwargs`` become JSON text.
-
-    Args:
-        paths: Existing files, all Parquet or none.
-        streaming: Read row by row instead of all at once.
-
-    Raises:
-        DataError: A file is empty, broken or cannot be read; for a stream, when the row is read.
-    """
-    if any(kind_of_file(path) == "parquet" for path in paths):
-        return _load_parquet(paths, streaming)
-    names = [str(path) for path in paths]
-    if streaming:
-        return IterableDataset.from_generator(_read_files, gen_kwargs={"paths": names})
-    columns: dict[str, Kind] = {}
-    empty = True
-    for row in _read_files(names):
-        empty = False
-        for name, value in row.items():
-            columns[name] = _merge(columns.get(name, "null"), _kind_of(value))
-    if empty:
-        _refuse_of_files(", ".join(names), "has no rows", "Pass a file with at least one row.")
-    # The size and time of each file are part of the key under which `datasets` caches what it reads.
-    stamps = [[path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
-    settings: dict[str, Any] = {"paths": names, "columns": columns, "stamps": stamps, "version": CODE_VERSION}
-    features = Features({name: _feature_of(kind) for name, kind in columns.items()})
-    try:
-        return Dataset.from_generator(_encoded_rows, features=features, gen_kwargs=settings)
-    except DatasetGenerationError as error:
-        if isinstance(error.__cause__, DataError):
-            raise error.__cause__ from None
-        raise
-    except OSError as error:
-        logger.warning("The cache of data sets cannot be written (%s): the rows are kept in memory.", error)
-        return Dataset.from_list(list(_encoded_rows(**settings)), features=features)
-
-
-def _load_parquet(paths: Sequence[Path], streaming: bool) -> Dataset | IterableDataset:
-    rows = 0
-    for path in paths:
-        try:
-            rows += pq.ParquetFile(path).metadata.num_rows
-        except (OSError, pa.ArrowException) as error:
-            _refuse_of_files(str(path), f"is no Parquet file that can be read: {error}", "Write the file again.")
-    if rows == 0:
-        _refuse_of_files(", ".join(map(str, paths)), "has no rows", "Pass a file with at least one row.")
-    files = [str(path) for path in paths]
-    try:
-        return load_dataset("parquet", data_files=files, split="train", streaming=streaming)
-    except (DatasetGenerationError, pa.ArrowException) as error:
-        cause = error.__cause__ or error
-        _refuse_of_files(", ".join(files), f"cannot be read: {cause}", "Give all files the same columns and types.")
-
-
-def _refuse_of_files(file: str, message: str, fix: str, line: int | None = None) -> NoReturn:
-    place = f"{file}" if line is None else f"{file}, line {line}"
-    raise DataError(f"{place}: {message}", fix=fix)
-
-
-# --- rows ---------------------------------------------------------------------------------------------------
-
-
-def _read_files(paths: Sequence[str]) -> Iterator[dict[str, Any]]:
-    for name in paths:
-        path = Path(name)
-        rows = csv_rows(path) if kind_of_file(path) == "csv" else json_rows(path)
-        try:
-            for row in rows:
-                yield {
-                    key: json.dumps(value, ensure_ascii=False)
-                    if key in _TEXT_OF_JSON and isinstance(value, list | dict)
-                    else value
-                    for key, value in row.items()
-                }
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            _refuse_of_files(name, f"cannot be decompressed: {error}", "Write or download the file again.")
-        except OSError as error:
-            _refuse_of_files(name, f"cannot be read: {error}", "Check the file and its permissions.")
-
-
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
-
-
-def json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Read the rows of a JSON or JSON lines file, as they are written.
-
-    Args:
-        path: The file; also compressed, as ``.gz``.
-
-    Raises:
-        DataError: A line is no JSON, or no object; the message names it.
-    """
-    with _open(path) as file:
-        start = file.peek(1024).removeprefix(b"\xef\xbb\xbf").lstrip()  # type: ignore[attr-defined]
-        if start.startswith(b"["):
-            yield from _json_array(path, file.read())
-            return
-        for number, raw in enumerate(file, start=1):
-            if raw.strip():
-                row = _parse_json(path, raw.rstrip(), number)
-                if not isinstance(row, dict):
-                    fix = "Write each row as an object with the columns as keys."
-                    _refuse_of_files(str(path), f"holds a {type(row).__name__}, not an object", fix, number)
-                yield row
-
-
-def _json_array(path: Path, raw: bytes) -> Iterator[dict[str, Any]]:
-    for index, row in enumerate(_parse_json(path, raw, 1)):
-        if not isinstance(row, dict):
-            fix = "Write each row as an object with the columns as keys."
-            _refuse_of_files(str(path), f"item {index} is a {type(row).__name__}, not an object", fix)
-        yield row
-
-
-def _parse_json(path: Path, raw: bytes, first_line: int) -> Any:
-    fix = "Mend or delete the line; each line is one JSON object (or the whole file one list of objects)."
-    try:
-        return json.loads(raw.decode("utf-8-sig"))
-    except json.JSONDecodeError as error:
-        line = first_line + error.lineno - 1
-        _refuse_of_files(str(path), f"is not valid JSON: {error.msg} (column {error.colno})", fix, line)
-    except UnicodeDecodeError as error:
-        line = first_line + raw[: error.start].count(b"\n")
-        _refuse_of_files(str(path), f"is not UTF-8: {error.reason}", "Save the file as UTF-8.", line)
-
-
-def csv_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Read the rows of a CSV or TSV file; cells that hold JSON or numbers are parsed where the column is known.
-
-    Args:
-        path: The file; also compressed, as ``.gz``.
-
-    Raises:
-        DataError: A line has too many or too few cells, or cannot be read; the message names it.
-    """
-    delimiter = "\t" if ".tsv" in (suffix.lower() for suffix in path.suffixes) else ","
-    opener = gzip.open if path.suffix.lower() == ".gz" else open
-    with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
-        try:
-            header = next(reader, [])
-            parse = _CsvCells(path)
-            for cells in reader:
-                if not cells:
-                    continue
-                if len(cells) != len(header):
-                    problem = f"has {len(cells)} cells, but the header names {len(header)} columns"
-                    _refuse_of_files(
-                        str(path), problem, "Quote cells that hold commas or line breaks.", reader.line_num
-                    )
-                yield parse.row(dict(zip(header, cells, strict=True)), reader.line_num)
-        except csv.Error as error:
-            fix = "Mend the line; cells beyond 131,072 characters need JSON lines or Parquet."
-            _refuse_of_files(str(path), f"is not valid CSV: {error}", fix, reader.line_num)
-        except UnicodeDecodeError as error:
-            _refuse_of_files(str(path), f"is not UTF-8: {error.reason}", "Save the file as UTF-8.", reader.line_num + 1)
-
-
-class _CsvCells:
-    """Turns the text in cells into values; the first row decides which columns hold lists of messages."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._columns_of_messages: set[str] | None = None
-
-    def row(self, cells: Mapping[str, str], line: int) -> dict[str, Any]:
-        if self._columns_of_messages is None:
-            self._columns_of_messages = {
-                name for name in _MESSAGE_COLUMNS if _messages_in(cells.get(name, "")) is not None
-            }
-        values: dict[str, Any] = dict(cells)
-        for name, cell in cells.items():
-            if name in self._columns_of_messages:
-                values[name] = _messages_in(cell)
-                expected = "a JSON list of messages, as in the first row"
-            elif name in TOKENIZED_COLUMNS:
-                values[name] = _literal(cell)
-                expected = "a list of token ids such as [5, 17]"
-            elif name in ("scores", "ranks", "responses") and "chosen" not in cells:
-                values[name] = _literal(cell)
-                expected = "a JSON list"
-                if name == "scores" and "responses" not in cells and values[name] is None:
-                    values[name] = _number_in(cell)  # the rating of a single response
-                    expected = "a number"
-            elif name in ("margin", "weight", "preference_prob") or (name == "score" and "chosen" not in cells):
-                values[name] = _number_in(cell)
-                expected = "a number"
-            elif name == "tie" and not cell.strip():
-                values[name] = None  # as in JSON: no tie
-                continue
-            elif name == "tie" or (name == "label" and "chosen" not in cells):
-                values[name] = _TRUTHS.get(cell.strip().lower())
-                expected = "true or false"
-            else:
-                continue
-            if values[name] is None:
-                _refuse_of_files(str(self._path), f"`{name}` is not {expected}", "Mend or delete the row.", line)
-        return values
-
-
-def _literal(cell: str) -> Any:
-    """Read a list as JSON, or as Python writes it (pandas does); None if it is no list."""
-    if not cell.lstrip().startswith("["):
-        return None
-    for read in (json.loads, ast.literal_eval):
-        try:
-            return read(cell)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
-            continue
-    return None
-
-
-def _messages_in(cell: str) -> list[Any] | None:
-    value = _literal(cell)
-    return value if isinstance(value, list) and value and all(isinstance(one, dict) for one in value) else None
-
-
-def _number_in(cell: str) -> float | None:
-    try:
-        return float(cell)
-    except ValueError:
-        return None
-
-
-# --- types --------------------------------------------------------------------------------------------------
-
-Kind: TypeAlias = "str | list[Any] | dict[str, Any]"
-"""Type of a column: a name, ``[kind]`` for a list, ``{key: kind}`` for a mapping of texts, or ``"json"``"""
-_SCALARS: dict[type, str] = {type(None): "null", bool: "bool", int: "int", float: "float", str: "string"}
-
-
-def _kind_of(value: Any) -> Kind:
-    if isinstance(value, list):
-        kind: Kind = "null"
-        for item in value:
-            kind = _merge(kind, _kind_of(item))
-        return [kind]
-    if isinstance(value, dict):
-        flat = value and all(item is None or isinstance(item, str) for item in value.values())
-        return {key: _SCALARS[type(item)] for key, item in value.items()} if flat else "json"
-    if isinstance(value, int) and not isinstance(value, bool) and not -(2**63) <= value < 2**63:
-        return "json"
-    return _SCALARS[type(value)]
-
-
-def _merge(one: Kind, other: Kind) -> Kind:
-    if one == other or other == "null":
-        return one
-    if one == "null":
-        return other
-    if isinstance(one, list) and isinstance(other, list):
-        return [_merge(one[0], other[0])]
-    if isinstance(one, dict) and isinstance(other, dict):
-        return {key: _merge(one.get(key, "null"), other.get(key, "null")) for key in {**one, **other}}
-    return "float" if one in ("int", "float") and other in ("int", "float") else "json"
-
-
-def _feature_of(kind: Kind) -> Any:
-    if isinstance(kind, list):
-        return List(_feature_of(kind[0]))
-    if isinstance(kind, dict):
-        return {key: _feature_of(inner) for key, inner in kind.items()}
-    if kind == "json":
-        return Json()
-    return Value({"null": "string", "int": "int64", "float": "float64"}.get(kind, kind))
-
-
-def _encoded_rows(
-    paths: Sequence[str], columns: Mapping[str, Kind], stamps: Any, version: int
-) -> Iterator[dict[str, Any]]:
-    """The rows as they are stored; `stamps` and `version` are there for the cache key only."""
-    encoder = _Encoder()
-    for index, row in enumerate(_read_files(paths)):
-        yield {name: encoder.encode(row.get(name), kind, index, name) for name, kind in columns.items()}
-    if encoder.rounded:
-        logger.warning(
-            "%d values with long decimal numbers are rounded in the last digit (the first in row %d).",
-            len(encoder.rounded),
-            encoder.rounded[0],
-        )
-
-
-class _Encoder:
-    """Writes values of kind ``"json"`` as the text that `datasets` stores for them.
-
-    Attributes:
-        rounded: Rows of the values whose numbers come back with another last digit: `datasets` reads them with
-            a parser of its own, which also gives up on NaN and on numbers beyond 64 bits.
-    """
-
-    def __init__(self) -> None:
-        self.rounded: list[int] = []
-
-    def encode(self, value: Any, kind: Kind, row: int, field: str) -> Any:
-        if value is None:
-            return None
-        if isinstance(kind, list):
-            return [self.encode(item, kind[0], row, f"{field}[{n}]") for n, item in enumerate(value)]
-        if isinstance(kind, dict):
-            return {key: self.encode(value.get(key), inner, row, f"{field}.{key}") for key, inner in kind.items()}
-        if kind != "json":
-            return value
-        text = json.dumps(value)
-        try:
-            back = Json().decode_example(text)
-        except ValueError:
-            back = text
-        if isinstance(back, str) != isinstance(value, str):
-            fix = "Write it as text."
-            raise DataError("holds a number that JSON or 64 bits cannot hold", row=row, field=field, fix=fix)
-        if back != value:
-            self.rounded.append(row)
-        return text
-
-
-def split_by_prompt(dataset: Dataset, fraction: float, *, seed: int = 0) -> tuple[Dataset, Dataset]:
-    """Split preferences for training and evaluation; rows that share a prompt stay together.
-
-    The prompt is the column ``prompt`` where there is one; in conversations without it, the messages that
-    both responses share, up to the last one of the user; in plain text without it, where prompt and answer
-    cannot be told apart, the whole row. The same rows, fraction and seed always give the same parts, in which
-    the rows keep their order.
-
-    Args:
-        dataset: Raw preferences.
-        fraction: Share of the rows to evaluate on, between 0 and 1.
-        seed: Decides which prompts those are.
-
-    Returns:
-        Rows to train on, and rows to evaluate on.
-
-    Raises:
-        ConfigError: If `fraction` is not between 0 and 1.
-        DataError: If all rows have the same prompt.
-
-    >>> rows = Dataset.from_dict({"prompt": ["a", "b", "a", "b"], "chosen": ["x"] * 4, "rejected": ["y"] * 4})
-    >>> train, test = split_by_prompt(rows, 0.5)
-    >>> len(train), len(test), set(train["prompt"]) & set(test["prompt"])
-    (2, 2, set())
-    """
-    if not 0 < fraction < 1:
-        raise ConfigError(
-            f"`eval_fraction` is {fraction}", fix="Give a share of the rows between 0 and 1, such as 0.1."
-        )
-    groups: dict[bytes, list[int]] = {}
-    columns = [
-        name for name in dataset.column_names if name in (*RAW_COLUMNS, *TOKENIZED_COLUMNS, *TOKENIZED_LIST_COLUMNS)
-    ]
-    for index, row in enumerate(dataset.select_columns(columns).with_format(None)):
-        key = json.dumps([seed, prompt_of(row)], sort_keys=True, default=str)
-        groups.setdefault(hashlib.sha256(key.encode()).digest(), []).append(index)
-    if len(groups) < 2:
-        raise DataError(
-            f"its {len(dataset)} rows share one prompt: nothing can be set aside for evaluation",
-            dataset="train",
-            fix="Name a split for evaluation with `dataset_test_split`, or leave `eval_fraction` out.",
-        )
-    chosen = set(_choose(groups, max(1, math.floor(fraction * len(dataset) + 0.5))))
-    rest = [index for index in range(len(dataset)) if index not in chosen]
-    return dataset.select(rest), dataset.select(sorted(chosen))
-
-
-def _choose(groups: Mapping[bytes, Sequence[int]], target: int) -> list[int]:
-    """Take prompts in the order of their hashes, as many as fit into `target` rows; at least one."""
-    taken: list[int] = []
-    order = sorted(groups)
-    for key in order[:-1]:
-        if len(taken) + len(groups[key]) <= target:
-            taken.extend(groups[key])
-    return taken or list(groups[min(order, key=lambda key: len(groups[key]))])
-
-
+DataFiles: TypeAlias = str | Sequence[str] | Mapping[str, str | Sequence[str]]
+"""Files of a data set: one or more patterns, or those of each split."""
+DataLike: TypeAlias = "Dataset | IterableDataset | Sequence[Mapping[str, Any]] | str | os.PathLike[str]"
+"""What can be opened: a data set, a list of rows, or the name of either as for `load_preference_dataset`."""
+BATCH = 500
+_READABLE = ", ".join(SUFFIXES)
+_READERS = ("json", "csv", "parquet")
 _SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
@@ -462,10 +80,174 @@ _SPLIT_WORDS = {
 }
 # Written by `datasets` beside the data.
 _NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
-_READABLE = ", ".join(SUFFIXES)
-_READERS = ("json", "csv", "parquet")
-DataFiles: TypeAlias = str | Sequence[str] | Mapping[str, str | Sequence[str]]
-"""Files of a data set: one or more patterns, or those of each split."""
+_MESSAGE_COLUMNS = ("prompt", *RESPONSE_COLUMNS, "response")
+_TEXT_OF_JSON = ("tools", "chat_template_kwargs")
+_TRUTHS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+# --- one opener -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Opened rows, and what is known about their columns. The rows can be gone through again."""
+
+    dataset: Any  # Dataset, IterableDataset or list of mappings
+    name: str  # for messages
+    columns: tuple[str, ...]  # legacy ones under their new names; those of the first rows if none are declared
+    declared: bool  # every row has all columns
+    renames: Mapping[str, str]  # legacy name -> new name
+    length: int | None  # None: a stream
+    broken: DataError | None = None  # why a file can only be read up to here, as a stream
+
+    @property
+    def features(self) -> Mapping[str, Any] | None:
+        """Types of the columns, where they are known."""
+        return getattr(self.dataset, "features", None)
+
+    @property
+    def read_columns(self) -> tuple[str, ...]:
+        """The columns that preferences are read from."""
+        tokenized = {*TOKENIZED_COLUMNS, *TOKENIZED_LIST_COLUMNS, *PAIR_COLUMNS, "weight"}
+        read = tokenized if is_tokenized(self.columns) else {*RAW_COLUMNS}
+        return tuple(name for name in self.columns if name in read)
+
+    def select(self, columns: Sequence[str]) -> Dataset | IterableDataset:
+        """Returns a data set's rows with some columns, legacy ones renamed; undeclared columns cannot be selected."""
+        dataset = self.dataset.rename_columns(dict(self.renames)) if self.renames else self.dataset
+        selected: Dataset | IterableDataset = dataset.select_columns(list(columns)) if self.declared else dataset
+        return selected
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Iterates over the rows with the columns that preferences are read from, as training sees them."""
+        if isinstance(self.dataset, Dataset | IterableDataset):
+            return _rows_of(self.select(self.read_columns))
+        old = {new: name for name, new in self.renames.items()}
+        return ({name: row.get(old.get(name, name)) for name in self.read_columns} for row in self.dataset)
+
+    def whole_rows(self) -> Iterator[dict[str, Any]]:
+        """Iterates over the rows with all their columns, under their own names."""
+        return _rows_of(self.dataset)
+
+
+def _rows_of(dataset: Any) -> Iterator[dict[str, Any]]:
+    if not isinstance(dataset, Dataset):
+        # One by one: a file that breaks off gives every row before the break.
+        yield from map(dict, dataset)
+        return
+    for batch in dataset.iter(batch_size=BATCH):
+        for values in zip(*batch.values(), strict=True):
+            yield dict(zip(batch, values, strict=True))
+
+
+def open_data(
+    source: DataLike,
+    *,
+    name: str | None = None,
+    config: str | None = None,
+    split: str = "train",
+    streaming: bool = False,
+    data_dir: str | None = None,
+    data_files: DataFiles | None = None,
+    columns: list[str] | dict[str, str] | None = None,
+    peek: int = 1,
+    keep_readable: bool = False,
+) -> DataSource:
+    """Opens preference data of any kind, and checks that it has the columns that preferences are read from.
+
+    Training, mixtures and ``plaudit check`` open their data here.
+
+    Args:
+        source: A data set, a list of mappings, or a name as for :func:`load_preference_dataset`.
+        name: Its name in messages; by default the path.
+        config: As for :func:`load_preference_dataset`, like `split`, `streaming`, `data_dir` and `data_files`.
+        columns: The columns to take (default: all), as a list, or as a mapping from their names to new ones.
+        peek: Rows at the start of a stream that show its columns if it declares none.
+        keep_readable: Open a file that breaks off as a stream of the rows before the break.
+
+    Raises:
+        DataError: There is no such data, it cannot be read, lacks a column, or has no rows.
+        ConfigError: `source` cannot be opened, or `columns` gives two columns one name.
+
+    >>> source = open_data([{"prompt": "2+2=", "chosen": "4", "rejected": "5"}])
+    >>> source.columns, source.length
+    (('prompt', 'chosen', 'rejected'), 1)
+    """
+    broken = None
+    rows: Any = source
+    if isinstance(source, str | os.PathLike):
+        name = os.fspath(source) if name is None else name
+        inside: dict[str, Any] = {"data_dir": data_dir, "data_files": data_files}
+        try:
+            rows = load_preference_dataset(source, config=config, split=split, streaming=streaming, **inside)
+        except DataError as error:
+            if not keep_readable or streaming or not Path(source).expanduser().exists():
+                raise
+            rows, broken = _readable_start(source, split, error), error
+    name = "train" if name is None else name
+    if isinstance(rows, Dataset | IterableDataset):
+        rows = rows.with_format(None)
+        declared: Any = rows.column_names
+    else:
+        declared = _columns_of_list(rows)
+    first = [] if declared else list(itertools.islice(until_broken(iter(rows)), peek))
+    names = tuple(declared or dict.fromkeys(column for row in first for column in row))
+    if columns is not None:
+        rows, names = _take_columns(rows, names, columns, name)
+    length = None if isinstance(rows, IterableDataset) else len(rows)
+    if length == 0 or not names:
+        raise DataError("has no rows", dataset=name, fix="Pass a data set with at least one row.")
+    renames = legacy_columns(names)
+    names = tuple(renames.get(column, column) for column in names)
+    check_columns(names, name)
+    return DataSource(rows, name, names, bool(declared), renames, length, broken)
+
+
+def _columns_of_list(rows: Any) -> tuple[str, ...]:
+    if isinstance(rows, Mapping):
+        raise ConfigError(f"The data is a {type(rows).__name__}, not one data set", fix="Pass one split.")
+    if not isinstance(rows, Sequence):
+        fix = "Pass a `Dataset`, an `IterableDataset`, a list of mappings, or the name of a data set."
+        raise ConfigError(f"The data is {kind_of(rows)}, not a data set", fix=fix)
+    for index, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise ConfigError(f"row {index} is {kind_of(row)}", fix="Pass each row as a mapping of columns.")
+    return tuple(dict.fromkeys(name for row in rows for name in row))
+
+
+def _take_columns(
+    rows: Any, names: Sequence[str], columns: list[str] | dict[str, str], name: str
+) -> tuple[Any, tuple[str, ...]]:
+    missing = [column for column in columns if column not in names]
+    if missing:
+        message = f"has no column {quoted(missing)}, which `columns` asks for"
+        raise DataError(message, dataset=name, fix=f"Its columns are {quoted(names)}.")
+    rows = rows.select_columns(list(columns))
+    if not isinstance(columns, dict):
+        return rows, tuple(columns)
+    new_names = tuple(columns.values())
+    if len(set(new_names)) < len(new_names):
+        raise ConfigError(f"`columns` of {name} gives two columns one name", fix="Give each its own.")
+    renames = {old: new for old, new in columns.items() if old != new}
+    return (rows.rename_columns(renames) if renames else rows), new_names
+
+
+def _readable_start(source: str | os.PathLike[str], split: str, error: DataError) -> IterableDataset:
+    """Returns the rows before a line that cannot be read, as a stream; raises the error itself if there are none."""
+    with contextlib.suppress(DataError):
+        rows = load_preference_dataset(source, split=split, streaming=True)
+        if isinstance(rows, IterableDataset) and next(iter(rows), None) is not None:
+            return rows
+    raise error
+
+
+def until_broken(rows: Iterator[Any]) -> Iterator[Any]:
+    """Iterates over the rows before the first that raises `DataError`."""
+    with contextlib.suppress(DataError):
+        yield from rows
+
+
+# --- names ------------------------------------------------------------------------------------------------------
 
 
 def load_preference_dataset(
@@ -477,7 +259,7 @@ def load_preference_dataset(
     data_dir: str | None = None,
     data_files: DataFiles | None = None,
 ) -> Dataset | IterableDataset:
-    """Load one split of a data set.
+    """Loads one split of a data set by name.
 
     Args:
         name: A JSON, JSON lines, CSV or TSV file (also ``.gz``) or a Parquet file; a folder of such files,
@@ -504,21 +286,22 @@ def load_preference_dataset(
         return _from_folder(path, split, streaming)
     if path.is_file():
         if config is not None:
-            _refuse(text, f"is a single file: it has no configuration {config!r}", "Leave the configuration out.")
-        if kind_of_file(path) is None:
-            _refuse(
-                text,
-                "has an extension that says nothing",
-                f"Use one of {_READABLE} (all but Parquet also .gz).",
-            )
-        return _pick(text, {"train": lambda: load_files([path], streaming=streaming)}, split, streaming)
+            _refuse(text, f"is a single file: it has no configuration {config!r}", "Remove the configuration.")
+        _require_readable(path)
+        return _pick(text, {"train": partial(load_files, [path], streaming=streaming)}, split, streaming)
     if _looks_like_path(text):
         _refuse(text, "there is no such file or folder", _near_misses(path))
     return _from_hub(text, config, split, streaming)
 
 
-def _refuse(name: str, message: str, fix: str) -> NoReturn:
-    raise DataError(f"{name}: {message}", fix=fix)
+def _refuse(file: str, message: str, fix: str, line: int | None = None) -> NoReturn:
+    raise DataError(f"{file}{'' if line is None else f', line {line}'}: {message}", fix=fix)
+
+
+def _require_readable(path: Path) -> None:
+    if kind_of_file(path) is None:
+        fix = f"Use one of {_READABLE} (all but Parquet also .gz)."
+        _refuse(str(path), "has an extension that does not tell how to read it", fix)
 
 
 def _looks_like_path(name: str) -> bool:
@@ -545,49 +328,35 @@ def _near_misses(path: Path) -> str:
     return f"There is no data file in {str(folder)!r}."
 
 
-# --- splits -------------------------------------------------------------------------------------------------
-
-Loaders = Mapping[str, Callable[[], Any]]
-
-
-def _pick(name: str, splits: Loaders, split: str, streaming: bool) -> Any:
-    """Load the asked-for split, or parts of several."""
+def _pick(name: str, loaders: Mapping[str, Callable[[], Any]], split: str, streaming: bool) -> Any:
+    """Loads the requested split, or parts of several."""
     parts = [re.fullmatch(r"\s*([^\[\]]+?)\s*(\[.*\])?\s*", part) for part in split.split("+")]
-    wanted = [part[1] for part in parts if part is not None]
-    if len(wanted) < len(parts):
-        _refuse(
-            name,
-            f"the split {split!r} cannot be read",
-            'Write it like "train", "train[:500]" or "train+test".',
-        )
-    unknown = [one for one in wanted if one not in splits]
+    names = [part[1] for part in parts if part is not None]
+    if len(names) < len(parts):
+        fix = 'Write it like "train", "train[:500]" or "train+test".'
+        _refuse(name, f"the split {split!r} cannot be read", fix)
+    unknown = [part for part in names if part not in loaders]
     if unknown:
-        _refuse(name, f"has no split {unknown[0]!r}", f"It has: {', '.join(splits)}.")
-    if wanted == [split]:
-        return splits[split]()
+        _refuse(name, f"has no split {unknown[0]!r}", f"It has: {', '.join(loaders)}.")
+    if names == [split]:
+        return loaders[split]()
     if streaming:
-        _refuse(name, f"a stream cannot be cut into {split!r}", "Name one whole split, or do not stream.")
-    loaded = {one: splits[one]() for one in wanted}
+        _refuse(name, f"a stream cannot be cut into {split!r}", "Name one whole split, or turn streaming off.")
+    loaded = {part: loaders[part]() for part in names}
     try:
-        pieces = ReadInstruction.from_spec(split).to_absolute({one: len(rows) for one, rows in loaded.items()})
+        slices = ReadInstruction.from_spec(split).to_absolute({part: len(rows) for part, rows in loaded.items()})
     except (ValueError, AssertionError) as error:
-        _refuse(
-            name,
-            f"the split {split!r} cannot be read: {error}",
-            'Write slices like "train[:500]" or "train[10%:]".',
-        )
-    rows = [
-        loaded[piece.splitname].select(range(start, end))
-        for piece in pieces
-        for start, end in [(piece.from_ or 0, len(loaded[piece.splitname]) if piece.to is None else piece.to)]
-        if start < end
-    ]
+        fix = 'Write slices like "train[:500]" or "train[10%:]".'
+        _refuse(name, f"the split {split!r} cannot be read: {error}", fix)
+    rows = []
+    for piece in slices:
+        part = loaded[piece.splitname]
+        start, end = piece.from_ or 0, len(part) if piece.to is None else piece.to
+        if start < end:
+            rows.append(part.select(range(start, end)))
     if not rows:
         _refuse(name, f"the split {split!r} has no rows", "Choose a larger part.")
     return rows[0] if len(rows) == 1 else concatenate_datasets(rows)
-
-
-# --- folders ------------------------------------------------------------------------------------------------
 
 
 def _from_folder(folder: Path, split: str, streaming: bool) -> Dataset | IterableDataset:
@@ -602,12 +371,9 @@ def _from_folder(folder: Path, split: str, streaming: bool) -> Dataset | Iterabl
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
     if not files:
-        inside = sorted(entry.name for entry in folder.iterdir())[:8]
-        _refuse(
-            str(folder),
-            f"holds no data file (it holds {', '.join(inside) if inside else 'nothing'})",
-            f"Put files there that end in one of {_READABLE}, or name a folder written by `save_to_disk`.",
-        )
+        inside = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
+        fix = f"Put files there that end in one of {_READABLE}, or name a folder written by `save_to_disk`."
+        _refuse(str(folder), f"holds no data file (it holds {inside})", fix)
     splits: dict[str, list[Path]] = {}
     for path in files:
         splits.setdefault(_split_of(path.relative_to(folder)), []).append(path)
@@ -621,20 +387,12 @@ def _pick_files(name: str, splits: Mapping[str, list[Path]], split: str, streami
         if len({kind_of_file(path) == "parquet" for path in paths}) > 1:
             names = ", ".join(path.name for path in paths[:4])
             _refuse(name, f"the split {part!r} mixes Parquet with other files ({names})", "Name one file.")
-    loaders = {part: _files_loader(paths, streaming) for part, paths in splits.items()}
+    loaders = {part: partial(load_files, paths, streaming=streaming) for part, paths in splits.items()}
     return _pick(name, loaders, split, streaming)
 
 
-def _files_loader(paths: list[Path], streaming: bool) -> Callable[[], Any]:
-    return lambda: load_files(paths, streaming=streaming)
-
-
-def _same(rows: Dataset) -> Dataset:
-    return rows
-
-
 def _split_of(path: Path) -> str:
-    """Name the split that a file belongs to.
+    """Names the split that a file belongs to.
 
     >>> [_split_of(Path(name)) for name in ("data/train-00000-of-00002.parquet", "dev.jsonl", "extra.csv")]
     ['train', 'validation', 'extra']
@@ -653,29 +411,30 @@ def _from_saved(folder: Path, split: str, streaming: bool) -> Dataset | Iterable
     except (OSError, ValueError, KeyError) as error:
         _refuse(str(folder), f"cannot be loaded: {type(error).__name__}: {error}", "Save the data set again.")
     splits = saved if isinstance(saved, DatasetDict) else {"train": saved}
-    loaders: Loaders = {str(name): partial(_same, rows) for name, rows in splits.items()}
-    if isinstance(saved, Dataset) and split not in loaders and saved.split is not None:
+    if isinstance(saved, Dataset) and split not in splits and saved.split is not None:
         # A data set saved alone still knows which split it was.
-        loaders = {str(saved.split): partial(_same, saved)}
+        splits = {str(saved.split): saved}
+    loaders = {str(name): lambda rows=rows: rows for name, rows in splits.items()}
     rows = _pick(str(folder), loaders, split, streaming)
     if len(rows) == 0:
         _refuse(str(folder), f"the split {split!r} has no rows", "Pass a data set with at least one row.")
     return rows.to_iterable_dataset() if streaming else rows
 
 
-# --- chosen files -------------------------------------------------------------------------------------------
-
-
 def _from_inside(
     name: str, config: str | None, split: str, streaming: bool, data_dir: str | None, data_files: DataFiles | None
 ) -> Any:
-    """Load the files of a folder, or any files, that `data_dir` and `data_files` point at."""
+    """Loads the files of a folder, or any files, that `data_dir` and `data_files` point at."""
     folder = Path(name).expanduser()
     if folder.is_file():
-        _refuse(name, "is a single file: it has no files inside", "Leave `data_dir` and `data_files` out.")
+        _refuse(name, "is a single file: it has no files inside", "Remove `data_dir` and `data_files`.")
     by_split: Mapping[str, Any] = data_files if isinstance(data_files, Mapping) else {"train": data_files}
-    patterns = {part: [one] if isinstance(one, str) else list(one) for part, one in by_split.items() if one is not None}
-    remote = any("://" in one for files in patterns.values() for one in files)
+    patterns = {
+        part: [files] if isinstance(files, str) else list(files)
+        for part, files in by_split.items()
+        if files is not None
+    }
+    remote = any("://" in pattern for files in patterns.values() for pattern in files)
     if config is not None or remote or not (folder.is_dir() or name in _READERS):
         if _looks_like_path(name) and not folder.exists():
             _refuse(name, "there is no such file or folder", _near_misses(folder))
@@ -686,25 +445,20 @@ def _from_inside(
         _refuse(name, f"there is no folder {str(base)!r}", _near_misses(base))
     if not patterns:
         return _from_folder(base, split, streaming)
-    files = {part: [path for one in chosen for path in _matching(base, one)] for part, chosen in patterns.items()}
-    return _pick_files(name, files, split, streaming)
+    paths = {part: [path for pattern in files for path in _matching(base, pattern)] for part, files in patterns.items()}
+    return _pick_files(name, paths, split, streaming)
 
 
 def _matching(base: Path, pattern: str) -> list[Path]:
     exact = base / Path(pattern).expanduser()
     root = Path(exact.anchor)
     matching = [exact] if exact.is_file() else root.glob(str(exact.relative_to(root)))
-    found = sorted(path for path in matching if path.is_file())
-    if not found:
+    paths = sorted(path for path in matching if path.is_file())
+    if not paths:
         _refuse(str(base / pattern), "there is no such file", _near_misses(base / pattern))
-    unknown = [path for path in found if kind_of_file(path) is None]
-    if unknown:
-        fix = f"Use one of {_READABLE} (all but Parquet also .gz)."
-        _refuse(str(unknown[0]), "has an extension that says nothing", fix)
-    return found
-
-
-# --- the Hub ------------------------------------------------------------------------------------------------
+    for path in paths:
+        _require_readable(path)
+    return paths
 
 
 def _from_hub(name: str, config: str | None, split: str, streaming: bool, **inside: Any) -> Dataset | IterableDataset:
@@ -712,17 +466,17 @@ def _from_hub(name: str, config: str | None, split: str, streaming: bool, **insi
     try:
         return load_dataset(name, config, split=split, streaming=streaming, **inside)
     except (DatasetNotFoundError, HFValidationError) as error:
-        _refuse(
-            name,
-            f"there is no such data set on the Hub, or it is not open to you{here}: {error}",
-            _hub_advice(name),
-        )
+        fix = "Check the spelling; for a private or gated data set log in with `hf auth login`."
+        if "/" not in name:
+            fix = _near_misses(Path(name))
+            fix = fix if fix.startswith("Did you mean") else "Write it as `owner/name`, or give a path."
+        _refuse(name, f"there is no such data set on the Hub, or it is not open to you{here}: {error}", fix)
     except (ConnectionError, OfflineModeIsEnabled) as error:
-        advice = "Check the network and HF_HUB_OFFLINE, or download the data and name the local file or folder."
-        _refuse(name, f"the Hub cannot be reached{here}: {_first_line(error)}", advice)
+        fix = "Check the network and HF_HUB_OFFLINE, or download the data and name the local file or folder."
+        _refuse(name, f"the Hub cannot be reached{here}: {_first_line(error)}", fix)
     except (DatasetsError, OSError, ValueError, NotImplementedError) as error:
-        advice = "Check the configuration (`dataset_config`) and the split against the data set's page."
-        _refuse(name, f"cannot be loaded: {_first_line(error.__cause__ or error)}", advice)
+        fix = "Check the configuration (`dataset_config`) and the split against the data set's page."
+        _refuse(name, f"cannot be loaded: {_first_line(error.__cause__ or error)}", fix)
 
 
 def _first_line(error: BaseException) -> str:
@@ -730,8 +484,331 @@ def _first_line(error: BaseException) -> str:
     return next(iter(lines), type(error).__name__)
 
 
-def _hub_advice(name: str) -> str:
-    if "/" not in name:
-        close = _near_misses(Path(name))
-        return close if close.startswith("Did you mean") else "Write it as `owner/name`, or give a path."
-    return "Check the spelling; for a private or gated data set log in with `hf auth login`."
+# --- files ------------------------------------------------------------------------------------------------------
+
+
+def kind_of_file(path: Path) -> str | None:
+    """Tells how to read a file from its name: ``"json"``, ``"csv"`` or ``"parquet"``, or None.
+
+    >>> [kind_of_file(Path(name)) for name in ("pairs.jsonl.gz", "pairs.parquet.gz", "pairs.txt")]
+    ['json', None, None]
+    """
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    if suffixes[-1:] == [".gz"]:
+        kind = SUFFIXES.get(suffixes[-2]) if len(suffixes) > 1 else None
+        return None if kind == "parquet" else kind
+    return SUFFIXES.get(suffixes[-1]) if suffixes else None
+
+
+def load_files(paths: Sequence[Path], *, streaming: bool = False) -> Dataset | IterableDataset:
+    """Reads existing files, all Parquet or none, as one data set, in the order given.
+
+    JSON values come back as they were written: a mapping of anything but texts is kept as JSON, not forced
+    into one Arrow type for all rows. The columns ``tools`` and ``chat_template_kwargs`` become JSON text.
+    """
+    if any(kind_of_file(path) == "parquet" for path in paths):
+        return _load_parquet(paths, streaming)
+    names = [str(path) for path in paths]
+    if streaming:
+        return IterableDataset.from_generator(_read_files, gen_kwargs={"paths": names})
+    columns: dict[str, Kind] = {}
+    empty = True
+    for row in _read_files(names):
+        empty = False
+        for name, value in row.items():
+            columns[name] = _merge(columns.get(name, "null"), _kind_of(value))
+    if empty:
+        _refuse(", ".join(names), "has no rows", "Pass a file with at least one row.")
+    # The size and time of each file are part of the key under which `datasets` caches what it reads.
+    stamps = [[path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+    settings: dict[str, Any] = {"paths": names, "columns": columns, "stamps": stamps, "version": CODE_VERSION}
+    features = Features({name: _feature_of(kind) for name, kind in columns.items()})
+    try:
+        return Dataset.from_generator(_encoded_rows, features=features, gen_kwargs=settings)
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, DataError):
+            raise error.__cause__ from None
+        raise
+    except OSError as error:
+        logger.warning("The cache of data sets cannot be written (%s): the rows are kept in memory.", error)
+        return Dataset.from_list(list(_encoded_rows(**settings)), features=features)
+
+
+def _load_parquet(paths: Sequence[Path], streaming: bool) -> Dataset | IterableDataset:
+    rows = 0
+    for path in paths:
+        try:
+            rows += pq.ParquetFile(path).metadata.num_rows
+        except (OSError, pa.ArrowException) as error:
+            _refuse(str(path), f"is no Parquet file that can be read: {error}", "Write the file again.")
+    files = [str(path) for path in paths]
+    if rows == 0:
+        _refuse(", ".join(files), "has no rows", "Pass a file with at least one row.")
+    try:
+        return load_dataset("parquet", data_files=files, split="train", streaming=streaming)
+    except (DatasetGenerationError, pa.ArrowException) as error:
+        cause = error.__cause__ or error
+        _refuse(", ".join(files), f"cannot be read: {cause}", "Give all files the same columns and types.")
+
+
+def _read_files(paths: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for path in map(Path, paths):
+        with file_errors(path):
+            for row in csv_rows(path) if kind_of_file(path) == "csv" else json_rows(path):
+                for name in _TEXT_OF_JSON:
+                    if isinstance(row.get(name), list | dict):
+                        row[name] = json.dumps(row[name], ensure_ascii=False)
+                yield row
+
+
+@contextlib.contextmanager
+def file_errors(path: Path) -> Iterator[None]:
+    """Turns errors of the operating system and of gzip into `DataError`."""
+    try:
+        yield
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        _refuse(str(path), f"cannot be decompressed: {error}", "Write or download the file again.")
+    except OSError as error:
+        _refuse(str(path), f"cannot be read: {error}", "Check the file and its permissions.")
+
+
+def json_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Reads the rows of a JSON or JSON lines file, also ``.gz``, as they are written."""
+    opener: Any = gzip.open if path.suffix.lower() == ".gz" else open
+    fix = "Write each row as an object with the columns as keys."
+    with opener(path, "rb") as file:
+        start = file.peek(1024).removeprefix(b"\xef\xbb\xbf").lstrip()
+        if start.startswith(b"["):
+            for index, row in enumerate(_parse_json(path, file.read(), 1)):
+                if not isinstance(row, dict):
+                    _refuse(str(path), f"item {index} is a {type(row).__name__}, not an object", fix)
+                yield row
+            return
+        for number, raw in enumerate(file, start=1):
+            if raw.strip():
+                row = _parse_json(path, raw.rstrip(), number)
+                if not isinstance(row, dict):
+                    _refuse(str(path), f"holds a {type(row).__name__}, not an object", fix, number)
+                yield row
+
+
+def _parse_json(path: Path, raw: bytes, first_line: int) -> Any:
+    try:
+        return json.loads(raw.decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        fix = "Correct or delete the line; each line is one JSON object (or the whole file one list of objects)."
+        line = first_line + error.lineno - 1
+        _refuse(str(path), f"is not valid JSON: {error.msg} (column {error.colno})", fix, line)
+    except UnicodeDecodeError as error:
+        line = first_line + raw[: error.start].count(b"\n")
+        _refuse(str(path), f"is not UTF-8: {error.reason}", "Save the file as UTF-8.", line)
+
+
+def csv_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Reads the rows of a CSV or TSV file, also ``.gz``; JSON and numbers are parsed where the column is known."""
+    delimiter = "\t" if ".tsv" in (suffix.lower() for suffix in path.suffixes) else ","
+    opener = gzip.open if path.suffix.lower() == ".gz" else open
+    with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        try:
+            header = next(reader, [])
+            message_columns: set[str] | None = None
+            for cells in reader:
+                if not cells:
+                    continue
+                if len(cells) != len(header):
+                    problem = f"has {len(cells)} cells, but the header names {len(header)} columns"
+                    fix = "Quote cells that hold commas or line breaks."
+                    _refuse(str(path), problem, fix, reader.line_num)
+                row = dict(zip(header, cells, strict=True))
+                if message_columns is None:  # the first row decides which columns hold lists of messages
+                    message_columns = {name for name in _MESSAGE_COLUMNS if _messages_in(row.get(name, ""))}
+                yield _csv_values(row, message_columns, path, reader.line_num)
+        except csv.Error as error:
+            fix = "Correct the line; cells beyond 131,072 characters need JSON lines or Parquet."
+            _refuse(str(path), f"is not valid CSV: {error}", fix, reader.line_num)
+        except UnicodeDecodeError as error:
+            _refuse(str(path), f"is not UTF-8: {error.reason}", "Save the file as UTF-8.", reader.line_num + 1)
+
+
+def _csv_values(cells: Mapping[str, str], message_columns: set[str], path: Path, line: int) -> dict[str, Any]:
+    values: dict[str, Any] = dict(cells)
+    pair = "chosen" in cells
+    for name, cell in cells.items():
+        if name in message_columns:
+            values[name], expected = _messages_in(cell), "a JSON list of messages, as in the first row"
+        elif name in TOKENIZED_COLUMNS:
+            values[name], expected = _literal(cell), "a list of token ids such as [5, 17]"
+        elif name in ("scores", "ranks", "responses") and not pair:
+            values[name], expected = _literal(cell), "a JSON list"
+            if name == "scores" and "responses" not in cells and values[name] is None:
+                values[name], expected = _number_in(cell), "a number"  # the rating of a single response
+        elif name in ("margin", "weight", "preference_prob") or (name == "score" and not pair):
+            values[name], expected = _number_in(cell), "a number"
+        elif name == "tie" and not cell.strip():
+            values[name] = None  # as in JSON: no tie
+            continue
+        elif name == "tie" or (name == "label" and not pair):
+            values[name], expected = _TRUTHS.get(cell.strip().lower()), "true or false"
+        else:
+            continue
+        if values[name] is None:
+            _refuse(str(path), f"`{name}` is not {expected}", "Correct or delete the row.", line)
+    return values
+
+
+def _literal(cell: str) -> Any:
+    """Reads a list as JSON, or as Python writes it (pandas does); None if it is no list."""
+    if not cell.lstrip().startswith("["):
+        return None
+    for read in (json.loads, ast.literal_eval):
+        with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            return read(cell)
+    return None
+
+
+def _messages_in(cell: str) -> list[Any] | None:
+    value = _literal(cell)
+    return value if isinstance(value, list) and value and all(isinstance(item, dict) for item in value) else None
+
+
+def _number_in(cell: str) -> float | None:
+    try:
+        return float(cell)
+    except ValueError:
+        return None
+
+
+# --- types of JSON columns --------------------------------------------------------------------------------------
+
+Kind: TypeAlias = "str | list[Any] | dict[str, Any]"
+"""Type of a column: a name, ``[kind]`` for a list, ``{key: kind}`` for a mapping of texts, or ``"json"``"""
+_SCALARS: dict[type, str] = {type(None): "null", bool: "bool", int: "int", float: "float", str: "string"}
+
+
+def _kind_of(value: Any) -> Kind:
+    if isinstance(value, list):
+        kind: Kind = "null"
+        for item in value:
+            kind = _merge(kind, _kind_of(item))
+        return [kind]
+    if isinstance(value, dict):
+        flat = value and all(item is None or isinstance(item, str) for item in value.values())
+        return {key: _SCALARS[type(item)] for key, item in value.items()} if flat else "json"
+    if isinstance(value, int) and not isinstance(value, bool) and not -(2**63) <= value < 2**63:
+        return "json"
+    return _SCALARS[type(value)]
+
+
+def _merge(left: Kind, right: Kind) -> Kind:
+    if left == right or right == "null":
+        return left
+    if left == "null":
+        return right
+    if isinstance(left, list) and isinstance(right, list):
+        return [_merge(left[0], right[0])]
+    if isinstance(left, dict) and isinstance(right, dict):
+        return {key: _merge(left.get(key, "null"), right.get(key, "null")) for key in {**left, **right}}
+    return "float" if left in ("int", "float") and right in ("int", "float") else "json"
+
+
+def _feature_of(kind: Kind) -> Any:
+    if isinstance(kind, list):
+        return List(_feature_of(kind[0]))
+    if isinstance(kind, dict):
+        return {key: _feature_of(inner) for key, inner in kind.items()}
+    if kind == "json":
+        return Json()
+    return Value({"null": "string", "int": "int64", "float": "float64"}.get(kind, kind))
+
+
+def _encoded_rows(
+    paths: Sequence[str], columns: Mapping[str, Kind], stamps: Any, version: int
+) -> Iterator[dict[str, Any]]:
+    """Iterates over the rows as they are stored; `stamps` and `version` are there for the cache key only."""
+    rounded: list[int] = []
+    for index, row in enumerate(_read_files(paths)):
+        yield {name: _encoded(row.get(name), kind, index, name, rounded) for name, kind in columns.items()}
+    if rounded:
+        logger.warning(
+            "%d values with long decimal numbers are rounded in the last digit (the first in row %d).",
+            len(rounded),
+            rounded[0],
+        )
+
+
+def _encoded(value: Any, kind: Kind, row: int, field: str, rounded: list[int]) -> Any:
+    """Writes values of kind ``"json"`` as the text that `datasets` stores; `rounded` collects rows that change."""
+    if value is None:
+        return None
+    if isinstance(kind, list):
+        return [_encoded(item, kind[0], row, f"{field}[{index}]", rounded) for index, item in enumerate(value)]
+    if isinstance(kind, dict):
+        return {key: _encoded(value.get(key), inner, row, f"{field}.{key}", rounded) for key, inner in kind.items()}
+    if kind != "json":
+        return value
+    text = json.dumps(value)
+    try:
+        # `datasets` has a parser of its own, which gives up on NaN and on numbers beyond 64 bits.
+        back = Json().decode_example(text)
+    except ValueError:
+        back = text
+    if isinstance(back, str) != isinstance(value, str):
+        message = "holds a number that JSON or 64 bits cannot hold"
+        raise DataError(message, row=row, field=field, fix="Write it as text.")
+    if back != value:
+        rounded.append(row)
+    return text
+
+
+# --- splits -----------------------------------------------------------------------------------------------------
+
+
+def split_by_prompt(dataset: Dataset, fraction: float, *, seed: int = 0) -> tuple[Dataset, Dataset]:
+    """Splits preferences for training and evaluation; rows that share a prompt stay together.
+
+    The prompt is the column ``prompt`` where there is one; in conversations without it, the messages that
+    both responses share, up to the last user turn; in plain text without it, where prompt and response
+    cannot be told apart, the whole row. The same rows, fraction and seed always give the same parts, in which
+    the rows keep their order.
+
+    Args:
+        dataset: Raw preferences.
+        fraction: Share of the rows to evaluate on, between 0 and 1.
+        seed: Decides which prompts those are.
+
+    Returns:
+        Rows to train on, and rows to evaluate on.
+
+    Raises:
+        ConfigError: If `fraction` is not between 0 and 1.
+        DataError: If all rows have the same prompt.
+
+    >>> rows = Dataset.from_dict({"prompt": ["a", "b", "a", "b"], "chosen": ["x"] * 4, "rejected": ["y"] * 4})
+    >>> train, test = split_by_prompt(rows, 0.5)
+    >>> len(train), len(test), set(train["prompt"]) & set(test["prompt"])
+    (2, 2, set())
+    """
+    if not 0 < fraction < 1:
+        raise ConfigError(f"`eval_fraction` is {fraction}", fix="Use a share of the rows between 0 and 1, such as 0.1.")
+    groups: dict[bytes, list[int]] = {}
+    columns = [name for name in dataset.column_names if name in READ_COLUMNS]
+    for index, row in enumerate(dataset.select_columns(columns).with_format(None)):
+        key = json.dumps([seed, prompt_of(row)], sort_keys=True, default=str)
+        groups.setdefault(hashlib.sha256(key.encode()).digest(), []).append(index)
+    if len(groups) < 2:
+        raise DataError(
+            f"its {len(dataset)} rows share one prompt: nothing can be set aside for evaluation",
+            dataset="train",
+            fix="Name a split for evaluation with `dataset_test_split`, or remove `eval_fraction`.",
+        )
+    # Prompts in the order of their hashes, as many as fit into the target; at least one.
+    target = max(1, math.floor(fraction * len(dataset) + 0.5))
+    order = sorted(groups)
+    taken: list[int] = []
+    for digest in order[:-1]:
+        if len(taken) + len(groups[digest]) <= target:
+            taken.extend(groups[digest])
+    held_out = set(taken or groups[min(order, key=lambda digest: len(groups[digest]))])
+    rest = [index for index in range(len(dataset)) if index not in held_out]
+    return dataset.select(rest), dataset.select(sorted(held_out))

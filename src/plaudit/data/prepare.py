@@ -19,6 +19,7 @@ from datasets import Dataset, Features, IterableDataset, List, Value, concatenat
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.data.encode import CACHE_BYTES, RENDER_ERRORS, ConversationEncoder, Encoder, TextEncoder
+from plaudit.data.load import open_data
 from plaudit.data.parse import prompt_of, read_example, row_kinds_in, shape_of
 from plaudit.data.report import DataReport, Flag, Overlong, Purpose, overlong_error
 from plaudit.errors import ConfigError, DataError
@@ -27,7 +28,6 @@ from plaudit.prefix_tree import common_prefix_length
 from plaudit.schema import (
     LEGACY_COLUMNS,
     OPTIONAL_COLUMNS,
-    PAIR_COLUMNS,
     RAW_COLUMNS,
     TOKENIZED_COLUMNS,
     TOKENIZED_LIST_COLUMNS,
@@ -36,11 +36,9 @@ from plaudit.schema import (
     RowKind,
     RowSchema,
     Shape,
-    check_columns,
     columns_read,
     comparisons_of,
     is_tokenized,
-    legacy_columns,
     response_field,
 )
 
@@ -425,32 +423,16 @@ def _open(dataset: Any, dataset_name: str) -> tuple[Dataset | IterableDataset, R
         message = f"The {dataset_name} data is a {type(dataset).__name__}, not a `Dataset` or `IterableDataset`"
         fix = "Pass one split." if isinstance(dataset, Mapping) else "Use `datasets.Dataset.from_list`, say."
         raise ConfigError(message, fix=fix)
-    dataset = dataset.with_format(None)
-    declared = dataset.column_names
-    row = _first_row(dataset, dataset_name) if not declared else {}
-    renames = legacy_columns(declared or row)
-    if renames:
-        dataset = dataset.rename_columns(renames)
-    names = [renames.get(name, name) for name in declared or row]
-    check_columns(names, dataset_name)
-    tokenized = is_tokenized(names)
-    if declared:
-        ids = {*TOKENIZED_COLUMNS, *TOKENIZED_LIST_COLUMNS, *PAIR_COLUMNS, "weight"}
-        wanted = ids if tokenized else set(RAW_COLUMNS)
-        dataset = dataset.select_columns([name for name in names if name in wanted])
-        row = _first_row(dataset, dataset_name)
-    row = {renames.get(name, name): value for name, value in row.items()}
+    source = open_data(dataset, name=dataset_name)
+    tokenized, selected = is_tokenized(source.columns), source.select(source.read_columns)
+    row: dict[str, Any] | None = next(iter(selected.take(1)), None)
+    if row is None:
+        raise DataError("has no rows", dataset=dataset_name, fix="Pass a data set with at least one row.")
     # Reads the whole row: a stream, too, refuses a broken first row before anything starts.
     first = read_example(row, row_number=0, dataset_name=dataset_name, tokenized=tokenized)
-    pairs = "response_ids" not in row if tokenized else row_kinds_in(dataset, row) == {"pairs"}
+    pairs = "response_ids" not in row if tokenized else row_kinds_in(selected, row) == {"pairs"}
     optional = frozenset({*OPTIONAL_COLUMNS} & row.keys() - ({"prompt"} if tokenized else set()))
-    return dataset, RowSchema(tokenized, pairs, None if tokenized else first.conversational, optional), first
-
-
-def _first_row(dataset: Dataset | IterableDataset, dataset_name: str) -> dict[str, Any]:
-    for row in dataset.take(1):
-        return cast(dict[str, Any], row)
-    raise DataError("has no rows", dataset=dataset_name, fix="Pass a data set with at least one row.")
+    return selected, RowSchema(tokenized, pairs, None if tokenized else first.conversational, optional), first
 
 
 def result_columns(schema: RowSchema) -> list[str]:

@@ -13,12 +13,13 @@ from typing import Any, TypeAlias
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from plaudit.data.load import DataLike, DataSource
 from plaudit.doctor.checks import Check, Endings, Flagged, Marks, Overlaps, Relations, Unreadable
 from plaudit.doctor.findings import KINDS, DataCheck, Finding, TokenLengths, in_order, token_lengths, with_texts
 from plaudit.doctor.fix import check_target, write_fixed
 from plaudit.doctor.leaks import Leak
 from plaudit.doctor.relations import Benchmark, Prompts
-from plaudit.doctor.rows import Checkable, CheckedRow, RowReader, Sample, Source, Ways, open_source, ways_of
+from plaudit.doctor.rows import CheckedRow, RowReader, Sample, Ways, open_rows, ways_of
 from plaudit.doctor.shortcuts import Lengths, Shortcut, distinct, read_words
 from plaudit.errors import ConfigError
 
@@ -33,12 +34,12 @@ _WORDS_SOLVE, _LENGTH_SOLVES = 0.9, 0.7
 
 
 def check_dataset(
-    dataset: Checkable,
+    dataset: DataLike,
     *,
     tokenizer: PreTrainedTokenizerBase | str | os.PathLike[str] | None = None,
     max_length: int | None = None,
-    eval_dataset: Checkable | None = None,
-    benchmarks: Sequence[Checkable] = (),
+    eval_dataset: DataLike | None = None,
+    benchmarks: Sequence[DataLike] = (),
     fix: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
     remove: Collection[str] = REMOVABLE,
@@ -92,7 +93,7 @@ def check_dataset(
         from plaudit.model.load import load_tokenizer
 
         tokenizer = load_tokenizer(os.fspath(tokenizer))
-    source = open_source(dataset, config=config, split=split, streaming=streaming)
+    source = open_rows(dataset, config=config, split=split, streaming=streaming)
     ways = ways_of(source)
     if max_length is not None and tokenizer is None and not ways.tokenized:
         raise ConfigError("`max_length` counts tokens, and there is no tokenizer", fix="Name the model as well.")
@@ -158,7 +159,7 @@ class _Scan:
 
 def _conclude(
     scan: _Scan,
-    source: Source,
+    source: DataSource,
     ways: Ways,
     reader: RowReader,
     *,
@@ -194,7 +195,7 @@ def _conclude(
     findings += [*_leak_findings(leaks), *_shortcut_findings(shortcuts)]
     findings = with_texts(source, in_order(findings))
     return DataCheck(
-        source.label,
+        source.name,
         scan.rows,
         dict(scan.row_kinds),
         findings,

@@ -9,8 +9,9 @@ from typing import Any, Literal, TypeAlias
 
 from datasets import IterableDataset
 
+from plaudit.data.load import DataSource
 from plaudit.doctor.leaks import Leak, percent
-from plaudit.doctor.rows import Source, excerpt, message_text
+from plaudit.doctor.rows import excerpt, message_text
 from plaudit.doctor.shortcuts import Shortcut, Suspect
 from plaudit.errors import DataError
 
@@ -19,7 +20,7 @@ FARTHEST = 200_000
 _WIDTH = 60
 
 
-def with_texts(source: Source, findings: Sequence[Finding]) -> list[Finding]:
+def with_texts(source: DataSource, findings: Sequence[Finding]) -> list[Finding]:
     """Give examples that have no text the beginning of their row.
 
     Args:
@@ -39,11 +40,10 @@ def with_texts(source: Source, findings: Sequence[Finding]) -> list[Finding]:
     ]
 
 
-def _look_up(source: Source, numbers: Sequence[int]) -> dict[int, Mapping[str, Any]]:
+def _look_up(source: DataSource, numbers: Sequence[int]) -> dict[int, Mapping[str, Any]]:
     dataset: Any = source.dataset
     if not isinstance(dataset, IterableDataset):
-        rows = dataset.with_format(None) if hasattr(dataset, "with_format") else dataset
-        return {number: rows[int(number)] for number in numbers}
+        return {number: dataset[int(number)] for number in numbers}
     near = [number for number in numbers if number < FARTHEST]
     found: dict[int, Mapping[str, Any]] = {}
     if near:

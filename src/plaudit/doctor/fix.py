@@ -13,9 +13,9 @@ from typing import IO, Any
 
 import numpy as np
 
+from plaudit.data.load import DataSource
 from plaudit.data.parse import without_nulls
 from plaudit.doctor.findings import KINDS, Finding, Fixed
-from plaudit.doctor.rows import Source
 from plaudit.errors import ConfigError, DataError
 from plaudit.schema import RAW_COLUMNS
 
@@ -58,7 +58,7 @@ def check_target(path: Path, source: Any, *, overwrite: bool) -> None:
 
 
 def write_fixed(
-    source: Source, findings: Sequence[Finding], path: Path, *, kinds: Collection[str], total: int
+    source: DataSource, findings: Sequence[Finding], path: Path, *, kinds: Collection[str], total: int
 ) -> Fixed:
     """Write the rows without a fault to one file, the others with their faults to another.
 
@@ -77,7 +77,7 @@ def write_fixed(
     rows, reasons = _removals(findings, kinds)
     if len(rows) == total:
         fix = "Look at the findings: this looks like one fault in how the data was made."
-        raise DataError("has no row without a fault: nothing was written", dataset=source.label, fix=fix)
+        raise DataError("has no row without a fault: nothing was written", dataset=source.name, fix=fix)
     counts: dict[str, int] = {}
     seen, place = 0, 0
     with _appearing(path) as kept, _appearing(removed_path(path)) as removed:
@@ -94,7 +94,7 @@ def write_fixed(
         if seen != total:
             raise DataError(
                 f"had {total:,} rows when it was checked, and has {seen:,} now: nothing was written",
-                dataset=source.label,
+                dataset=source.name,
                 fix="Check a data set that does not change meanwhile.",
             )
     return Fixed(str(path), str(removed_path(path)), total - len(rows), counts)
@@ -125,7 +125,7 @@ def _appearing(path: Path) -> Iterator[IO[str]]:
         hidden.unlink(missing_ok=True)
 
 
-def _as_json(row: dict[str, Any], source: Source, number: int) -> str:
+def _as_json(row: dict[str, Any], source: DataSource, number: int) -> str:
     features = source.features or {}
     # Arrow fills the messages of a table with nulls for keys that other rows have.
     values = {
@@ -138,7 +138,7 @@ def _as_json(row: dict[str, Any], source: Source, number: int) -> str:
         return json.dumps(values, ensure_ascii=False, default=_plain)
     except TypeError as error:
         fix = "Leave out the columns that JSON cannot hold."
-        raise DataError(f"cannot be written as JSON: {error}", row=number, dataset=source.label, fix=fix) from error
+        raise DataError(f"cannot be written as JSON: {error}", row=number, dataset=source.name, fix=fix) from error
 
 
 def _plain(value: Any) -> Any:

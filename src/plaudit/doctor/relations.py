@@ -11,17 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from plaudit.data.load import load_preference_dataset
+from plaudit.data.load import DataLike, load_preference_dataset
 from plaudit.data.report import Flag
 from plaudit.doctor.rows import (
-    Checkable,
     CheckedRow,
     RowReader,
     is_flagged,
     key_of,
     message_text,
     normalized,
-    open_source,
+    open_rows,
     prompt_key_of,
     ways_of,
 )
@@ -55,7 +54,7 @@ class Prompts:
         self.hits: list[tuple[int, int]] = []
 
     @classmethod
-    def of(cls, dataset: Checkable, *, config: str | None = None, split: str = "train") -> Prompts:
+    def of(cls, dataset: DataLike, *, config: str | None = None, split: str = "train") -> Prompts:
         """Read the prompts of preferences.
 
         Args:
@@ -66,8 +65,9 @@ class Prompts:
         Raises:
             DataError: It cannot be read.
         """
-        source = open_source(dataset, config=config, split=split, name="eval")
-        prompts = cls(source.label)
+        name = None if isinstance(dataset, str | os.PathLike) else "eval"
+        source = open_rows(dataset, name=name, config=config, split=split)
+        prompts = cls(source.name)
         for row in RowReader(source, ways_of(source), None, None):
             if row.error is None:
                 prompts._row_of.setdefault(row.prompt_key, row.number)
@@ -106,7 +106,7 @@ class Benchmark:
         DataError: It cannot be read, or has no prompts.
     """
 
-    def __init__(self, path: Checkable) -> None:
+    def __init__(self, path: DataLike) -> None:
         self.name = str(path) if isinstance(path, str | os.PathLike) else "the benchmark"
         self.exact: list[tuple[int, int]] = []
         self.near: list[tuple[int, int]] = []
@@ -166,12 +166,12 @@ def grams_of(texts: Sequence[str]) -> set[int]:
     return {hash(tuple(words[start : start + GRAM])) for start in range(len(words) - GRAM + 1)}
 
 
-def _prompts_in(path: Checkable) -> Iterator[tuple[int, tuple[str, ...]]]:
+def _prompts_in(path: DataLike) -> Iterator[tuple[int, tuple[str, ...]]]:
     """Row numbers and prompts of a benchmark, without system messages."""
     rows: Any = load_preference_dataset(path) if isinstance(path, str | os.PathLike) else path
     columns = list(getattr(rows, "column_names", None) or dict.fromkeys(name for row in rows for name in row))
     if row_kinds_of(columns) and not is_tokenized(columns):
-        source = open_source(path, name="benchmark")
+        source = open_rows(path)
         for row in RowReader(source, ways_of(source), None, None):
             if row.parts is not None and row.parts.prompt is not None:
                 yield row.number, row.parts.prompt[row.parts.system :]

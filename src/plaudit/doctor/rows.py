@@ -6,20 +6,19 @@ import hashlib
 import itertools
 import json
 import logging
-import os
 import random
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeAlias, cast
+from functools import partial
+from typing import Any, cast
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from plaudit.data.load import load_preference_dataset
+from plaudit.data.load import DataSource, open_data, until_broken
 from plaudit.data.parse import content_text, survey
 from plaudit.data.prepare import PreparedRow, RowPreparer
 from plaudit.data.report import Flag
@@ -28,156 +27,21 @@ from plaudit.objectives import Objective, choose_objective, make_objective, obje
 from plaudit.schema import (
     OPTIONAL_COLUMNS,
     PAIR_COLUMNS,
-    RAW_COLUMNS,
-    TOKENIZED_COLUMNS,
-    TOKENIZED_LIST_COLUMNS,
     Example,
     RowKind,
     RowSchema,
     Text,
-    check_columns,
     comparisons_of,
     is_tokenized,
-    legacy_columns,
     ratings_of,
     row_kind_of,
 )
 
 logger = logging.getLogger("plaudit")
-Checkable: TypeAlias = "Dataset | IterableDataset | Sequence[Mapping[str, Any]] | str | os.PathLike[str]"
-"""What can be checked: a data set, a list of rows, or the name of either as for `load_preference_dataset`."""
 BATCH = 500
 PEEK = 1000
 """Rows at the start of a stream that decide which columns and which form its rows have."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """Rows, and how to go through them again.
-
-    Attributes:
-        dataset: The rows.
-        name: What it is called in messages.
-        label: What it is called on the screen: the path, where there is one.
-        columns: Its columns; those of the first rows where it declares none.
-        declared: Whether all rows have all of these columns.
-        renames: Columns that older libraries wrote, under the names they are read by.
-        length: Number of rows (None: a stream).
-        torn: What is wrong with a file that can be read from its beginning only, as a stream.
-    """
-
-    dataset: Dataset | IterableDataset | Sequence[Mapping[str, Any]]
-    name: str
-    label: str
-    columns: tuple[str, ...]
-    declared: bool
-    renames: Mapping[str, str]
-    length: int | None
-    torn: DataError | None = None
-
-    @property
-    def features(self) -> Mapping[str, Any] | None:
-        """Types of the columns, where they are known."""
-        return getattr(self.dataset, "features", None)
-
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """Go through the rows, with the columns that preferences are read from, as training sees them."""
-        wanted = {*RAW_COLUMNS, *TOKENIZED_COLUMNS, *TOKENIZED_LIST_COLUMNS}
-        old = {new: name for name, new in self.renames.items()}
-        names = [old.get(name, name) for name in self.columns if name in wanted]
-        for row in self._go_through(names):
-            yield {self.renames.get(name, name): value for name, value in row.items()}
-
-    def whole_rows(self) -> Iterator[dict[str, Any]]:
-        """Go through the rows with all their columns, under their own names."""
-        return self._go_through(None)
-
-    def _go_through(self, names: Sequence[str] | None) -> Iterator[dict[str, Any]]:
-        if not isinstance(self.dataset, Dataset | IterableDataset):
-            for row in self.dataset:
-                yield dict(row) if names is None else {name: row.get(name) for name in names}
-            return
-        dataset = self.dataset.with_format(None)
-        if names is not None and self.declared:
-            dataset = dataset.select_columns(list(names))
-        if isinstance(dataset, IterableDataset):
-            # One by one: a file that breaks off should give every row before the break.
-            yield from dataset
-            return
-        for batch in dataset.iter(batch_size=BATCH):
-            keys = list(batch)
-            for values in zip(*(batch[key] for key in keys), strict=True):
-                yield dict(zip(keys, values, strict=True))
-
-
-def open_source(
-    dataset: Checkable, *, config: str | None = None, split: str = "train", streaming: bool = False, name: str = "train"
-) -> Source:
-    """Open what is to be checked.
-
-    Args:
-        dataset: Rows, or the name of rows.
-        config: Configuration of a data set on the Hub.
-        split: Which split.
-        streaming: Read row by row instead of all at once.
-        name: What it is called in messages.
-
-    Raises:
-        DataError: There is nothing of that name, or no column of preferences in it.
-        ConfigError: It is no data set.
-    """
-    label, torn = name, None
-    if isinstance(dataset, str | os.PathLike):
-        label = os.fspath(dataset)
-        try:
-            rows: Any = load_preference_dataset(dataset, config=config, split=split, streaming=streaming)
-        except DataError as error:
-            if streaming or not Path(dataset).expanduser().exists():
-                raise
-            rows, torn = _readable_part(dataset, split, error), error
-    else:
-        rows = dataset
-    declared = _declared_columns(rows)
-    first = list(itertools.islice(_until_torn(iter(rows)), PEEK)) if declared is None else []
-    found = declared if declared is not None else tuple(dict.fromkeys(name for row in first for name in row))
-    if not found:
-        raise DataError("has no rows", dataset=label, fix="Pass a data set with at least one row.")
-    renames = legacy_columns(found)
-    names = [renames.get(column, column) for column in found]
-    check_columns(names, label)
-    length = None if isinstance(rows, IterableDataset) else len(rows)
-    if length == 0:
-        raise DataError("has no rows", dataset=label, fix="Pass a data set with at least one row.")
-    return Source(rows, name, label, tuple(names), declared is not None, renames, length, torn)
-
-
-def _declared_columns(rows: Any) -> tuple[str, ...] | None:
-    if isinstance(rows, Dataset | IterableDataset):
-        return tuple(rows.column_names) if rows.column_names else None
-    fix = "Pass a `Dataset`, an `IterableDataset`, a list of mappings, or the name of a data set."
-    if isinstance(rows, Mapping):
-        raise ConfigError(f"The data is a {type(rows).__name__}, not one data set", fix="Pass one split.")
-    if not isinstance(rows, Sequence) or not all(isinstance(row, Mapping) for row in rows):
-        raise ConfigError(f"The data is a {type(rows).__name__}, which cannot be checked", fix=fix)
-    return tuple(dict.fromkeys(name for row in rows for name in row))
-
-
-def _readable_part(dataset: str | os.PathLike[str], split: str, error: DataError) -> IterableDataset:
-    """The rows in front of a line that cannot be read, as a stream; the error itself where there are none."""
-    try:
-        rows = load_preference_dataset(dataset, split=split, streaming=True)
-        if isinstance(rows, IterableDataset) and next(iter(rows), None) is not None:
-            return rows
-    except DataError:
-        pass
-    raise error
-
-
-def _until_torn(rows: Iterator[Any]) -> Iterator[Any]:
-    try:
-        yield from rows
-    except DataError:
-        return
+open_rows = partial(open_data, peek=PEEK, keep_readable=True)
 
 
 # --- what training would make of the rows -----------------------------------------------------------------------
@@ -202,13 +66,13 @@ class Ways:
     optional: frozenset[str]
 
 
-def ways_of(source: Source) -> Ways:
+def ways_of(source: DataSource) -> Ways:
     """Decide how rows are read, by the columns of a table or list and by the first rows of a stream.
 
     Args:
         source: The rows.
     """
-    first = list(itertools.islice(_until_torn(source.rows()), PEEK))
+    first = list(itertools.islice(until_broken(source.rows()), PEEK))
     filled = Counter(name for row in first for name, value in row.items() if value is not None)
     # Most rows, not the first: one broken row should not be the measure of the others.
     usual = {name for name in source.columns if source.declared or 2 * filled[name] > len(first)}
@@ -569,9 +433,9 @@ class RowReader:
     """
 
     def __init__(
-        self, source: Source, ways: Ways, tokenizer: PreTrainedTokenizerBase | None, max_length: int | None
+        self, source: DataSource, ways: Ways, tokenizer: PreTrainedTokenizerBase | None, max_length: int | None
     ) -> None:
-        self._source, self._ways, self.torn = source, ways, source.torn
+        self._source, self._ways, self.torn = source, ways, source.broken
         self._most: bool | None = None
         self._preparer = RowPreparer(
             None if ways.tokenized else tokenizer,
