@@ -1,8 +1,9 @@
-"""Losses: pure functions from rewards to one loss per comparison, response or example.
+"""Losses: pure functions from rewards to one loss per comparison (P), response (N) or example (G).
 
 None of them reduces: the caller sums and divides by a *global* count, so that gradient accumulation, uneven batches
-and several processes all give what one big batch would. Which data each one learns from is in
-:mod:`plaudit.objectives`.
+and several processes all give the result of one big batch. Which data each one learns from is in
+:mod:`plaudit.objectives`. Tensors of one call all have the same 1-D shape, else `ValueError` is raised: broadcasting
+(P, 1) against (P,) would silently give (P, P).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def bradley_terry_loss(
 
     .. math:: \ell = -p \log \sigma(r^+ - r^- - m) - (1 - p) \log \sigma(m - r^+ + r^-)
 
-    with :math:`p = 1`, or the preference_prob of the preference, smoothed to :math:`(1 - 2\epsilon) p + \epsilon`.
+    with :math:`p = 1` or the preference probability, smoothed to :math:`(1 - 2\epsilon) p + \epsilon`.
 
     Args:
         better_P: Rewards of the preferred responses, shape (P,).
@@ -33,12 +34,6 @@ def bradley_terry_loss(
         margin_P: How much better they should be, in reward units, shape (P,); None means 0.
         preference_prob_P: Probability that the preferred one is really better, shape (P,); None means 1.
         label_smoothing: Probability :math:`\epsilon` that a label is wrong.
-
-    Returns:
-        The loss of each comparison, shape (P,).
-
-    Raises:
-        ValueError: If the shapes differ (broadcasting (P, 1) against (P,) would give a silent (P, P)).
 
     Source: Bradley and Terry (1952), https://www.jstor.org/stable/2334029; the additive margin is that of
     Llama 2, https://arxiv.org/abs/2307.09288; smoothing as in https://ericmitchell.ai/cdpo.pdf.
@@ -62,7 +57,7 @@ def bradley_terry_loss(
 
 
 def scaled_bradley_terry_loss(better_P: torch.Tensor, worse_P: torch.Tensor, margin_P: torch.Tensor) -> torch.Tensor:
-    r"""Bradley-Terry loss times the margin: a clearly better answer counts for more.
+    r"""Bradley-Terry loss of each comparison times its margin: a clearly better response counts for more.
 
     .. math:: \ell = -m \log \sigma(r^+ - r^-)
 
@@ -71,18 +66,13 @@ def scaled_bradley_terry_loss(better_P: torch.Tensor, worse_P: torch.Tensor, mar
         worse_P: Rewards of the others, shape (P,).
         margin_P: How much better the preferred ones are, shape (P,).
 
-    Returns:
-        The loss of each comparison, shape (P,).
-
-    Raises:
-        ValueError: If the shapes differ.
-
     Source: Wang et al. (2024), HelpSteer2-Preference, https://arxiv.org/abs/2410.01257, "Scaled Bradley-Terry".
 
     >>> scaled_bradley_terry_loss(torch.tensor([1.0]), torch.tensor([1.0]), torch.tensor([3.0]))
     tensor([2.0794])
     """
-    return margin_P * bradley_terry_loss(better_P, worse_P, _same_shape(margin_P, better_P) * 0)
+    _require_same_shape(better_P, worse_P, margin_P)
+    return margin_P * bradley_terry_loss(better_P, worse_P)
 
 
 def rao_kupper_loss(
@@ -91,7 +81,7 @@ def rao_kupper_loss(
     log_threshold: torch.Tensor,
     preference_prob_P: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    r"""Negative log-likelihood under Bradley-Terry with ties: two rewards closer than a threshold look alike.
+    r"""Negative log-likelihood of each comparison with ties: rewards closer than a threshold look alike.
 
     .. math:: P(i \succ j) = \sigma(r_i - r_j - \eta), \quad
         P(i \sim j) = (e^{2\eta} - 1) \, \sigma(r_i - r_j - \eta) \, \sigma(r_j - r_i - \eta)
@@ -101,12 +91,6 @@ def rao_kupper_loss(
         worse_P: Rewards of the others, shape (P,).
         log_threshold: :math:`\eta = \log\theta > 0`, a scalar or shape (1,): learned.
         preference_prob_P: Probability that the preferred one is better, shape (P,): 0.5 is a tie. None: no ties.
-
-    Returns:
-        The loss of each comparison, shape (P,).
-
-    Raises:
-        ValueError: If the shapes differ.
 
     Source: Rao and Kupper (1967), https://doi.org/10.1080/01621459.1967.10482901.
 
@@ -120,7 +104,7 @@ def rao_kupper_loss(
     difference_P = better_P - worse_P
     eta = log_threshold.reshape(())
     win_P, loss_P = logsigmoid(difference_P - eta), logsigmoid(-difference_P - eta)
-    # The logarithm has no finite gradient at 0, and would hand its NaN to comparisons that are no ties.
+    # The logarithm has no finite gradient at 0, and its NaN would reach comparisons that are no ties.
     tiny = torch.finfo(eta.dtype).tiny
     positive_eta = torch.where(eta.abs() < tiny, tiny, eta)
     # The same P(tie) as (1 - exp(-2 eta)) times two sigmoids: nothing large to cancel.
@@ -134,7 +118,7 @@ def davidson_loss(
     log_tie_weight: torch.Tensor,
     preference_prob_P: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    r"""Negative log-likelihood under Bradley-Terry with ties as a third outcome between the two.
+    r"""Negative log-likelihood of each comparison, with a tie as a third outcome of learned weight.
 
     .. math:: P(i \succ j) \propto e^{r_i}, \quad P(j \succ i) \propto e^{r_j}, \quad
         P(i \sim j) \propto \nu \, e^{(r_i + r_j)/2}
@@ -144,12 +128,6 @@ def davidson_loss(
         worse_P: Rewards of the others, shape (P,).
         log_tie_weight: :math:`\log\nu`, a scalar or shape (1,): learned.
         preference_prob_P: Probability that the preferred one is better, shape (P,): 0.5 is a tie. None: no ties.
-
-    Returns:
-        The loss of each comparison, shape (P,).
-
-    Raises:
-        ValueError: If the shapes differ.
 
     Source: Davidson (1970), https://doi.org/10.1080/01621459.1970.10481082.
 
@@ -176,7 +154,7 @@ def _three_outcomes(
 
 
 def hinge_loss(better_P: torch.Tensor, worse_P: torch.Tensor, margin_P: torch.Tensor | None = None) -> torch.Tensor:
-    r"""Nothing once the preferred reward is ahead by the margin, and linear below.
+    r"""Hinge loss of each comparison: zero once the preferred reward leads by the margin, linear below.
 
     .. math:: \ell = \max(0, \; m - (r^+ - r^-))
 
@@ -184,12 +162,6 @@ def hinge_loss(better_P: torch.Tensor, worse_P: torch.Tensor, margin_P: torch.Te
         better_P: Rewards of the preferred responses, shape (P,).
         worse_P: Rewards of the others, shape (P,).
         margin_P: How far they should be ahead, in reward units, shape (P,); None means 1.
-
-    Returns:
-        The loss of each comparison, shape (P,).
-
-    Raises:
-        ValueError: If the shapes differ.
 
     Source: Joachims (2002), Optimizing search engines using clickthrough data, https://doi.org/10.1145/775047.775067.
 
@@ -204,24 +176,18 @@ def hinge_loss(better_P: torch.Tensor, worse_P: torch.Tensor, margin_P: torch.Te
 def plackett_luce_loss(
     rewards_N: torch.Tensor, scores_N: torch.Tensor, example_of_response: torch.Tensor, top_k: int | None = None
 ) -> torch.Tensor:
-    r"""Negative log-likelihood of rankings: each response is chosen from itself and all that are ranked below.
+    r"""Negative log-likelihood of each choice in a ranking: a response out of itself and all ranked below.
 
     .. math:: \ell_i = -r_i + \log \Big( e^{r_i} + \sum_{j:\, s_j < s_i} e^{r_j} \Big)
 
-    The sum over the responses of an example is the Plackett-Luce likelihood of its ranking. Responses of equal score
-    are not compared with each other, and the last ones, with nothing below, give 0.
+    The sum over an example is the Plackett-Luce likelihood of its ranking. Responses of equal score are not compared
+    with each other, and the last ones, with nothing below, give 0.
 
     Args:
         rewards_N: Shape (N,).
         scores_N: Higher is better, shape (N,); equal scores are ties.
         example_of_response: The example that each response belongs to, shape (N,).
-        top_k: Only the choices of the k best of an example count; None means all.
-
-    Returns:
-        The loss of each response's choice, shape (N,).
-
-    Raises:
-        ValueError: If the shapes differ.
+        top_k: Count only the choices of the k best of an example; None means all.
 
     Source: Plackett (1975), https://doi.org/10.2307/2346567; for reward models https://arxiv.org/abs/2305.18290,
     appendix A.3.
@@ -243,19 +209,13 @@ def plackett_luce_loss(
 
 
 def regression_loss(rewards_N: torch.Tensor, ratings_N: torch.Tensor) -> torch.Tensor:
-    r"""Squared error of each reward as an estimate of a rating.
+    r"""Squared error of each reward as an estimate of its rating.
 
     .. math:: \ell = (r - g)^2
 
     Args:
         rewards_N: Shape (N,).
         ratings_N: Shape (N,).
-
-    Returns:
-        The loss of each response, shape (N,).
-
-    Raises:
-        ValueError: If the shapes differ.
 
     Source: Wang et al. (2024), HelpSteer2, https://arxiv.org/abs/2406.08673.
 
@@ -269,7 +229,7 @@ def regression_loss(rewards_N: torch.Tensor, ratings_N: torch.Tensor) -> torch.T
 def binary_cross_entropy_loss(
     rewards_N: torch.Tensor, labels_N: torch.Tensor, *, label_smoothing: float = 0.0
 ) -> torch.Tensor:
-    r"""Negative log-likelihood of labels, with the reward as the logit of a good response.
+    r"""Negative log-likelihood of each label, with the reward as the logit of a good response.
 
     .. math:: \ell = -y \log \sigma(r) - (1 - y) \log \sigma(-r)
 
@@ -277,12 +237,6 @@ def binary_cross_entropy_loss(
         rewards_N: Shape (N,).
         labels_N: 1 for good, 0 for bad, or a probability between, shape (N,).
         label_smoothing: Probability that a label is wrong.
-
-    Returns:
-        The loss of each response, shape (N,).
-
-    Raises:
-        ValueError: If the shapes differ.
 
     Source: Cobbe et al. (2021), Training verifiers to solve math word problems, https://arxiv.org/abs/2110.14168.
 
@@ -294,21 +248,16 @@ def binary_cross_entropy_loss(
     return binary_cross_entropy_with_logits(rewards_N, target_N, reduction="none")
 
 
-def _same_shape(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    _require_same_shape(one, other)
-    return one
-
-
 def _require_same_shape(*tensors: torch.Tensor | None) -> None:
-    shapes = [tuple(t.shape) for t in tensors if t is not None]
+    shapes = [tuple(tensor.shape) for tensor in tensors if tensor is not None]
     if len(set(shapes)) != 1 or len(shapes[0]) != 1:
-        raise ValueError(f"rewards and what goes with them must all have one and the same 1-D shape, got {shapes}")
+        raise ValueError(f"all tensors must have one and the same 1-D shape, got {shapes}")
 
 
 def center_rewards_penalty(
     rewards_N: torch.Tensor, example_of_response: torch.Tensor, num_examples: int
 ) -> torch.Tensor:
-    r"""Twice the mean reward of each example, squared: keeps rewards near zero, where comparisons are indifferent.
+    r"""Twice the mean reward of each example, squared: keeps rewards near zero; comparisons fix no level.
 
     .. math:: \Big( \frac{2}{K} \sum_{k=1}^{K} r_k \Big)^2
 
@@ -327,14 +276,14 @@ def center_rewards_penalty(
     >>> center_rewards_penalty(torch.tensor([2.0, -1.0]), torch.tensor([0, 0]), 1)
     tensor([1.])
     """
-    nothing = torch.zeros(num_examples, device=rewards_N.device, dtype=rewards_N.dtype)
-    total_G = nothing.index_add(0, example_of_response, rewards_N)
-    responses_G = nothing.index_add(0, example_of_response, torch.ones_like(rewards_N))
+    zeros = torch.zeros(num_examples, device=rewards_N.device, dtype=rewards_N.dtype)
+    total_G = zeros.index_add(0, example_of_response, rewards_N)
+    responses_G = zeros.index_add(0, example_of_response, torch.ones_like(rewards_N))
     return (2 * total_G / responses_G) ** 2
 
 
 def length_correlation(rewards_N: torch.Tensor, lengths_N: torch.Tensor, weight_N: torch.Tensor) -> torch.Tensor:
-    r"""Pearson's correlation of rewards with lengths: what a penalty on favouring long answers is made of.
+    r"""Pearson's correlation of rewards with lengths: a penalty on it keeps the reward from favouring long responses.
 
     .. math:: \rho = \frac{\sum_i w_i (r_i - \bar r)(l_i - \bar l)}
         {\sqrt{\sum_i w_i (r_i - \bar r)^2 \; \sum_i w_i (l_i - \bar l)^2}}
@@ -345,10 +294,7 @@ def length_correlation(rewards_N: torch.Tensor, lengths_N: torch.Tensor, weight_
         weight_N: 1 for real responses, 0 for fillers, shape (N,).
 
     Returns:
-        A scalar in [-1, 1]; 0 where rewards or lengths are all equal.
-
-    Raises:
-        ValueError: If the shapes differ.
+        A scalar in [-1, 1]; 0 where all rewards or all lengths are equal.
 
     Source: Chen et al. (2024), ODIN, https://arxiv.org/abs/2402.07319, equation 4.
 
@@ -356,9 +302,7 @@ def length_correlation(rewards_N: torch.Tensor, lengths_N: torch.Tensor, weight_
     >>> length_correlation(0.1 * lengths, lengths, torch.ones(3))
     tensor(1.)
     """
-    if rewards_N.ndim != 1 or not rewards_N.shape == lengths_N.shape == weight_N.shape:
-        shapes = [tuple(t.shape) for t in (rewards_N, lengths_N, weight_N)]
-        raise ValueError(f"rewards, lengths and weights must all have one and the same 1-D shape, got {shapes}")
+    _require_same_shape(rewards_N, lengths_N, weight_N)
     reward_N = _deviations(rewards_N, weight_N)
     length_N = _deviations(lengths_N.to(rewards_N.dtype), weight_N)
     weight_N = weight_N / weight_N.sum().clamp_min(1)
@@ -371,7 +315,7 @@ def length_correlation(rewards_N: torch.Tensor, lengths_N: torch.Tensor, weight_
 
 
 def _deviations(values_N: torch.Tensor, weight_N: torch.Tensor) -> torch.Tensor:
-    """Values less one of them, in units of the largest: a correlation stays the same, and so does its gradient.
+    """Returns values less one of them, in units of the largest: a correlation and its gradient stay the same.
 
     Equal values become exact zeros (less a rounded mean they would not), and squares neither overflow nor vanish.
     """
@@ -414,7 +358,7 @@ def load_balancing_loss(
     chosen = probabilities.topk(top_k, dim=-1).indices
     total = weight.sum()
     # (k, E): weighted share of the tokens whose k-th choice is each expert.
-    nothing = torch.zeros(experts, device=device)
-    share = torch.stack([nothing.index_add(0, chosen[:, k], weight) for k in range(top_k)]) / total
+    zeros = torch.zeros(experts, device=device)
+    share = torch.stack([zeros.index_add(0, chosen[:, k], weight) for k in range(top_k)]) / total
     mean_probability = (probabilities * weight[:, None]).sum(dim=0) / total
     return experts * (share * mean_probability).sum()

@@ -14,86 +14,42 @@ from typing import Literal, TypeAlias
 import torch
 
 Gather: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+# One running sum per name; `RewardMetrics.totals` returns them in this order.
 _SUMS = (
-    "loss",
-    "count",
-    "comparisons",
-    "correct",
-    "equal",
-    "margin",
-    "ties",
-    "ties_found",
-    "with_tie_width",
-    "rewards",
-    "reward",
-    "tokens",
-    "tokens_computed",
-    "rankings",
-    "best_found",
-    "tau",
-    "rated",
-    "rating",
-    "squared_rating",
-    "rated_reward",
-    "squared_rated_reward",
-    "rating_times_reward",
-    "squared_error",
-    "labelled",
-    "labelled_right",
-    "aux_loss",
-    "with_aux_loss",
-    "text_loss",
-    "length_correlation",
-)
+    "loss", "count", "comparisons", "correct", "equal", "margin", "ties", "ties_found", "with_tie_width",
+    "rewards", "reward", "tokens", "tokens_computed", "rankings", "best_found", "tau",
+    "rated", "rating", "squared_rating", "rated_reward", "squared_rated_reward", "rating_times_reward", "squared_error",
+    "labelled", "labelled_right", "aux_loss", "with_aux_loss", "text_loss", "length_correlation",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Scored:
-    """The outcome of one forward pass: what metrics are computed from.
-
-    Attributes:
-        rewards_N: Reward of each response.
-        lengths_N: Tokens of each response, prompt included.
-        real_N: Whether a response is real, rather than a filler.
-        example_N: The example that each response belongs to.
-        scores_N: What the data says about each response, higher is better.
-        better_P: Index into the responses of the preferred one of each comparison.
-        worse_P: Index of the other one.
-        real_P: Whether a comparison is real.
-        loss: Sum of the losses of what is real, regularisers included, a scalar.
-        count: What that sum is divided by, a scalar.
-        tokens_computed: Tokens that went through the model, padding included, shared prompts once.
-        preference_prob_P: Probability that the preferred response is better, 0.5 for ties; None: 1 throughout.
-        tie_width: Differences of rewards below this are predicted ties, shape (1,); None where ties are not modelled.
-        pointwise: ``"ratings"`` or ``"labels"`` where the scores are such; None where they only rank.
-        listed: Whether examples may have more than two responses.
-        aux_loss: Auxiliary loss of the batch, weighted into its loss; None where the model has none.
-        text_loss: Mean loss of predicting the tokens of the best responses; None where it is not computed.
-        length_correlation: Correlation of reward and length within the batch; None where it is not computed.
-    """
+    """The outcome of one forward pass: what metrics are computed from."""
 
     rewards_N: torch.Tensor
-    lengths_N: torch.Tensor
-    real_N: torch.Tensor
-    example_N: torch.Tensor
-    scores_N: torch.Tensor
-    better_P: torch.Tensor
-    worse_P: torch.Tensor
+    lengths_N: torch.Tensor  # tokens of each response, prompt included
+    real_N: torch.Tensor  # whether a response is real, rather than a filler
+    example_N: torch.Tensor  # the example that each response belongs to
+    scores_N: torch.Tensor  # the label of each response, higher is better
+    better_P: torch.Tensor  # index of the preferred response of each comparison
+    worse_P: torch.Tensor  # index of the other one
     real_P: torch.Tensor
-    loss: torch.Tensor
-    count: torch.Tensor
-    tokens_computed: int
-    preference_prob_P: torch.Tensor | None = None
-    tie_width: torch.Tensor | None = None
-    pointwise: Literal["ratings", "labels"] | None = None
-    listed: bool = False
+    loss: torch.Tensor  # sum of the losses of what is real, regularisers included, a scalar
+    count: torch.Tensor  # what that sum is divided by, a scalar
+    tokens_computed: int  # tokens that went through the model, padding included, shared prompts once
+    preference_prob_P: torch.Tensor | None = None  # 0.5 for ties; None: 1 throughout
+    tie_width: torch.Tensor | None = None  # differences below it are predicted ties, shape (1,); None: no ties
+    pointwise: Literal["ratings", "labels"] | None = None  # what scores are; None where they only rank
+    listed: bool = False  # whether examples may have more than two responses
+    # Of the batch, a scalar each; None where the run does not compute it.
     aux_loss: torch.Tensor | None = None
     text_loss: torch.Tensor | None = None
     length_correlation: torch.Tensor | None = None
 
 
 class RewardMetrics:
-    """Running sums over an interval: accuracy, tie rate, margin, loss and the spread of rewards.
+    """Running sums over an interval, from which accuracy, tie rate, margin, loss and range of rewards are computed.
 
     >>> metrics = RewardMetrics()
     >>> metrics.update(Scored(rewards_N=torch.tensor([2.0, 1.0, 0.5, 0.5]), lengths_N=torch.tensor([5, 4, 3, 3]),
@@ -110,7 +66,7 @@ class RewardMetrics:
         self._extremes: torch.Tensor | None = None  # largest reward, largest negated reward
 
     def update(self, scored: Scored) -> None:
-        """Add one batch; nothing is read by the host."""
+        """Adds a batch; the host reads nothing."""
         with torch.no_grad():
             rewards_N = scored.rewards_N.detach().float()
             # float64 counts exactly up to 2**53; Apple's GPUs have no float64.
@@ -133,8 +89,8 @@ class RewardMetrics:
                     summands[name] = value.detach() * scored.count
             if scored.aux_loss is not None:
                 summands["with_aux_loss"] = scored.count
-            nothing = torch.zeros((), device=rewards_N.device, dtype=wide)
-            sums = torch.stack([summands[name].to(wide).sum() if name in summands else nothing for name in _SUMS])
+            zero = torch.zeros((), device=rewards_N.device, dtype=wide)
+            sums = torch.stack([summands[name].to(wide).sum() if name in summands else zero for name in _SUMS])
             extremes = torch.stack(
                 [torch.where(scored.real_N, values, -math.inf).amax() for values in (rewards_N, -rewards_N)]
             )
@@ -142,16 +98,13 @@ class RewardMetrics:
         self._extremes = extremes if self._extremes is None else torch.maximum(self._extremes, extremes)
 
     def compute(self, gather: Gather | None = None) -> dict[str, float]:
-        """Read the sums, once, and turn them into metrics.
+        """Reads the sums, once, and returns the metrics; empty if nothing was added.
 
-        Args:
-            gather: Collects a tensor of shape (1, C) from all processes as (processes, C); None for one process.
-
-        Returns:
-            ``loss, min_reward, mean_reward, max_reward, num_tokens, num_tokens_computed, comparisons``; of
-            comparisons, ties left out, ``accuracy, tie_rate, margin``; of ties ``tie_accuracy``; of rankings
-            ``kendall_tau, best_of_n_accuracy``; of ratings ``mse, correlation``; of labels ``accuracy``; and
-            ``aux_loss``, ``text_loss`` and ``length_correlation`` where there are such. Empty if nothing was added.
+        Always ``loss, min_reward, mean_reward, max_reward, num_tokens, num_tokens_computed, comparisons``; of
+        comparisons without ties ``accuracy, tie_rate, margin``; of ties ``tie_accuracy``; of rankings ``kendall_tau,
+        best_of_n_accuracy``; of ratings ``mse, correlation``; of labels ``accuracy``; and ``aux_loss, text_loss,
+        length_correlation`` where a run has them. `gather` collects a tensor (1, C) from all processes as
+        (processes, C).
         """
         totals = self.totals(gather)
         if totals is None:
@@ -187,7 +140,7 @@ class RewardMetrics:
         return values
 
     def totals(self, gather: Gather | None = None) -> list[float] | None:
-        """The sums and extremes over all processes as plain numbers, for `restore`; None if nothing was added."""
+        """Returns sums and extremes over all processes as plain numbers, for `restore`; None if nothing was added."""
         if self._sums is None or self._extremes is None:
             return None
         row = torch.cat((self._sums, self._extremes.to(self._sums.dtype)))[None]
@@ -196,7 +149,7 @@ class RewardMetrics:
         return torch.cat((rows[:, :size].sum(dim=0), rows[:, size:].amax(dim=0))).tolist()
 
     def restore(self, totals: list[float] | None, device: torch.device | str = "cpu") -> None:
-        """Continue from what `totals` returned."""
+        """Continues from the values of `totals`."""
         if totals is None:
             self.reset()
             return
@@ -205,7 +158,7 @@ class RewardMetrics:
         self._extremes = torch.tensor(totals[len(_SUMS) :], dtype=torch.float32, device=device)
 
     def reset(self) -> None:
-        """Start a new interval."""
+        """Starts a new interval."""
         self._sums = self._extremes = None
 
 
@@ -215,7 +168,7 @@ def _of_comparisons(rewards_N: torch.Tensor, scored: Scored) -> dict[str, torch.
         tied_P = torch.zeros_like(scored.real_P)
     else:
         tied_P = scored.real_P & (scored.preference_prob_P == 0.5)
-        # Below one half it is the other one that is better.
+        # Below one half the other response is the better one.
         margin_P = torch.where(scored.preference_prob_P < 0.5, -margin_P, margin_P)
     decided_P = scored.real_P & ~tied_P
     sums = {
@@ -232,16 +185,16 @@ def _of_comparisons(rewards_N: torch.Tensor, scored: Scored) -> dict[str, torch.
 
 
 def _of_rankings(rewards_N: torch.Tensor, scored: Scored) -> dict[str, torch.Tensor]:
-    """Kendall's tau-b of each example, and how often the highest reward is on one of the best responses."""
+    """Sums Kendall's tau-b over examples, and how often the highest reward is on one of the best responses."""
     example_N, scores_N = scored.example_N, scored.scores_N
     real_NN = (example_N[:, None] == example_N) & scored.real_N
     apart_NN = torch.where(real_NN, (scores_N[:, None] - scores_N).sign(), 0)
     found_NN = torch.where(real_NN, (rewards_N[:, None] - rewards_N).sign(), 0)
     size = int(example_N.shape[0])  # at least the number of examples
-    nothing = torch.zeros(size, device=rewards_N.device)
+    zeros_G = torch.zeros(size, device=rewards_N.device)
 
     def per_example(values_NN: torch.Tensor) -> torch.Tensor:
-        return nothing.index_add(0, example_N, values_NN.sum(dim=1).float())
+        return zeros_G.index_add(0, example_N, values_NN.sum(dim=1).float())
 
     agreeing_G, decided_G = per_example(apart_NN * found_NN), per_example(apart_NN.abs())
     ordered_G = per_example(found_NN.abs())
@@ -249,8 +202,8 @@ def _of_rankings(rewards_N: torch.Tensor, scored: Scored) -> dict[str, torch.Ten
     tau_G = torch.where(ordered_G > 0, agreeing_G / (decided_G * ordered_G).clamp_min(1).sqrt(), 0)
     top_N = scored.real_N & ~(found_NN < 0).any(dim=1)
     best_N = scored.real_N & ~(apart_NN < 0).any(dim=1)
-    top_G = nothing.index_add(0, example_N, top_N.float())
-    found_G = nothing.index_add(0, example_N, (top_N & best_N).float()) / top_G.clamp_min(1)
+    top_G = zeros_G.index_add(0, example_N, top_N.float())
+    found_G = zeros_G.index_add(0, example_N, (top_N & best_N).float()) / top_G.clamp_min(1)
     return {
         "rankings": ranked_G,
         "tau": torch.where(ranked_G, tau_G, 0),
@@ -278,16 +231,13 @@ def _of_labels(rewards_N: torch.Tensor, scored: Scored) -> dict[str, torch.Tenso
 
 
 def _correlation(named: dict[str, float]) -> float:
-    """Pearson's correlation of ratings and rewards from their sums; 0 where either does not vary.
-
-    A spread of less than a millionth of the values is what rounding leaves of none.
-    """
+    """Returns Pearson's correlation of ratings and rewards from their sums; 0 where either does not vary."""
     n = named["rated"]
     covariance = named["rating_times_reward"] / n - named["rating"] / n * named["rated_reward"] / n
     variances = []
     for square, total in (("squared_rating", "rating"), ("squared_rated_reward", "rated_reward")):
         variance = named[square] / n - (named[total] / n) ** 2
-        if variance <= 1e-12 * named[square] / n:
+        if variance <= 1e-12 * named[square] / n:  # what rounding leaves of equal values
             return 0.0
         variances.append(variance)
     # In this order NaN stays NaN.
@@ -300,9 +250,9 @@ def wilson_interval(successes: float, trials: int, z: float = 1.959963984540054)
     .. math:: \frac{p + z^2/2n \pm z\sqrt{p(1-p)/n + z^2/4n^2}}{1 + z^2/n}
 
     Args:
-        successes: How many trials succeeded.
-        trials: How many there were; 0 gives (0, 1).
-        z: Standard normal quantile of the wanted confidence.
+        successes: Number of trials that succeeded.
+        trials: Number of trials; 0 gives (0, 1).
+        z: Standard normal quantile of the confidence.
 
     Returns:
         Lower and upper bound, each in [0, 1].

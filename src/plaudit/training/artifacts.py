@@ -36,7 +36,7 @@ from plaudit.errors import ConfigError, DataError
 from plaudit.model.golden import FILE_NAME, GoldenRow, GoldenRows, chat_template_hash
 from plaudit.model.peft import is_peft_model
 from plaudit.model.shared_prefix import RewardForward
-from plaudit.objectives import ObjectiveName
+from plaudit.objectives import OBJECTIVES, ObjectiveName
 from plaudit.schema import LEGACY_COLUMNS
 from plaudit.training.config import OBJECTIVE_SETTINGS, RewardConfig
 from plaudit.version import installed_versions
@@ -414,24 +414,6 @@ _SETTINGS_ON_CARD = (
     "weight_decay",
     "seed",
 )
-_TRAINED: dict[ObjectiveName, str] = {
-    "bradley_terry": "Trained on comparisons with the Bradley-Terry loss.",
-    "scaled_bradley_terry": "Trained on comparisons with the Bradley-Terry loss, each scaled by its margin.",
-    "rao_kupper": "Trained on comparisons and ties with the Rao-Kupper loss.",
-    "davidson": "Trained on comparisons and ties with the Davidson loss.",
-    "hinge": "Trained on comparisons with the hinge loss.",
-    "plackett_luce": "Trained on rankings with the Plackett-Luce loss.",
-    "regression": "Trained on rated answers with the squared error: the reward estimates the rating.",
-    "binary_cross_entropy": (
-        "Trained on answers labelled good or bad with the binary cross-entropy: "
-        "the sigmoid of the reward estimates the probability of good."
-    ),
-}
-_MEANING: dict[ObjectiveName, str] = {
-    "regression": "Rewards are estimates of ratings, on the scale of the ratings.",
-    "binary_cross_entropy": "Above 0 an answer is more likely good than bad.",
-}
-_MEANING_OF_COMPARISONS = "Rewards compare answers to the same prompt; their absolute height means nothing."
 
 
 def render_model_card(
@@ -477,8 +459,8 @@ def render_model_card(
         name=name,
         location=location,
         adapter=adapter,
-        trained=_TRAINED[objective],
-        meaning=_MEANING.get(objective, _MEANING_OF_COMPARISONS),
+        trained=OBJECTIVES[objective].card,
+        meaning=OBJECTIVES[objective].meaning,
         evaluation=_table({key: value for log in last for key, value in log.items()}, "runtime", "per_second", "epoch"),
         training=_table(next((log for log in reversed(logs) if "loss" in log), {})),
         data=[*dataset_args, *(report.summary() for report in reports.values())],
