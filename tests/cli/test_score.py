@@ -94,7 +94,7 @@ def test_what_is_said(plaudit, pairs, model_folder):
         ),
         (["score", "m", "in.jsonl", "--output", "o.jsonl", "--colum", "x"], "Did you mean `--column`?"),
         (["score", "m", "in.jsonl", "more", "--output", "o.jsonl"], "unexpected argument 'more'"),
-        (["filter", "in.jsonl", "--output", "o.jsonl"], "nothing says what to keep"),
+        (["filter", "in.jsonl", "--output", "o.jsonl"], "there is no bound"),
         (["filter", "none.jsonl", "--output", "o.jsonl", "--quantile", "0.5"], "no such file"),
         (["best-of-n", "in.jsonl", "--output", "o.jsonl", "--top", "0"], "Keep at least 1"),
         (["best-of-n", "in.jsonl", "--output", "o.txt"], "unknown extension"),

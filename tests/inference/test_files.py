@@ -389,7 +389,7 @@ def test_best_of_n_names_the_row_that_does_not_fit(tmp_path):
     row = scored_rows()[0]
     for change, message in (
         ({"reward": [1.0]}, "row 1, field `reward`: has 1 rewards for 4 responses"),
-        ({"reward": "high"}, "row 1, field `reward`: is 'high', no reward"),
+        ({"reward": "high"}, "row 1, field `reward`: is 'high', not a reward"),
         ({"response": "there"}, "row 1, field `response`: exists already"),
     ):
         with pytest.raises(DataError, match=message):
@@ -447,7 +447,7 @@ def test_each_of_several_responses_is_kept_or_dropped(tmp_path, kind):
 
 def test_bounds_that_cannot_work():
     for settings, message in (
-        ({}, "nothing says what to keep"),
+        ({}, "there is no bound"),
         ({"min_margin": 1.0, "max_margin": 0.0}, "above"),
         ({"quantile": 20.0}, "quantile"),
         ({"quantile": 0.5, "keep": "best"}, "keep"),
