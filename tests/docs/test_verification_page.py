@@ -15,7 +15,7 @@ from plaudit.cli.main import main
 from plaudit.cli.verify import COMMAND
 from plaudit.model.golden import FILE_NAME
 from plaudit.training.artifacts import MOST_TOKENS
-from plaudit.verification.observations import TOLERANCES
+from plaudit.verification.diagnosis import TOLERANCES
 from serve.conftest import LiveServer
 from verification.conftest import train
 

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plaudit.model.golden import GoldenRow, GoldenRows
-from plaudit.verification.diagnosis import TRAPS, Finding, Suspect, diagnose
-from plaudit.verification.observations import TOLERANCES, Observation, tolerance_for
+from plaudit.verification.diagnosis import TOLERANCES, TRAPS, Finding, Observation, Suspect, diagnose, tolerance_for
 
 REWARDS = (-2.3, -0.7, 0.1, 0.4, 0.9, 1.3, 2.2, 3.6)
 

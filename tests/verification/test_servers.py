@@ -148,14 +148,17 @@ def test_openrlhf_that_normalises(folder, start):
 
 
 def test_servers_that_are_not_there_or_unknown(folder, start):
-    with pytest.raises(ConfigError, match="no answer that can be read"):
-        verify(folder, "http://127.0.0.1:9")
-    with pytest.raises(ConfigError, match="no route that is known"):
-        verify(folder, start(folder, "unknown")[0])
-    with pytest.raises(ConfigError, match="is no URL"):
-        verify(folder, "127.0.0.1:8000")
-    with pytest.raises(ConfigError, match="`server` is"):
-        verify(folder, "http://127.0.0.1:9", server="triton")
+    unknown = start(folder, "unknown")[0]
+    for url, options, value in (
+        ("http://127.0.0.1:9", {}, "http://127.0.0.1:9/openapi.json"),
+        (unknown, {}, "/generate"),
+        ("127.0.0.1:8000", {}, "127.0.0.1:8000"),
+        ("http://127.0.0.1:9", {"server": "triton"}, "triton"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            verify(folder, url, **options)
+        assert value in error.value.message
+        assert error.value.fix
 
 
 @pytest.mark.parametrize(

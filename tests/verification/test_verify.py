@@ -176,8 +176,9 @@ def test_a_calibration_beside_the_model_is_left_out(folder):
 
 def test_a_model_without_golden_rows_gets_them(folder, tmp_path, caplog):
     (folder / FILE_NAME).unlink()
-    with pytest.raises(ConfigError, match="--rows FILE --save"):
+    with pytest.raises(ConfigError) as error:
         verify(folder)
+    assert "--rows FILE --save" in error.value.fix
     data = tmp_path / "pairs.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in conversation_rows()))
     assert verify(folder, rows=data).passed
@@ -203,11 +204,13 @@ def test_golden_rows_from_elsewhere(folder, tmp_path):
 
 
 def test_what_cannot_be_verified(folder, tmp_path):
-    with pytest.raises(ConfigError, match="nothing to verify"):
-        verify(folder, local=False)
-    with pytest.raises(ConfigError, match="no row can be a golden row"):
-        verify(folder, rows=[{"chosen": None, "rejected": None}])
-    with pytest.raises(ConfigError, match="no folder to save"):
-        verify("nobody/nothing", save=True)
-    with pytest.raises(ConfigError, match="golden rows"):
-        verify(tmp_path / "nothing")
+    for model, options, value in (
+        (folder, {"local": False}, "verify"),
+        (folder, {"rows": [{"chosen": None, "rejected": None}]}, "golden row"),
+        ("nobody/nothing", {"save": True}, "nobody/nothing"),
+        (tmp_path / "nothing", {}, "nothing"),
+    ):
+        with pytest.raises(ConfigError) as error:
+            verify(model, **options)
+        assert value in error.value.message
+        assert error.value.fix

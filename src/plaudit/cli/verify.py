@@ -147,7 +147,7 @@ def print_verification(found: Verification, console: Console) -> None:
         found: What was found.
         console: Where to print.
     """
-    from plaudit.verification.verify import number, sayings
+    from plaudit.verification.verify import number
 
     golden = found.golden
     console.print(
@@ -161,9 +161,9 @@ def print_verification(found: Verification, console: Console) -> None:
     for one in found.results:
         table.add_row(one.path, *_cells(one, number), Text(one.verdict, style=_STYLES[one.verdict]))
     console.print(table)
-    for paths, said in sayings(found):
+    for text, paths in found.explanations.items():
         console.print(Text(f"\n{', '.join(paths)}", style="bold"), soft_wrap=True)
-        console.print(Text(f"  {said}"), soft_wrap=True)
+        console.print(Text(f"  {text}"), soft_wrap=True)
     verdict = "The rewards are the same everywhere." if found.passed else "The rewards are not the same everywhere."
     console.print(Text(f"\n{verdict}", style="green" if found.passed else "bold red"))
 

@@ -1,19 +1,21 @@
-"""Says which known trap a difference looks like. Everything here is a pure function of what was seen."""
+"""Names the known cause of a difference between rewards. Pure functions of golden rows and observations."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.data.fast_encode import RENDER_ERRORS
+from plaudit.export.export import TOLERANCE
 from plaudit.model.golden import GoldenRow, GoldenRows
-from plaudit.verification.observations import TOLERANCES, Observation, scale_of
 
+TOLERANCES = {**TOLERANCE, "tf32": 1e-2, "quantized": 1e-1}
+"""Largest allowed difference by computing precision: in reward units, or relative to the largest reward above 1."""
 TRAPS = (
     *("not_finite", "constant", "softmax", "sigmoid", "rescaled", "dtype", "lost_head", "unknown"),
     *("pad_is_eos", "second_bos", "added_bos", "missing_bos", "added_eos", "cut_after_eos", "generation_prompt"),
@@ -24,46 +26,67 @@ TRAPS = (
 
 @dataclass(frozen=True)
 class Finding:
-    """What a difference looks like.
+    """The cause of a difference."""
 
-    Attributes:
-        trap: Its name, one of `TRAPS`.
-        message: What it is, and what to do.
-    """
-
-    trap: str
-    message: str
+    trap: str  # one of TRAPS
+    message: str  # what it is, and what to do
 
 
 @dataclass(frozen=True)
 class Suspect:
-    """What the rewards would be if a known mistake were made.
-
-    Attributes:
-        finding: The mistake.
-        rewards: Reward of each golden row then.
-    """
+    """The rewards of all golden rows if a known mistake were made."""
 
     finding: Finding
     rewards: tuple[float, ...]
 
 
+@dataclass(frozen=True)
+class Observation:
+    """The outcome of one way of running the model."""
+
+    path: str  # the way, in words
+    rows: tuple[int, ...] = ()  # which golden rows were sent
+    rewards: tuple[float, ...] | None = None  # None: this way has none, or it failed
+    ids: tuple[tuple[int, ...], ...] | None = None  # token ids made of each row; None: the golden ones were sent
+    expected: tuple[float, ...] | None = None  # what each reward should be; None: the golden one
+    dtype: str = "float32"  # computing precision, see `GoldenRows`
+    chat_template: str | None = field(default=None, repr=False)  # hash of the chat template in use
+    problem: str = ""  # why it failed
+    skipped: str = ""  # why it was not tried
+
+    def expected_rewards(self, golden: GoldenRows) -> list[float]:
+        """Returns the reward that each row should have."""
+        return [golden.rows[row].reward for row in self.rows] if self.expected is None else list(self.expected)
+
+    def expected_ids(self, golden: GoldenRows) -> list[tuple[int, ...]]:
+        """Returns the golden token ids of each row."""
+        return [golden.rows[row].ids for row in self.rows]
+
+
+def tolerance_for(golden: GoldenRows, seen: Observation) -> float:
+    """Returns the largest allowed difference, in reward units: by the coarser dtype and the largest reward.
+
+    >>> golden = GoldenRows((GoldenRow((5, 6), 20.0),))
+    >>> round(tolerance_for(golden, Observation("here", (0,), (20.0,))), 6)
+    0.002
+    """
+    relative = max(TOLERANCES.get(dtype, TOLERANCES["bfloat16"]) for dtype in (golden.dtype, seen.dtype))
+    return relative * scale_of(seen.expected_rewards(golden))
+
+
+def scale_of(rewards: Iterable[float]) -> float:
+    """Returns the scale of rounding errors: the largest absolute reward, and at least 1."""
+    return max([1.0, *(abs(float(reward)) for reward in rewards)])
+
+
 def diagnose(
     golden: GoldenRows, seen: Observation, suspects: Sequence[Suspect] = (), *, tolerance: float
 ) -> Finding | None:
-    """What a difference looks like; None where there is none.
-
-    Args:
-        golden: The golden rows.
-        seen: What came out.
-        suspects: What would come out if known mistakes were made; they are looked for besides those that can be told
-            from the rewards alone.
-        tolerance: Most that a reward may differ.
-    """
+    """Names the cause of a difference; None where there is none."""
     of_ids = None if seen.ids is None else diagnose_ids(golden, seen)
     if of_ids is not None or seen.rewards is None:
         return of_ids
-    wanted, got = np.array(seen.wanted(golden)), np.array(seen.rewards)
+    wanted, got = np.array(seen.expected_rewards(golden)), np.array(seen.rewards)
     if not np.isfinite(got).all():
         return Finding("not_finite", "A reward is no finite number: an overflow, in half precision perhaps.")
     if np.abs(got - wanted).max() <= tolerance:
@@ -87,24 +110,19 @@ def diagnose(
 
 
 def diagnose_ids(golden: GoldenRows, seen: Observation) -> Finding | None:
-    """What other token ids look like; None where they are the golden ones.
-
-    Args:
-        golden: The golden rows.
-        seen: What came out, with token ids.
-    """
-    pairs = list(zip(seen.ids or (), seen.wanted_ids(golden), strict=True))
+    """Names the cause of other token ids; None where they are the golden ones."""
+    pairs = list(zip(seen.ids or (), seen.expected_ids(golden), strict=True))
     different = [(place, got, wanted) for place, (got, wanted) in enumerate(pairs) if tuple(got) != tuple(wanted)]
     if not different:
         return None
     if all(got[1:] == wanted for _, got, wanted in different):
         if all(got[:1] == wanted[:1] for _, got, wanted in different):
-            return second_bos()
-        return Finding("added_bos", _ADDED_BOS)
+            return _SECOND_BOS
+        return _ADDED_BOS
     if all(got == wanted[1:] for _, got, wanted in different):
-        return Finding("missing_bos", _MISSING_BOS)
+        return _MISSING_BOS
     if all(len(got) < len(wanted) and got in (wanted[: len(got)], wanted[-len(got) :]) for _, got, wanted in different):
-        return Finding("truncated", f"Rows are cut to {max(len(got) for _, got, _ in different)} tokens.")
+        return Finding("truncated", f"Rows are truncated to {max(len(got) for _, got, _ in different)} tokens.")
     place, got, wanted = different[0]
     first = next((n for n, (a, b) in enumerate(zip(got, wanted, strict=False)) if a != b), min(len(got), len(wanted)))
     where = (
@@ -124,23 +142,25 @@ def diagnose_ids(golden: GoldenRows, seen: Observation) -> Finding | None:
     )
 
 
-_ADDED_BOS = "A BOS token was put before the text. Send token ids, or send add_special_tokens=False with the text."
-_MISSING_BOS = "The BOS token at the beginning is missing. Let the tokenizer add its special tokens."
+_ADDED_BOS = Finding(
+    "added_bos", "A BOS token was put before the text. Send token ids, or send add_special_tokens=False with the text."
+)
+_MISSING_BOS = Finding(
+    "missing_bos", "The BOS token at the beginning is missing. Let the tokenizer add its special tokens."
+)
 
 
-def second_bos() -> Finding:
-    """The finding of a BOS token that stands there twice."""
-    return Finding(
-        "second_bos",
-        "The BOS token is there twice: the text has one already, and tokenising adds another. Send token ids, or send "
-        "add_special_tokens=False with the text.",
-    )
+_SECOND_BOS = Finding(
+    "second_bos",
+    "The BOS token is there twice: the text has one already, and tokenising adds another. Send token ids, or send "
+    "add_special_tokens=False with the text.",
+)
 
 
 def _hypotheses(
     wanted: np.ndarray, suspects: Sequence[tuple[Finding, np.ndarray]], tolerance: float
 ) -> list[tuple[Finding, np.ndarray]]:
-    """Rewards that known mistakes would give, where they would be seen at all."""
+    """Returns the rewards that known mistakes would give, where they differ from the golden ones."""
     sigmoid = "A sigmoid was applied to the rewards"
     fix = (
         'Set problem_type to "regression" in config.json, call the pipeline with function_to_apply="none", or vLLM '
@@ -180,13 +200,13 @@ def _constant(wanted: np.ndarray, got: np.ndarray, tolerance: float) -> Finding 
 
 
 def _of_some_rows(wrong: np.ndarray, lengths: np.ndarray) -> Finding | None:
-    """Differences that only the long rows have, or only those that are filled up to the longest."""
+    """Detects differences in the long rows only (truncation), or in the padded rows only."""
     if wrong.all() or not wrong.any():
         return None
     if lengths[wrong].min() > lengths[~wrong].max():
         return Finding(
             "truncated",
-            f"Only rows of {lengths[wrong].min()} tokens or more differ: they are cut, at a length from "
+            f"Only rows of {lengths[wrong].min()} tokens or more differ: they are truncated, at a length from "
             f"{lengths[~wrong].max()} tokens on. Raise the limit (max_length, --max-model-len), or send less.",
         )
     if (wrong == (lengths < lengths.max())).all():
@@ -229,7 +249,7 @@ def _rounded(wanted: np.ndarray, got: np.ndarray, residuals: Sequence[tuple[floa
 
 
 def _nearly(residuals: Sequence[tuple[float, Finding]], loose: float) -> Finding | None:
-    """The known mistake that comes nearest, where the rest is of the size of rounding."""
+    """Returns the nearest known mistake, where the remainder is of the size of rounding."""
     near = [one for one in residuals if one[0] <= loose]
     return min(near, key=lambda one: one[0])[1] if near else None
 
@@ -257,13 +277,7 @@ Ids = tuple[int, ...]
 def suspects_of(
     golden: GoldenRows, tokenizer: PreTrainedTokenizerBase, score: Callable[[list[list[int]]], list[float]]
 ) -> list[Suspect]:
-    """Rewards of the golden rows under each mistake that would change them.
-
-    Args:
-        golden: The golden rows.
-        tokenizer: The model's tokenizer.
-        score: Gives rewards of token ids, read at their last token.
-    """
+    """Computes the rewards of the golden rows under each known mistake that changes them."""
     found = []
     for finding, ids in mistakes(golden, tokenizer):
         changed = [place for place, row in enumerate(golden.rows) if ids[place] != row.ids]
@@ -275,12 +289,7 @@ def suspects_of(
 
 
 def mistakes(golden: GoldenRows, tokenizer: PreTrainedTokenizerBase) -> list[tuple[Finding, list[Ids]]]:
-    """The golden rows under each known mistake that changes at least one of them.
-
-    Args:
-        golden: The golden rows.
-        tokenizer: The model's tokenizer.
-    """
+    """Returns the token ids of the golden rows under each known mistake that changes at least one row."""
     rows = golden.rows
     bos: Any = tokenizer.bos_token_id
     eos: Any = tokenizer.eos_token_id
@@ -292,12 +301,12 @@ def mistakes(golden: GoldenRows, tokenizer: PreTrainedTokenizerBase) -> list[tup
     if bos is not None:
         first = [row.ids[:1] == (bos,) for row in rows]
         found += [
-            (second_bos(), [(bos, *row.ids) if there else row.ids for row, there in zip(rows, first, strict=True)]),
-            (Finding("added_bos", _ADDED_BOS), [row.ids if row.ids[0] == bos else (bos, *row.ids) for row in rows]),
-            (Finding("missing_bos", _MISSING_BOS), [row.ids[1:] if row.ids[:1] == (bos,) else row.ids for row in rows]),
+            (_SECOND_BOS, [(bos, *row.ids) if there else row.ids for row, there in zip(rows, first, strict=True)]),
+            (_ADDED_BOS, [row.ids if row.ids[0] == bos else (bos, *row.ids) for row in rows]),
+            (_MISSING_BOS, [row.ids[1:] if row.ids[:1] == (bos,) else row.ids for row in rows]),
         ]
     if eos is not None:
-        cut = [row.ids[: _last(row.ids, eos) + 1] if eos in row.ids else row.ids for row in rows]
+        cut = [row.ids[: len(row.ids) - row.ids[::-1].index(eos)] if eos in row.ids else row.ids for row in rows]
         found += [
             (
                 Finding("added_eos", "An EOS token was added at the end. Send token ids, or the text without it."),
@@ -318,7 +327,7 @@ def mistakes(golden: GoldenRows, tokenizer: PreTrainedTokenizerBase) -> list[tup
 
 _GENERATION_PROMPT = Finding(
     "generation_prompt",
-    "The chat template was rendered with the beginning of another answer at the end. Render with "
+    "The chat template was rendered with the beginning of another response at the end. Render with "
     "add_generation_prompt=False.",
 )
 
@@ -338,10 +347,6 @@ def _without_end(ids: Ids, unwanted: set[int]) -> Ids:
     while end > 1 and ids[end - 1] in unwanted:
         end -= 1
     return ids[:end]
-
-
-def _last(ids: Ids, token: int) -> int:
-    return len(ids) - 1 - ids[::-1].index(token)
 
 
 def _with_generation_prompt(row: GoldenRow, tokenizer: PreTrainedTokenizerBase) -> Ids:

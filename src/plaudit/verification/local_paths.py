@@ -1,4 +1,4 @@
-"""The ways of running a model in this process: plain transformers, the pipeline, the scorer, and its merged export."""
+"""Runs the golden rows in this process: plain transformers, its pipeline, the scorer, and the merged export."""
 
 from __future__ import annotations
 
@@ -14,241 +14,163 @@ from transformers import PreTrainedTokenizerBase, pipeline
 from plaudit.data.encode import ConversationEncoder, TextEncoder
 from plaudit.data.fast_encode import RENDER_ERRORS
 from plaudit.errors import PlauditError
-from plaudit.export.export import plain_rewards
+from plaudit.export.export import export_model, plain_rewards
 from plaudit.inference.reward_model import RewardModel
 from plaudit.model.golden import GoldenRow, GoldenRows, chat_template_hash
-from plaudit.model.load import Source, load_reward_model, load_tokenizer_of
+from plaudit.model.load import Source, load_reward_model
 from plaudit.model.peft import base_model_of
 from plaudit.schema import Example
 from plaudit.training.artifacts import computed_in
-from plaudit.verification.observations import Observation
+from plaudit.verification.diagnosis import Observation
 
 ERRORS = (PlauditError, *RENDER_ERRORS, RuntimeError, OSError, ImportError, NotImplementedError)
-"""What a way can fail with: it is reported, and the others are tried."""
+"""Errors of one way of running the model, which are reported while the other ways are tried."""
+NO_TEXT = "the golden rows are token ids without their text"
 _LAYOUTS: tuple[Literal["padded", "shared_prefix"], ...] = ("padded", "shared_prefix")
 
 
 @dataclass(frozen=True)
 class LocalModel:
-    """What is run here, and how.
-
-    Attributes:
-        source: Where the model comes from.
-        golden: Its golden rows.
-        device: Where it goes.
-        dtype: What its weights are stored in.
-        max_tokens_per_batch: Tokens of the scorer's larger batches (None: its default).
-    """
+    """A model with its golden rows, and how it is run here."""
 
     source: Source
     golden: GoldenRows
     device: torch.device
-    dtype: str
-    max_tokens_per_batch: int | None = None
+    dtype: str  # of the stored weights
+    max_tokens_per_batch: int | None = None  # of the scorer's larger batches; None: its default
 
     @property
     def rows(self) -> tuple[int, ...]:
-        """Places of all golden rows."""
+        """Indices of all golden rows."""
         return tuple(range(len(self.golden.rows)))
 
     @property
     def rows_with_text(self) -> tuple[int, ...]:
-        """Places of the golden rows whose text is known."""
+        """Indices of the golden rows whose text is known."""
         return tuple(row for row in self.rows if self.golden.rows[row].text is not None)
 
-    def load(self, folder: str | Path | None = None) -> Any:
-        """The model as transformers (and peft, for an adapter) loads it, without any change of ours to its forward.
-
-        Args:
-            folder: Another folder to load from.
-        """
+    def load(self, folder: Path | None = None) -> Any:
+        """Loads the model, or the one in another folder, as transformers and peft do: its forward is unchanged."""
         source = self.source if folder is None else Source(str(folder), None, self.source.trust_remote_code)
         return load_reward_model(source, device=self.device, dtype=self.dtype)
 
 
-def tried(path: str, rows: Sequence[int], run: Callable[[], Observation]) -> Observation:
-    """What a way gives, or why it fails.
-
-    Args:
-        path: The way, in words.
-        rows: The golden rows that are sent.
-        run: Runs it.
-    """
+def attempt(path: str, rows: Sequence[int], run: Callable[[], Observation]) -> Observation:
+    """Returns the observation of one way, or why it fails."""
     try:
         return run()
     except ERRORS as error:
-        text = str(error) if isinstance(error, PlauditError) else f"{type(error).__name__}: {error}"
-        return Observation(path, tuple(rows), problem=text)
-
-
-# ---- token ids ------------------------------------------------------------------------------------------------
-
-
-def example_of(row: GoldenRow) -> Example:
-    """A golden row as what is rendered.
-
-    Args:
-        row: A row whose text or messages are known.
-    """
-    if row.messages is None:
-        return Example(responses=(row.text or "",))
-    return Example(
-        responses=(list(row.messages),), tools=row.tools, chat_template_kwargs=dict(row.chat_template_kwargs)
-    )
+        problem = str(error) if isinstance(error, PlauditError) else f"{type(error).__name__}: {error}"
+        return Observation(path, tuple(rows), problem=problem)
 
 
 def token_ids(local: LocalModel, tokenizer: PreTrainedTokenizerBase) -> Observation:
-    """Token ids of the golden rows with the tokenizer and chat template that are there now.
-
-    Args:
-        local: What is verified.
-        tokenizer: The model's tokenizer.
-    """
+    """Encodes the golden rows with the current tokenizer and chat template."""
     path, rows = "chat template and tokenizer", local.rows_with_text
     if not rows:
-        return Observation(path, skipped="the golden rows are token ids without their text")
+        return Observation(path, skipped=NO_TEXT)
 
     def run() -> Observation:
-        found = []
-        for place in rows:
-            example = example_of(local.golden.rows[place])
+        ids = []
+        for row in (local.golden.rows[index] for index in rows):
+            if row.messages is None:
+                example = Example(responses=(row.text or "",))
+            else:
+                variables = dict(row.chat_template_kwargs)
+                example = Example((list(row.messages),), tools=row.tools, chat_template_kwargs=variables)
             encoder = (ConversationEncoder if example.conversational else TextEncoder)(tokenizer)
-            found.append(tuple(encoder.tokenize(encoder.render([example])[0])[0]))
-        return Observation(path, rows, ids=tuple(found), chat_template=chat_template_hash(tokenizer))
+            ids.append(tuple(encoder.tokenize(encoder.render([example])[0])[0]))
+        return Observation(path, rows, ids=tuple(ids), chat_template=chat_template_hash(tokenizer))
 
-    return tried(path, rows, run)
-
-
-def special_tokens_wanted(row: GoldenRow, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a tokenizer has to add its special tokens to the text of a golden row, to get its token ids.
-
-    Args:
-        row: A row whose text is known.
-        tokenizer: The tokenizer.
-    """
-    added = row.messages is None
-    for wanted in (added, not added):
-        if text_ids(row, tokenizer, add_special_tokens=wanted) == row.ids:
-            return wanted
-    return added
+    return attempt(path, rows, run)
 
 
-def text_ids(row: GoldenRow, tokenizer: PreTrainedTokenizerBase, *, add_special_tokens: bool) -> tuple[int, ...]:
-    """Token ids of a golden row's text.
+def needs_special_tokens(row: GoldenRow, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer must add special tokens to the text of a golden row to get its token ids."""
+    usual = row.messages is None
+    return next((added for added in (usual, not usual) if text_ids(row, tokenizer, added) == row.ids), usual)
 
-    Args:
-        row: A row whose text is known.
-        tokenizer: The tokenizer.
-        add_special_tokens: As the tokenizer takes it.
-    """
+
+def text_ids(row: GoldenRow, tokenizer: PreTrainedTokenizerBase, add_special_tokens: bool) -> tuple[int, ...]:
+    """Returns the token ids of a golden row's text."""
     ids: Any = tokenizer(row.text or "", add_special_tokens=add_special_tokens, verbose=False)["input_ids"]
     return tuple(ids)
 
 
-# ---- rewards --------------------------------------------------------------------------------------------------
-
-
 def transformers_paths(local: LocalModel, model: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator[Observation]:
-    """Plain transformers: one by one, as a padded batch, and the pipeline.
-
-    Args:
-        local: What is verified.
-        model: The model as transformers loads it.
-        tokenizer: Its tokenizer.
-    """
+    """Runs plain transformers one by one, as a padded batch, and as a pipeline."""
     dtype, rows = computed_in(base_model_of(model)), local.rows
     ids = [row.ids for row in local.golden.rows]
+    single, batched = "transformers, one by one", "transformers, padded batch"
+    from_text = "transformers pipeline, from text"
 
-    def one_by_one() -> Observation:
-        rewards = plain_rewards(model, ids)
-        return Observation("transformers, one by one", rows, tuple(rewards), dtype=dtype)
-
-    def padded() -> Observation:
-        path = "transformers, padded batch"
+    def padded_batch() -> Observation:
         if tokenizer.pad_token_id is None:
-            return Observation(path, skipped="the tokenizer has no padding token")
-        batch = tokenizer.pad({"input_ids": [list(one) for one in ids]}, return_tensors="pt")
+            return Observation(batched, skipped="the tokenizer has no padding token")
+        batch = tokenizer.pad({"input_ids": [list(row_ids) for row_ids in ids]}, return_tensors="pt")
         with torch.inference_mode():
             logits = model(**{name: value.to(local.device) for name, value in batch.items()}).logits
-        return Observation(path, rows, tuple(logits.float().flatten().tolist()), dtype=dtype)
+        return Observation(batched, rows, tuple(logits.float().flatten().tolist()), dtype=dtype)
 
-    yield tried("transformers, one by one", rows, one_by_one)
-    yield tried("transformers, padded batch", rows, padded)
-    yield tried(_PIPELINE, local.rows_with_text, lambda: _pipeline(local, base_model_of(model), tokenizer, dtype))
+    def from_pipeline() -> Observation:
+        base_model = base_model_of(model)
+        if not local.rows_with_text:
+            return Observation(from_text, skipped=NO_TEXT)
+        if not hasattr(base_model, "can_generate"):
+            return Observation(from_text, skipped=f"there is no pipeline for a {type(base_model).__name__}")
+        make: Any = pipeline  # its signature knows only concrete tokenizers
+        classify = make("text-classification", model=base_model, tokenizer=tokenizer)
+        rewards, encoded = [], []
+        for row in (local.golden.rows[index] for index in local.rows_with_text):
+            special = needs_special_tokens(row, tokenizer)
+            encoded.append(text_ids(row, tokenizer, special))
+            output = classify(row.text, function_to_apply="none", add_special_tokens=special)
+            rewards.append(float(output[0]["score"]))
+        return Observation(from_text, local.rows_with_text, tuple(rewards), tuple(encoded), dtype=dtype)
 
-
-_PIPELINE = "transformers pipeline, from text"
-
-
-def _pipeline(local: LocalModel, model: Any, tokenizer: PreTrainedTokenizerBase, dtype: str) -> Observation:
-    rows = local.rows_with_text
-    if not rows:
-        return Observation(_PIPELINE, skipped="the golden rows are token ids without their text")
-    if not hasattr(model, "can_generate"):
-        return Observation(_PIPELINE, skipped=f"there is no pipeline for a {type(model).__name__}")
-    make: Any = pipeline  # its signature knows only concrete tokenizers
-    classify = make("text-classification", model=model, tokenizer=tokenizer)
-    rewards, ids = [], []
-    for place in rows:
-        row = local.golden.rows[place]
-        special = special_tokens_wanted(row, tokenizer)
-        ids.append(text_ids(row, tokenizer, add_special_tokens=special))
-        answer = classify(row.text, function_to_apply="none", add_special_tokens=special)
-        rewards.append(float(answer[0]["score"]))
-    return Observation(_PIPELINE, rows, tuple(rewards), tuple(ids), dtype=dtype)
+    yield attempt(single, rows, lambda: Observation(single, rows, tuple(plain_rewards(model, ids)), dtype=dtype))
+    yield attempt(batched, rows, padded_batch)
+    yield attempt(from_text, local.rows_with_text, from_pipeline)
 
 
 def scorer_paths(local: LocalModel, model: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator[Observation]:
-    """The scorer: both layouts, one response at a time and all together, and from text.
+    """Runs the scorer in both layouts, one response at a time and all together, and from text.
 
-    Args:
-        local: What is verified.
-        model: The model; it takes the scorer's layouts, and is of no use to others afterwards.
-        tokenizer: Its tokenizer.
+    The model takes the scorer's layouts: do not run it with plain transformers afterwards.
     """
     dtype = computed_in(base_model_of(model))
     groups: dict[int, list[int]] = {}
-    for place, row in enumerate(local.golden.rows):
-        groups.setdefault(row.example, []).append(place)
-    asked = [{"response_ids": [list(local.golden.rows[place].ids) for place in places]} for places in groups.values()]
-    order = [place for places in groups.values() for place in places]
+    for index, row in enumerate(local.golden.rows):
+        groups.setdefault(row.example, []).append(index)
+    rows = [{"response_ids": [list(local.golden.rows[index].ids) for index in group]} for group in groups.values()]
+    order = [index for group in groups.values() for index in group]
     for layout in _LAYOUTS:
         for name, tokens in (("one by one", 1), ("together", local.max_tokens_per_batch)):
             path = f"scorer, {layout}, {name}"
 
             def run(layout: Any = layout, tokens: int | None = tokens, path: str = path) -> Observation:
                 scorer = RewardModel(model, tokenizer, batch_layout=layout, max_tokens_per_batch=tokens)
-                rewards = [reward for row in scorer.score(asked) for reward in row]
+                rewards = [reward for row in scorer.score(rows) for reward in row]
                 return Observation(path, tuple(order), tuple(rewards), dtype=dtype)
 
-            yield _unless_impossible(tried(path, order, run))
-    rows = local.rows_with_text
-    if rows:
-        yield tried(_FROM_TEXT, rows, lambda: _scorer_from_text(local, model, tokenizer, dtype))
+            seen = attempt(path, order, run)
+            if "batch_layout='shared_prefix' cannot be used" in seen.problem:
+                # A model that does not qualify for the layout is no fault of the checkpoint.
+                seen = replace(seen, problem="", skipped=seen.problem.partition("\n")[0])
+            yield seen
+    if local.rows_with_text:
+        path = "scorer, from messages or text"
 
+        def from_text() -> Observation:
+            rows = [row_to_score(local.golden.rows[index]) for index in local.rows_with_text]
+            rewards = RewardModel(model, tokenizer).score(rows)
+            return Observation(path, local.rows_with_text, tuple(rewards), dtype=dtype)
 
-_FROM_TEXT = "scorer, from messages or text"
-
-
-def _unless_impossible(seen: Observation) -> Observation:
-    """A model that the shared layout was never meant for is no fault of the checkpoint."""
-    if "batch_layout='shared_prefix' cannot be used" in seen.problem:
-        return replace(seen, problem="", skipped=seen.problem.partition("\n")[0])
-    return seen
-
-
-def _scorer_from_text(local: LocalModel, model: Any, tokenizer: Any, dtype: str) -> Observation:
-    rows = local.rows_with_text
-    rewards = RewardModel(model, tokenizer).score([row_to_score(local.golden.rows[place]) for place in rows])
-    return Observation(_FROM_TEXT, rows, tuple(rewards), dtype=dtype)
+        yield attempt(path, local.rows_with_text, from_text)
 
 
 def row_to_score(row: GoldenRow) -> dict[str, Any]:
-    """A golden row in the data format of a conversation or text.
-
-    Args:
-        row: A row whose text is known.
-    """
+    """Returns a golden row whose text is known as a row that can be scored."""
     if row.messages is None:
         return {"response": row.text}
     beside = {"tools": row.tools, "chat_template_kwargs": dict(row.chat_template_kwargs)}
@@ -256,16 +178,12 @@ def row_to_score(row: GoldenRow) -> dict[str, Any]:
 
 
 def export_path(local: LocalModel) -> Observation:
-    """The merged export, loaded again by plain transformers.
-
-    Args:
-        local: What is verified.
-    """
+    """Exports the model, merged, and runs the result with plain transformers."""
     path = "merged export, reloaded" if local.source.is_adapter else "export, reloaded"
+    if local.golden.dtype == "quantized":
+        return Observation(path, skipped="the golden rewards are those of a quantised model")
 
     def run() -> Observation:
-        from plaudit.export.export import export_model
-
         with tempfile.TemporaryDirectory(prefix="plaudit-verify-") as folder:
             exported = Path(folder) / "export"
             export_model(
@@ -273,7 +191,7 @@ def export_path(local: LocalModel) -> Observation:
                 exported,
                 merge=True,
                 raw=True,
-                dtype="float32",  # rounding to what the checkpoint is stored in is no difference between the ways
+                dtype="float32",  # rounding to the stored dtype is no difference between the ways
                 device=local.device,
                 revision=local.source.revision,
                 trust_remote_code=local.source.trust_remote_code,
@@ -282,18 +200,4 @@ def export_path(local: LocalModel) -> Observation:
             rewards = plain_rewards(model, [row.ids for row in local.golden.rows])
         return Observation(path, local.rows, tuple(rewards), dtype=computed_in(base_model_of(model)))
 
-    if local.golden.dtype == "quantized":
-        return Observation(path, skipped="the golden rewards are those of a quantised model")
-    return tried(path, local.rows, run)
-
-
-def tokenizer_of(local: LocalModel) -> PreTrainedTokenizerBase:
-    """The tokenizer beside the model.
-
-    Args:
-        local: What is verified.
-
-    Raises:
-        ConfigError: There is none.
-    """
-    return load_tokenizer_of(local.source)
+    return attempt(path, local.rows, run)

@@ -1,14 +1,16 @@
-"""`verify`: the golden rows of a model through every way of running it."""
+"""`verify` runs the golden rows of a model in every way it can be run, and compares the rewards."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
+from datasets import Dataset, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.data.load import load_preference_dataset
@@ -20,7 +22,7 @@ from plaudit.model.golden import FORMAT, GoldenRow, GoldenRows, chat_template_ha
 from plaudit.model.load import Source, context_length, default_device, load_reward_model, load_tokenizer_of
 from plaudit.model.peft import base_model_of
 from plaudit.training.artifacts import choose_golden_rows, computed_in
-from plaudit.verification.diagnosis import Finding, Suspect, diagnose, suspects_of
+from plaudit.verification.diagnosis import Finding, Observation, Suspect, diagnose, suspects_of, tolerance_for
 from plaudit.verification.local_paths import (
     ERRORS,
     LocalModel,
@@ -29,168 +31,86 @@ from plaudit.verification.local_paths import (
     token_ids,
     transformers_paths,
 )
-from plaudit.verification.observations import Observation, tolerance_for
 from plaudit.verification.servers import Conversation, Server, ServerKind, kind_of_server, server_paths
 from plaudit.version import installed_versions
 
+logger = logging.getLogger("plaudit")
 Verdict: TypeAlias = Literal["same", "differs", "failed", "skipped"]
-"""``failed``: there are no rewards to compare; ``skipped``: it does not apply here."""
+"""``failed``: there are no rewards to compare; ``skipped``: the way does not apply."""
+_ROWS = 8
+_STORED = {"tf32": "float32", "quantized": "auto"}
 
 
 @dataclass(frozen=True)
 class PathResult:
-    """One way of running the model.
+    """The result of one way of running the model."""
 
-    Attributes:
-        path: The way, in words.
-        verdict: Whether its rewards are those of the golden rows.
-        rows: How many golden rows were sent.
-        largest: Largest difference, in reward units (None: there are no rewards).
-        mean: Mean of the absolute differences.
-        tolerance: Most that was allowed.
-        finding: What a difference looks like.
-        note: Why it failed or was skipped, or how many rows have other token ids.
-    """
-
-    path: str
+    path: str  # the way, in words
     verdict: Verdict
-    rows: int = 0
-    largest: float | None = None
-    mean: float | None = None
-    tolerance: float | None = None
-    finding: Finding | None = None
-    note: str = ""
+    rows: int = 0  # golden rows that were sent
+    largest: float | None = None  # largest difference, in reward units; None: there are no rewards
+    mean: float | None = None  # mean absolute difference
+    tolerance: float | None = None  # largest allowed difference
+    finding: Finding | None = None  # the cause of a difference
+    note: str = ""  # why it failed or was skipped, or how many rows have other token ids
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What a verification found.
-
-    Attributes:
-        model: What was verified.
-        golden: Its golden rows.
-        results: One for each way of running it.
-    """
+    """The result of `verify`: one entry per way of running the model."""
 
     model: str
     golden: GoldenRows
-    results: tuple[PathResult, ...] = field(default=())
+    results: tuple[PathResult, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Whether every way that applies gives the golden rewards, and at least one of them was tried."""
-        verdicts = {one.verdict for one in self.results}
+        """Whether every way that applies gives the golden rewards, and at least one does."""
+        verdicts = {result.verdict for result in self.results}
         return "same" in verdicts and not verdicts & {"differs", "failed"}
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """What the differences look like, each kind once."""
-        return tuple(dict.fromkeys(one.finding for one in self.results if one.finding is not None))
+        """The causes of the differences, each once."""
+        return tuple(dict.fromkeys(result.finding for result in self.results if result.finding is not None))
+
+    @property
+    def explanations(self) -> dict[str, list[str]]:
+        """Each explanation of a difference, failure or skip, with the ways that it is about."""
+        paths: dict[str, list[str]] = {}
+        for result in self.results:
+            note = f"{result.note.rstrip('.')}." if result.note else ""
+            text = " ".join(part for part in (note, result.finding.message if result.finding else "") if part)
+            if text and result.verdict != "same":
+                paths.setdefault(text, []).append(result.path)
+        return paths
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values."""
-        return {
-            "model": self.model,
-            "passed": self.passed,
-            "rows": len(self.golden.rows),
-            "dtype": self.golden.dtype,
-            "results": [
-                {
-                    **{name: value for name, value in vars(one).items() if name != "finding"},
-                    "trap": None if one.finding is None else one.finding.trap,
-                    "message": None if one.finding is None else one.finding.message,
-                }
-                for one in self.results
-            ],
-        }
+        """Returns everything as plain values, which JSON can hold."""
+        results = []
+        for result in self.results:
+            values = {**vars(result), "trap": None, "message": None}
+            finding = values.pop("finding")
+            results.append(values if finding is None else {**values, "trap": finding.trap, "message": finding.message})
+        about = {"model": self.model, "passed": self.passed, "rows": len(self.golden.rows), "dtype": self.golden.dtype}
+        return {**about, "results": results}
 
     def __str__(self) -> str:
-        return "\n".join(lines_of(self))
-
-
-def judged(golden: GoldenRows, seen: Observation, suspects: Sequence[Suspect], tolerance: float | None) -> PathResult:
-    """The verdict on one way of running the model.
-
-    Args:
-        golden: The golden rows.
-        seen: What came out.
-        suspects: What would come out if known mistakes were made.
-        tolerance: Most that a reward may differ (None: what its dtype allows).
-    """
-    if seen.skipped:
-        return PathResult(seen.path, "skipped", note=seen.skipped)
-    if seen.problem:
-        return PathResult(seen.path, "failed", len(seen.rows), note=seen.problem)
-    allowed = tolerance_for(golden, seen) if tolerance is None else tolerance
-    finding = diagnose(golden, seen, suspects, tolerance=allowed)
-    differences = (
-        []
-        if seen.rewards is None
-        else [abs(got - wanted) for got, wanted in zip(seen.rewards, seen.wanted(golden), strict=True)]
-    )
-    note = ""
-    if seen.ids is not None:
-        other = sum(got != wanted for got, wanted in zip(seen.ids, seen.wanted_ids(golden), strict=True))
-        note = f"other token ids in {other} of {len(seen.rows)} rows" if other else ""
-    within = all(one <= allowed for one in differences)  # NaN is not
-    return PathResult(
-        seen.path,
-        "same" if within and not note else "differs",
-        len(seen.rows),
-        max(differences, key=lambda one: float("inf") if one != one else one) if differences else None,
-        sum(differences) / len(differences) if differences else None,
-        allowed,
-        finding,
-        note,
-    )
+        width = max((len(result.path) for result in self.results), default=3)
+        lines = [f"{'way':{width}}  rows  largest     mean  allowed  verdict"]
+        for result in self.results:
+            numbers = "  ".join(f"{number(value):>7}" for value in (result.largest, result.mean, result.tolerance))
+            lines.append(f"{result.path:{width}}  {result.rows or '':>4}  {numbers}  {result.verdict}")
+        return "\n".join(lines + [f"\n{', '.join(paths)}: {text}" for text, paths in self.explanations.items()])
 
 
 def number(value: float | None) -> str:
-    """A difference for people.
-
-    Args:
-        value: It, in reward units (None: there is none).
+    """Formats a difference in reward units.
 
     >>> number(0.00012), number(0.0), number(None)
     ('1.2e-04', '0', '')
     """
     return "" if value is None else "0" if value == 0 else f"{value:.1e}"
-
-
-def sayings(verification: Verification) -> list[tuple[list[str], str]]:
-    """What is to be said about ways that are not the same: their names, and it; alike ones together.
-
-    Args:
-        verification: What was found.
-    """
-    found: dict[str, list[str]] = {}
-    for one in verification.results:
-        note = f"{one.note.rstrip('.')}." if one.note else ""
-        said = " ".join(part for part in (note, one.finding.message if one.finding else "") if part)
-        if said and one.verdict != "same":
-            found.setdefault(said, []).append(one.path)
-    return [(paths, said) for said, paths in found.items()]
-
-
-def lines_of(verification: Verification) -> list[str]:
-    """A verification as lines of text.
-
-    Args:
-        verification: It.
-    """
-    width = max((len(one.path) for one in verification.results), default=3)
-    lines = [f"{'way':{width}}  rows  largest     mean  allowed  verdict"]
-    for one in verification.results:
-        numbers = "  ".join(f"{number(value):>7}" for value in (one.largest, one.mean, one.tolerance))
-        lines.append(f"{one.path:{width}}  {one.rows or '':>4}  {numbers}  {one.verdict}")
-    for paths, said in sayings(verification):
-        lines += ["", f"{', '.join(paths)}: {said}"]
-    return lines
-
-
-logger = logging.getLogger("plaudit")
-_ROWS = 8
-_STORED = {"tf32": "float32", "quantized": "auto"}
 
 
 def verify(
@@ -235,107 +155,112 @@ def verify(
         trust_remote_code: Allow model and tokenizer code from the Hub.
 
     Returns:
-        The differences, and what they look like.
+        The differences, and their causes where they are known.
 
     Raises:
         ConfigError: There are no golden rows, or there is no such model or server.
     """
     source = Source(str(model), revision, trust_remote_code)
-    place = default_device() if device is None else torch.device(device)
+    device = default_device() if device is None else torch.device(device)
     asked = None if url is None else Server(url, server, api_key)
     if asked is None and not local:
-        raise ConfigError("there is nothing to verify", fix="Give the `url` of a server, or leave `local` on.")
+        raise ConfigError("there is nothing to verify", fix="Pass the `url` of a server, or leave `local` on.")
     if save and not Path(source.name).is_dir():
-        raise ConfigError(f"{source.name!r} is no folder to save golden rows in", fix="Name the model's folder.")
-    golden = _golden_rows(source, rows, place, dtype)
+        raise ConfigError(f"{source.name!r} is no folder to save golden rows in", fix="Pass the model's folder.")
+    golden = _golden_rows(source, rows, device, dtype)
     if save:
         logger.info("Wrote %d golden rows: %s.", len(golden.rows), golden.save(source.name))
-    stored = dtype or _STORED.get(golden.dtype, golden.dtype)
-    here = LocalModel(source, golden, place, stored, max_tokens_per_batch)
+    here = LocalModel(source, golden, device, dtype or _STORED.get(golden.dtype, golden.dtype), max_tokens_per_batch)
     tokenizer = load_tokenizer_of(source)
     seen: list[Observation] = []
     suspects: list[Suspect] = []
     if local:
-        seen += _local(here, tokenizer, suspects, export=export)
+        seen, suspects = _run_locally(here, tokenizer, export=export)
     if asked is not None:
-        found = Server(asked.url, kind_of_server(asked), api_key)
-        seen += server_paths(Conversation(found, golden, tokenizer, load_calibration(source.name, revision)))
-    return Verification(source.name, golden, tuple(judged(golden, one, suspects, tolerance) for one in seen))
+        known = Server(asked.url, kind_of_server(asked), api_key)
+        seen += server_paths(Conversation(known, golden, tokenizer, load_calibration(source.name, revision)))
+    return Verification(source.name, golden, tuple(_judge(golden, each, suspects, tolerance) for each in seen))
 
 
-def _local(
-    here: LocalModel, tokenizer: PreTrainedTokenizerBase, suspects: list[Suspect], *, export: bool
-) -> list[Observation]:
-    """Run the model here in all ways; `suspects` is filled with what known mistakes would give."""
+def _run_locally(
+    here: LocalModel, tokenizer: PreTrainedTokenizerBase, *, export: bool
+) -> tuple[list[Observation], list[Suspect]]:
+    """Runs the model here in all ways; also returns the rewards that known mistakes would give."""
     seen = [token_ids(here, tokenizer)]
+    suspects: list[Suspect] = []
     try:
         model = here.load()
     except ERRORS as error:
-        return [*seen, Observation("loading the model", here.rows, problem=str(error))]
+        return [*seen, Observation("loading the model", here.rows, problem=str(error))], suspects
     seen += transformers_paths(here, model, tokenizer)
     seen += scorer_paths(here, model, tokenizer)
-    suspects += _suspects(here, model, tokenizer)
-    del model
-    if export:
-        seen.append(export_path(here))
-    return seen
-
-
-def _suspects(here: LocalModel, model: Any, tokenizer: PreTrainedTokenizerBase) -> list[Suspect]:
     try:
         scorer = RewardModel(model, tokenizer, batch_layout="padded")
 
         def score(ids: list[list[int]]) -> list[float]:
-            return [reward for row in scorer.score([{"response_ids": [one]} for one in ids]) for reward in row]
+            return [rewards[0] for rewards in scorer.score([{"response_ids": [row_ids]} for row_ids in ids])]
 
-        return suspects_of(here.golden, tokenizer, score)
+        suspects = suspects_of(here.golden, tokenizer, score)
     except ERRORS as error:
         logger.debug("No comparison with known mistakes: %s", error)
-        return []
+    if export:
+        del model, scorer  # the export loads the model once more
+        seen.append(export_path(here))
+    return seen, suspects
+
+
+def _judge(golden: GoldenRows, seen: Observation, suspects: Sequence[Suspect], tolerance: float | None) -> PathResult:
+    """Compares one way with the golden rows."""
+    if seen.skipped:
+        return PathResult(seen.path, "skipped", note=seen.skipped)
+    if seen.problem:
+        return PathResult(seen.path, "failed", len(seen.rows), note=seen.problem)
+    allowed = tolerance_for(golden, seen) if tolerance is None else tolerance
+    differences = np.abs(np.subtract(seen.rewards or (), seen.expected_rewards(golden) if seen.rewards else ()))
+    note = ""
+    if seen.ids is not None:
+        changed = sum(ids != expected for ids, expected in zip(seen.ids, seen.expected_ids(golden), strict=True))
+        note = f"other token ids in {changed} of {len(seen.rows)} rows" if changed else ""
+    within = bool((differences <= allowed).all())  # NaN is not
+    return PathResult(
+        seen.path,
+        "same" if within and not note else "differs",
+        len(seen.rows),
+        float(differences.max()) if len(differences) else None,
+        float(differences.mean()) if len(differences) else None,
+        allowed,
+        diagnose(golden, seen, suspects, tolerance=allowed),
+        note,
+    )
 
 
 def _golden_rows(source: Source, rows: Any, device: torch.device, dtype: str | None) -> GoldenRows:
+    """Returns the golden rows beside the model, those that were passed, or new ones made of preferences."""
     if rows is None:
-        found = load_golden_rows(source.name, source.revision)
-        if found is not None:
-            return found
-        raise ConfigError(
-            f"{source.name!r} has no golden rows: it was not trained by Plaudit, or with golden_rows=0",
-            fix="Make them of any preferences: `plaudit verify MODEL --rows FILE --save` computes their rewards with "
-            "plain transformers, and keeps them beside the model.",
-        )
+        golden = load_golden_rows(source.name, source.revision)
+        if golden is None:
+            raise ConfigError(
+                f"{source.name!r} has no golden rows: it was not trained by Plaudit, or with golden_rows=0",
+                fix="Make them of any preferences: `plaudit verify MODEL --rows FILE --save` computes their rewards "
+                "with plain transformers, and keeps them beside the model.",
+            )
+        return golden
     if isinstance(rows, GoldenRows):
         return rows
     if isinstance(rows, str | Path):
-        if _holds_golden_rows(Path(rows)):
-            return read_golden_rows(rows)
+        path = Path(rows)
+        if path.suffix == ".json" and path.is_file():
+            with path.open("rb") as file:
+                if FORMAT.encode() in file.read(200):
+                    return read_golden_rows(rows)
         dataset: Any = load_preference_dataset(rows)
     else:
-        from datasets import Dataset, IterableDataset
-
         dataset = rows if isinstance(rows, Dataset | IterableDataset) else Dataset.from_list(list(rows))
-    return make_golden_rows(source, dataset, device=device, dtype=dtype or "float32")
+    return _make_golden_rows(source, dataset, device, dtype or "float32")
 
 
-def _holds_golden_rows(path: Path) -> bool:
-    if path.suffix != ".json" or not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return FORMAT.encode() in file.read(200)
-
-
-def make_golden_rows(source: Source, dataset: Any, *, device: torch.device, dtype: str) -> GoldenRows:
-    """Golden rows of a model that has none: rewards of plain transformers, one response at a time.
-
-    Args:
-        source: Where the model comes from.
-        dataset: Raw preferences.
-        device: Where it is computed.
-        dtype: What the weights are stored in.
-
-    Raises:
-        ConfigError: No row can be read, or there is no such model.
-    """
+def _make_golden_rows(source: Source, dataset: Any, device: torch.device, dtype: str) -> GoldenRows:
+    """Makes golden rows for a model that has none, with the rewards of plain transformers."""
     tokenizer = load_tokenizer_of(source)
     model = load_reward_model(source, device=device, dtype=dtype)
     base_model = base_model_of(model)
@@ -344,7 +269,7 @@ def make_golden_rows(source: Source, dataset: Any, *, device: torch.device, dtyp
     if not rows:
         raise ConfigError(
             "no row can be a golden row: none can be read as a preference, or all are too long",
-            fix="Give rows in one of the data formats, with few enough tokens for the model.",
+            fix="Pass rows in one of the data formats, with few enough tokens for the model.",
         )
     golden = GoldenRows(
         rows,
