@@ -25,7 +25,7 @@ def test_prints_a_table_a_verdict_and_the_folder(tiny_demo, tmp_path, capsys):
     printed = capsys.readouterr()
     assert "8 pairs on topics that were not trained on" in printed.out
     assert printed.out.count("% to ") == 2
-    assert run.QUESTION in printed.out
+    assert run.PROMPT in printed.out
     assert printed.out.count("◀ preferred") == 1
     assert str(tmp_path / "demo") in printed.out
     assert "Traceback" not in printed.err
@@ -43,7 +43,7 @@ def test_several_seeds_have_a_folder_each_and_a_mean(tiny_demo, tmp_path, capsys
 def test_numbers_are_those_of_the_saved_model(tiny_demo, tmp_path):
     lines = []
     result = run.run_demo(tmp_path / "demo", seed=3, say=lines.append)
-    assert result.rewards == pytest.approx(run.score_answers(tmp_path / "demo"))
+    assert result.rewards == pytest.approx(run.score_responses(tmp_path / "demo"))
     assert result.rewards[0] != result.rewards[1]
     assert (result.rows, result.after.rows) == (16, 8)
     low, high = result.after.interval
@@ -62,4 +62,4 @@ def test_the_question_is_held_out():
     for row in load_preferences():
         text = json.dumps(row).lower()
         assert "candle wax" not in text
-        assert run.QUESTION.lower() not in text
+        assert run.PROMPT.lower() not in text

