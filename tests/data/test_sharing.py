@@ -39,7 +39,7 @@ def test_every_response_is_there_and_common_prefixes_are_there_once(examples):
     wanted = {(g, n): list(ids) for g, one in enumerate(examples) for n, ids in enumerate(one.response_ids)}
     assert {place: texts[leaves.index(leaf)] for place, leaf in row.leaves.items()} == wanted
     assert [
-        [row.input_ids[tree.place(leaf, t)] for t in range(len(wanted[place]))] for place, leaf in row.leaves.items()
+        [row.input_ids[tree.index_of(leaf, t)] for t in range(len(wanted[place]))] for place, leaf in row.leaves.items()
     ] == list(wanted.values())
     # Each node counts the responses that run through it; no response is there twice; each node follows its parent.
     for node, (length, parent, copies) in enumerate(tree.nodes):

@@ -9,12 +9,12 @@ key                      shape     meaning
                                    asks a batch for its size reads the number of examples.
 ``margin``               (P,)      margin of each comparison, only if the data has one; NaN where the
                                    row has none
-``preference_prob``             (P,)      probability that ``better`` is better, only if the data or ties need
+``preference_prob``      (P,)      probability that ``better`` is better, only if the data or ties need
                                    it; exactly 0.5 is a tie
 ``weight``               (G,)      how much each example counts, only if the data has it
-``content``              (G,)      with `content` only: a number made from what each example says, see `content_of`
-``input_ids``            see below
-``attention_mask``       see below
+``content``              (G,)      with `content` only: a hash of each example, see `content_of`
+``input_ids``                      see below
+``attention_mask``                 see below
 ``reward_positions``     (N,)      where each reward is read, in the flattened ``input_ids``
 ``response_lengths``     (N,)      tokens of each response, prompt included
 ``response_tokens``      (N,)      tokens of each response that the others of its example do not share; of a single
@@ -25,7 +25,7 @@ key                      shape     meaning
 ``better``, ``worse``    (P,)      indices of the two responses of each comparison
 ``listed``               --        True where rows have any number of responses, and absent for pairs
 ``comparison_share``     (P,)      1 / number of comparisons of the example, where it is not 1
-``text_positions``       (S,)      with `text` only: places in the flattened ``input_ids`` that predict the
+``text_positions``       (S,)      with `text` only: indices in the flattened ``input_ids`` that predict the
                                    tokens of the best response of each example
 ``text_targets``         (S,)      the tokens predicted there
 ``text_example``         (S,)      the example that each belongs to
@@ -35,8 +35,8 @@ key                      shape     meaning
 
 ``shared_prefix``: one row without padding, each prompt once: ``input_ids`` and ``position_ids`` (1, T) laid out
 ``[P R1 R2 | P R1 R2 R3 | ...]``, and what prompts have in common once before them; ``attention_mask`` (1, 1, 1, 1), a
-placeholder that tells model code to build no mask of its own; ``nodes``, what the row is made of as in
-:class:`plaudit.prefix_tree.PrefixTree`, as plain numbers, so that nobody has to read them back from a GPU.
+placeholder; ``nodes``, the nodes of the row's :class:`plaudit.prefix_tree.PrefixTree` as plain numbers, so that nobody
+has to read them back from a GPU.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -77,7 +77,7 @@ class DataCollatorForPreference:
     return_tensors: str = "pt"
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> Batch:
-        """Collate rows with ``chosen_ids``, ``rejected_ids`` and maybe ``margin``."""
+        """Collates rows with ``chosen_ids``, ``rejected_ids`` and maybe ``margin``."""
         if self.return_tensors != "pt":
             raise ValueError(f'return_tensors must be "pt", got {self.return_tensors!r}')
         rows = [example["chosen_ids"] for example in examples] + [example["rejected_ids"] for example in examples]
@@ -90,51 +90,27 @@ class DataCollatorForPreference:
 
 @dataclass
 class PaddedCollator:
-    """Lays examples out as a padded rectangle, with the bookkeeping that both layouts share.
-
-    Args:
-        pad_token_id: Token id to pad with.
-        pad_to_multiple_of: Pad the width to a multiple of this.
-        ties: Whether responses of equal scores are compared, as ties.
-        text: Whether to say which positions predict the tokens of the best response.
-        content: Whether to add a number made from what each example says.
-    """
+    """Lays examples out as a padded rectangle."""
 
     pad_token_id: int
     pad_to_multiple_of: int | None = None
-    ties: bool = False
-    text: bool = False
-    content: bool = False
+    ties: bool = False  # compare responses of equal scores, as ties
+    text: bool = False  # add which positions predict the tokens of the best response
+    content: bool = False  # add `content_of` each example
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
-        """Collate prepared rows."""
+        """Collates prepared rows."""
         examples = [tokenized_example(row) for row in rows]
         # Rank by rank, so that the preferred responses of pairs come first: the rectangle of the reference.
-        order = sorted(
-            ((g, n) for g, example in enumerate(examples) for n in range(len(example.response_ids))),
-            key=lambda place: (place[1], place[0]),
-        )
+        order = sorted(_responses(examples), key=lambda response: (response[1], response[0]))
         input_ids, attention_mask = pad_right(
             [examples[g].response_ids[n] for g, n in order], self.pad_token_id, self.pad_to_multiple_of
         )
         width = input_ids.shape[1]
-        row_of = {place: row for row, place in enumerate(order)}
-
-        def position(g: int, n: int, t: int) -> int:
-            return row_of[g, n] * width + t
-
-        batch = {
-            **_of_rows(rows),
-            "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            **_bookkeeping(examples, order, position),
-            **_labels(examples, order, ties=self.ties),
-        }
-        if self.text:
-            batch |= _text(examples, position)
-        if self.content:
-            batch |= _content(examples)
-        return batch
+        row_of = {response: row for row, response in enumerate(order)}
+        batch = {**_weights(rows), "input_ids": input_ids, "attention_mask": attention_mask}
+        batch |= _bookkeeping(examples, order, lambda g, n, t: row_of[g, n] * width + t, ties=self.ties, text=self.text)
+        return batch | _content(examples) if self.content else batch
 
 
 @dataclass
@@ -144,58 +120,47 @@ class SharedPrefixCollator:
     The prompt is found as the longest common prefix of the token ids, so implicit prompts are shared too; examples
     share what their prompts have in common, if only a system prompt, and equal responses are computed once. Every
     response keeps at least one token of its own, at which its reward is read.
-
-    Args:
-        ties: Whether responses of equal scores are compared, as ties.
-        text: Whether to say which positions predict the tokens of the best response.
-        content: Whether to add a number made from what each example says.
     """
 
-    ties: bool = False
-    text: bool = False
-    content: bool = False
+    ties: bool = False  # compare responses of equal scores, as ties
+    text: bool = False  # add which positions predict the tokens of the best response
+    content: bool = False  # add `content_of` each example
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
-        """Collate prepared rows."""
-        return {**_of_rows(rows), **self.lay_out([tokenized_example(row) for row in rows])}
+        """Collates prepared rows."""
+        return {**_weights(rows), **self.lay_out([tokenized_example(row) for row in rows])}
 
     def lay_out(self, examples: Sequence[EncodedExample]) -> Batch:
-        """The batch of some examples, without their weights."""
+        """Returns the batch of examples, without their weights."""
         row = share_prefixes(examples)
         tree = row.tree
         position_ids = [
-            depth + t for (length, *_), depth in zip(tree.nodes, tree.depths, strict=True) for t in range(length)
+            position
+            for length, depth in zip(tree.lengths, tree.depths, strict=True)
+            for position in range(depth, depth + length)
         ]
-
-        def position(g: int, n: int, t: int) -> int:
-            return tree.place(row.leaves[g, n], t)
-
-        order = [(g, n) for g, example in enumerate(examples) for n in range(len(example.response_ids))]
-        batch = {
+        batch: Batch = {
             "input_ids": torch.tensor([row.input_ids]),
             "position_ids": torch.tensor([position_ids]),
+            # Restarting positions without a mask make transformers build a T x T mask, and synchronise with the host.
+            # A 4-D mask of this shape is passed on untouched and nothing is built.
             "attention_mask": torch.ones(1, 1, 1, 1),
             "nodes": tree.nodes,
-            **_bookkeeping(examples, order, position),
-            **_labels(examples, order, ties=self.ties),
         }
-        if self.text:
-            batch |= _text(examples, position)
-        if self.content:
-            batch |= _content(examples)
-        return batch
+
+        def index_of(g: int, n: int, t: int) -> int:
+            return tree.index_of(row.leaves[g, n], t)
+
+        batch |= _bookkeeping(examples, _responses(examples), index_of, ties=self.ties, text=self.text)
+        return batch | _content(examples) if self.content else batch
 
 
 def shortest_examples(batch: Batch, count: int = 2) -> Batch:
-    """The shortest examples of a shared-prefix batch as a batch of their own, on the same device.
-
-    Args:
-        batch: A shared-prefix batch.
-        count: How many examples to take; those with a shared prompt come first.
-    """
+    """Returns the shortest examples of a shared-prefix batch as a batch; those with a shared prompt come first."""
     tree = PrefixTree(batch["nodes"])
     ids = [node.tolist() for node in batch["input_ids"][0].split(tree.lengths)]
-    prompts: dict[int, list[list[int]]] = {}  # the responses that branch off from one node; those without a prompt
+    # The responses that branch off from one node; those without a prompt have keys below 0.
+    prompts: dict[int, list[list[int]]] = {}
     for path in tree.paths:
         key = path[-2] if len(path) > 1 else -1 - path[-1]
         prompts.setdefault(key, []).append([token for node in path for token in ids[node]])
@@ -208,19 +173,16 @@ def shortest_examples(batch: Batch, count: int = 2) -> Batch:
 
 @dataclass
 class ForeignCollator:
-    """Adds the shared bookkeeping to a user's own collator that yields a padded pair batch.
+    """Adds the bookkeeping to the batch of a user's own collator.
 
-    Args:
-        collator: Returns ``input_ids`` and ``attention_mask`` (2G, T), preferred rows first, and maybe ``margin``.
-        content: Whether to add a number made from what each example says.
+    That one returns ``input_ids`` and ``attention_mask`` (2G, T), preferred rows first, and maybe ``margin``.
     """
 
     collator: Any
-    content: bool = False
+    content: bool = False  # add `content_of` each example
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
-        """Collate prepared rows."""
-        weight = _of_rows(rows)["example_weight"]
+        """Collates prepared rows."""
         batch = self.collator([{key: value for key, value in row.items() if key != "example_weight"} for row in rows])
         if self.content:
             batch = {**batch, **_content([tokenized_example(row) for row in rows])}
@@ -231,16 +193,15 @@ class ForeignCollator:
         if count % 2:
             raise ValueError(f"a preference batch has an even number of rows, preferred first; got {count}")
         pairs = torch.arange(count // 2)
-        said = [tokenized_example(row).label for row in rows]
-        if any(judged.preference_prob not in (None, 1.0) for judged in said):
-            preference_prob = [1.0 if judged.preference_prob is None else judged.preference_prob for judged in said]
-            batch = {"preference_prob": torch.tensor(preference_prob), **batch}
-        if any(judged.weight is not None for judged in said):
-            batch = {"weight": torch.tensor([1.0 if one.weight is None else one.weight for one in said]), **batch}
+        labels = [tokenized_example(row).label for row in rows]
+        if any(label.preference_prob not in (None, 1.0) for label in labels):
+            batch = {"preference_prob": _with_default([label.preference_prob for label in labels]), **batch}
+        if any(label.weight is not None for label in labels):
+            batch = {"weight": _with_default([label.weight for label in labels]), **batch}
         # The last attended token, wherever the padding is.
         last = width - 1 - attention_mask.flip(-1).argmax(-1)
         return {
-            "example_weight": weight,
+            "example_weight": _weights(rows)["example_weight"],
             **batch,
             "reward_positions": torch.arange(count) * width + last,
             "response_lengths": attention_mask.sum(-1),
@@ -253,46 +214,33 @@ class ForeignCollator:
 
 
 def tokenized_example(row: Mapping[str, Any]) -> EncodedExample:
-    """Read a prepared row: ``chosen_ids`` and ``rejected_ids``, or ``response_ids`` and ``scores``."""
+    """Reads a prepared row: ``chosen_ids`` and ``rejected_ids``, or ``response_ids`` and ``scores``."""
     if "response_ids" in row:
-        ids, scores = tuple(row["response_ids"]), tuple(row["scores"])
+        ids, ratings = tuple(row["response_ids"]), tuple(row["scores"])
     else:
-        ids, scores = (row["chosen_ids"], row["rejected_ids"]), (1.0, 0.0)
-    said = {name: float(row[name]) for name in ("margin", "preference_prob", "weight") if row.get(name) is not None}
-    return EncodedExample(ids, Label(scores, **said))
+        ids, ratings = (row["chosen_ids"], row["rejected_ids"]), (1.0, 0.0)
+    optional = {name: float(row[name]) for name in ("margin", "preference_prob", "weight") if row.get(name) is not None}
+    return EncodedExample(ids, Label(ratings, **optional))
 
 
 def content_of(example: EncodedExample) -> int:
-    """A number made from the token ids of an example and from what is said about them: the same wherever it is met.
+    """Returns a hash, as a signed number of 64 bits, of an example's token ids and label.
 
-    Args:
-        example: The example.
-
-    Returns:
-        A hash of 64 bits, as a signed number.
-
-    >>> one, other = EncodedExample(([1, 2], [3])), EncodedExample(([3], [1, 2]))
-    >>> content_of(one) == content_of(one), content_of(one) == content_of(other)
+    >>> pair, swapped = EncodedExample(([1, 2], [3])), EncodedExample(([3], [1, 2]))
+    >>> content_of(pair) == content_of(pair), content_of(pair) == content_of(swapped)
     (True, False)
     """
-    judged = example.label
-    said = [*judged.ratings, math.nan if judged.preference_prob is None else judged.preference_prob]
-    digest = hashlib.blake2b(struct.pack(f"<{len(said)}d", *said), digest_size=8)
+    label = example.label
+    values = [*label.ratings, math.nan if label.preference_prob is None else label.preference_prob]
+    digest = hashlib.blake2b(struct.pack(f"<{len(values)}d", *values), digest_size=8)
     for ids in example.response_ids:
         digest.update(struct.pack("<q", len(ids)))
         digest.update(np.asarray(ids, dtype="<i8").tobytes())
     return int.from_bytes(digest.digest(), "little", signed=True)
 
 
-def _content(examples: Sequence[EncodedExample]) -> Batch:
-    return {"content": torch.tensor([content_of(example) for example in examples])}
-
-
 def own_start(example: EncodedExample) -> int:
-    """Where the own tokens of an example's responses start: a single response cannot be told from its prompt.
-
-    Args:
-        example: The example.
+    """Returns the index at which the own tokens of an example's responses start; 0 for a single response.
 
     >>> own_start(EncodedExample(([1, 2, 3], [1, 4]))), own_start(EncodedExample(([1, 2, 3],)))
     (1, 0)
@@ -303,7 +251,11 @@ def own_start(example: EncodedExample) -> int:
 def pad_right(
     rows: Sequence[Sequence[int]], pad_token_id: int, pad_to_multiple_of: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pad token ids on the right; returns ``input_ids`` and ``attention_mask``, both (rows, T)."""
+    """Returns ``input_ids`` and ``attention_mask`` (N, T) of rows of token ids.
+
+    >>> pad_right([[1, 2], [3]], 9, pad_to_multiple_of=4)[0].tolist()
+    [[1, 2, 9, 9], [3, 9, 9, 9]]
+    """
     width = max(len(row) for row in rows)
     if pad_to_multiple_of is not None:
         width = -(-width // pad_to_multiple_of) * pad_to_multiple_of
@@ -315,72 +267,93 @@ def pad_right(
     return input_ids, attention_mask
 
 
-def _of_rows(rows: Sequence[Mapping[str, Any]]) -> Batch:
+def _responses(examples: Sequence[EncodedExample]) -> list[tuple[int, int]]:
+    return [(g, n) for g, example in enumerate(examples) for n in range(len(example.response_ids))]
+
+
+def _weights(rows: Sequence[Mapping[str, Any]]) -> Batch:
     weight = torch.tensor([float(row.get("example_weight", 1.0)) for row in rows])
     return {"example_weight": weight, "listed": True} if "response_ids" in rows[0] else {"example_weight": weight}
 
 
-Position: TypeAlias = Callable[[int, int, int], int]
-"""Where token t of response n of example g lies in the flattened ``input_ids``."""
+def _content(examples: Sequence[EncodedExample]) -> Batch:
+    return {"content": torch.tensor([content_of(example) for example in examples])}
 
 
-def _bookkeeping(examples: Sequence[EncodedExample], order: Sequence[tuple[int, int]], position: Position) -> Batch:
+def _with_default(values: Sequence[float | None]) -> torch.Tensor:
+    return torch.tensor([1.0 if value is None else value for value in values])
+
+
+def _bookkeeping(
+    examples: Sequence[EncodedExample],
+    order: Sequence[tuple[int, int]],
+    index_of: Callable[[int, int, int], int],
+    *,
+    ties: bool,
+    text: bool,
+) -> Batch:
+    """Returns the keys that both layouts share.
+
+    `order` names each response as (example, response); `index_of` returns the index of token t of response n of
+    example g in the flattened ``input_ids``.
+    """
     starts = [own_start(example) for example in examples]
     lengths = [len(examples[g].response_ids[n]) for g, n in order]
-    return {
+    batch: Batch = {
         "reward_positions": torch.tensor(
-            [position(g, n, length - 1) for (g, n), length in zip(order, lengths, strict=True)]
+            [index_of(g, n, length - 1) for (g, n), length in zip(order, lengths, strict=True)]
         ),
         "response_lengths": torch.tensor(lengths),
         "response_tokens": torch.tensor([length - starts[g] for (g, _), length in zip(order, lengths, strict=True)]),
         "example_of_response": torch.tensor([g for g, _ in order]),
+        **_labels(examples, order, ties=ties),
     }
+    if text:
+        batch |= _text(examples, starts, index_of)
+    return batch
 
 
 def _labels(examples: Sequence[EncodedExample], order: Sequence[tuple[int, int]], *, ties: bool) -> Batch:
-    """What is compared with what, and what else is said about it."""
-    index_of = {place: index for index, place in enumerate(order)}
+    """Returns which responses are compared, and what the labels say about it."""
+    number_of = {response: number for number, response in enumerate(order)}
     better, worse, margin, preference_prob, share = [], [], [], [], []
     for g, example in enumerate(examples):
-        judged = example.label
-        decided = comparisons_of(judged.ratings)
-        tied = ties_of(judged.ratings) if ties else []
+        label = example.label
+        decided = comparisons_of(label.ratings)
+        tied = ties_of(label.ratings) if ties else []
         pairs = decided + tied
-        better += [index_of[g, one] for one, _ in pairs]
-        worse += [index_of[g, other] for _, other in pairs]
+        better += [number_of[g, n] for n, _ in pairs]
+        worse += [number_of[g, n] for _, n in pairs]
         share += [1 / max(len(pairs), 1)] * len(pairs)
-        margin += [math.nan if judged.margin is None else judged.margin] * len(pairs)
-        preference_prob += [1.0 if judged.preference_prob is None else judged.preference_prob] * len(decided) + [
-            0.5
-        ] * len(tied)
+        margin += [math.nan if label.margin is None else label.margin] * len(pairs)
+        preference_prob += [1.0 if label.preference_prob is None else label.preference_prob] * len(decided)
+        preference_prob += [0.5] * len(tied)
     batch: Batch = {
         "scores": torch.tensor([ratings_of(examples[g].label)[n] for g, n in order]),
         "better": torch.tensor(better, dtype=torch.int64),
         "worse": torch.tensor(worse, dtype=torch.int64),
     }
-    if any(one != 1 for one in share):
+    if any(value != 1 for value in share):
         batch["comparison_share"] = torch.tensor(share)
-    if not all(math.isnan(one) for one in margin):
+    if not all(math.isnan(value) for value in margin):
         batch["margin"] = torch.tensor(margin)
-    if any(one != 1 for one in preference_prob):
+    if any(value != 1 for value in preference_prob):
         batch["preference_prob"] = torch.tensor(preference_prob)
-    weights = [example.label.weight for example in examples]
-    if any(weight is not None for weight in weights):
-        batch["weight"] = torch.tensor([1.0 if weight is None else weight for weight in weights])
+    if any(example.label.weight is not None for example in examples):
+        batch["weight"] = _with_default([example.label.weight for example in examples])
     return batch
 
 
-def _text(examples: Sequence[EncodedExample], position: Position) -> Batch:
-    """Which positions predict the own tokens of each example's best response."""
+def _text(examples: Sequence[EncodedExample], starts: Sequence[int], index_of: Callable[[int, int, int], int]) -> Batch:
+    """Returns which positions predict the own tokens of each example's best response."""
     positions: list[int] = []
     targets: list[int] = []
     owners: list[int] = []
     for g, example in enumerate(examples):
         best = max(range(len(example.response_ids)), key=ratings_of(example.label).__getitem__)
         ids = example.response_ids[best]
-        # Without a prompt nothing predicts the first token.
-        first = max(1, own_start(example))
-        positions += [position(g, best, t - 1) for t in range(first, len(ids))]
+        first = max(1, starts[g])  # nothing predicts the first token of a row without a prompt
+        positions += [index_of(g, best, t - 1) for t in range(first, len(ids))]
         targets += ids[first:]
         owners += [g] * (len(ids) - first)
     return {

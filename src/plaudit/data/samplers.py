@@ -1,8 +1,7 @@
-"""Micro-batches of about equal work: as many rows as fit under a number of tokens, the same number on every process.
+"""Micro-batches: a fixed number of rows, or as many as fit under a number of tokens.
 
-Which rows go together is decided once, by the seed; which of these batches come when, each epoch anew. So every epoch
-has the same number of steps, on all processes alike, and a run resumes where it stopped. A step takes one batch a
-process; batches of similar size go into the same step, so that nobody waits long.
+Every process gets the same number of micro-batches; where rows run out, fillers of weight 0 even them out. (The
+Trainer's own sampler would refill the last batch with early rows, which then count twice in evaluation.)
 """
 
 from __future__ import annotations
@@ -16,18 +15,15 @@ from torch.utils.data import Dataset, Sampler
 
 Place = tuple[int, float]
 """Index of a row, and its weight: 1, or 0 for a filler."""
+Order = Callable[[int], Sequence[int]]
+"""Returns the order of the rows in an epoch."""
+_STRETCH = 1000  # rows among which those of similar width are put together
 
 
 class ExampleBatchSampler(Sampler[list[Place]]):
-    """Yields the micro-batches of one process as lists of row indices with weights.
+    """Yields the micro-batches of one process, `batch_size` rows each, as lists of row indices with weights.
 
-    Args:
-        num_rows: Rows of the data set.
-        batch_size: Rows of a micro-batch.
-        process_index: Which process this is.
-        num_processes: How many there are.
-        order: From the epoch, the order of the rows; by default that of the data set.
-        drop_last: Leave out what does not fill a batch on every process.
+    `drop_last` drops the rows that do not fill a batch on every process.
 
     >>> list(ExampleBatchSampler(3, 1, process_index=1, num_processes=2))
     [[(1, 1.0)], [(2, 0.0)]]
@@ -40,7 +36,7 @@ class ExampleBatchSampler(Sampler[list[Place]]):
         *,
         process_index: int = 0,
         num_processes: int = 1,
-        order: Callable[[int], Sequence[int]] | None = None,
+        order: Order | None = None,
         drop_last: bool = False,
     ) -> None:
         self.num_rows, self.batch_size = num_rows, batch_size
@@ -50,29 +46,27 @@ class ExampleBatchSampler(Sampler[list[Place]]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Name the epoch that the next iteration is."""
+        """Sets the epoch of the next iteration."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        together = self.batch_size * self.num_processes
-        return self.num_rows // together if self.drop_last else -(-self.num_rows // together)
+        step = self.batch_size * self.num_processes
+        return self.num_rows // step if self.drop_last else -(-self.num_rows // step)
 
     def __iter__(self) -> Iterator[list[Place]]:
         rows = list(self.order(self.epoch))
-        together = self.batch_size * self.num_processes
-        for start in range(0, len(self) * together, together):
-            block = rows[start : start + together]
+        step = self.batch_size * self.num_processes
+        for start in range(0, len(self) * step, step):
+            block = rows[start : start + step]
             share = -(-len(block) // self.num_processes)  # the last block may be short: smaller shares, all alike
             mine = block[self.process_index * share : (self.process_index + 1) * share]
             yield [(row, 1.0) for row in mine] + [(block[-1], 0.0)] * (share - len(mine))
 
 
 class WeightedRows(Dataset[dict[str, Any]]):
-    """A prepared data set read at the places that a sampler yields, with each row's weight added.
+    """A prepared `datasets.Dataset`, read at the rows that a sampler yields, with each row's weight added.
 
-    Args:
-        rows: A `datasets.Dataset`.
-        sampler: Told the epoch; loaders that skip batches on a resume replace their sampler, but keep their data set.
+    Loaders that skip batches on a resume replace their sampler but keep their data set, which passes the epoch on.
     """
 
     def __init__(self, rows: Any, sampler: Any) -> None:
@@ -92,12 +86,12 @@ class WeightedRows(Dataset[dict[str, Any]]):
         ]
 
     def set_epoch(self, epoch: int) -> None:
-        """Pass the epoch on to the sampler."""
+        """Sets the epoch of the sampler."""
         self.sampler.set_epoch(epoch)
 
 
-def shuffled(num_rows: int, seed: int) -> Callable[[int], Sequence[int]]:
-    """An order for `ExampleBatchSampler` that is drawn afresh each epoch."""
+def shuffled(num_rows: int, seed: int) -> Order:
+    """Returns a random order that is drawn afresh each epoch."""
 
     def order(epoch: int) -> Sequence[int]:
         generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
@@ -106,12 +100,8 @@ def shuffled(num_rows: int, seed: int) -> Callable[[int], Sequence[int]]:
     return order
 
 
-def grouped_by_prompt(prompts: Sequence[int], seed: int) -> Callable[[int], Sequence[int]]:
-    """An order in which rows of one prompt follow each other; prompts come in an order drawn afresh each epoch.
-
-    Args:
-        prompts: For each row a number that is equal for equal prompts.
-        seed: Draws the order.
+def grouped_by_prompt(prompts: Sequence[int], seed: int) -> Order:
+    """Returns an order in which rows with equal numbers of their prompts follow each other; prompts are shuffled.
 
     >>> order = grouped_by_prompt([7, 8, 7, 9], seed=0)(0)
     >>> abs(order.index(0) - order.index(2)), sorted(order)
@@ -128,21 +118,15 @@ def grouped_by_prompt(prompts: Sequence[int], seed: int) -> Callable[[int], Sequ
     return order
 
 
-def grouped_by_length(lengths: Sequence[int], batch_size: int, seed: int) -> Callable[[int], Sequence[int]]:
-    """An order of random batches of rows of similar length, the longest first so that memory fails early.
-
-    Args:
-        lengths: Length of each row in tokens.
-        batch_size: Rows that go into one step.
-        seed: Draws which batches come when.
-    """
+def grouped_by_length(lengths: Sequence[int], batch_size: int, seed: int) -> Order:
+    """Returns an order of random batches of rows of similar length, the longest first so that memory fails early."""
 
     def order(epoch: int) -> Sequence[int]:
         rows = torch.tensor(shuffled(len(lengths), seed)(epoch))
-        stretch = 50 * batch_size  # sorted stretches, as transformers does: batches stay random enough
         key = torch.tensor(lengths)
-        parts = [part[key[part].argsort(descending=True, stable=True)] for part in rows.split(stretch)]
-        batches = [batch for part in parts for batch in part.split(batch_size)]
+        stretches = rows.split(50 * batch_size)  # sorted each, as transformers does: batches stay random enough
+        stretches = [stretch[key[stretch].argsort(descending=True, stable=True)] for stretch in stretches]
+        batches = [batch for stretch in stretches for batch in stretch.split(batch_size)]
         full = [batch for batch in batches if len(batch) == batch_size]
         short = [batch for batch in batches if len(batch) < batch_size]
         mixed = [full[index] for index in shuffled(len(full), seed + 1)(epoch)]
@@ -154,30 +138,17 @@ def grouped_by_length(lengths: Sequence[int], batch_size: int, seed: int) -> Cal
     return order
 
 
-_STRETCH = 1000  # rows among which those of similar width are put together
-
-
 @dataclass(frozen=True)
 class RowCost:
-    """What rows cost to compute.
+    """What rows cost to compute."""
 
-    Attributes:
-        tokens: Tokens of each row with its prompt computed once, G numbers.
-        widths: Longest response of each row.
-        responses: Number of responses of each row.
-        padded: Whether batches are rectangles.
-    """
-
-    tokens: Sequence[int]
-    widths: Sequence[int]
-    responses: Sequence[int]
-    padded: bool
+    tokens: Sequence[int]  # of each row, with its prompt computed once
+    widths: Sequence[int]  # longest response of each row
+    responses: Sequence[int]  # number of responses of each row
+    padded: bool  # whether batches are rectangles
 
     def of(self, rows: Sequence[int]) -> int:
-        """Tokens of a batch, padding included.
-
-        Args:
-            rows: Indices of its rows.
+        """Returns the tokens of a batch of rows, padding included.
 
         >>> cost = RowCost(tokens=[5, 7], widths=[4, 6], responses=[2, 2], padded=True)
         >>> cost.of([0, 1]), RowCost([5, 7], [4, 6], [2, 2], padded=False).of([0, 1])
@@ -189,15 +160,12 @@ class RowCost:
 
 
 class TokenBatchSampler(Sampler[list[Place]]):
-    """Yields the micro-batches of one process as lists of row indices with weights.
+    """Yields the micro-batches of one process, each under `max_tokens`, as lists of row indices with weights.
 
-    Args:
-        cost: What the rows cost.
-        max_tokens: Most tokens of a batch; a row that has more makes a batch of its own.
-        process_index: Which process this is.
-        num_processes: How many there are.
-        seed: Decides which rows go together, and when; None keeps the order of the rows.
-        order: Order in which rows are put together; by default shuffled by the seed.
+    The seed decides once which rows go together, and in each epoch anew which of these batches come when. So every
+    epoch has the same number of steps, on all processes alike, and a run resumes where it stopped. Batches of similar
+    size go into the same step, so that no process waits long. A row of more tokens makes a batch of its own. A seed of
+    None keeps the order of the rows; `order` is the order in which they are put together, by default shuffled.
 
     >>> cost = RowCost(tokens=[4, 4, 4, 9], widths=[3, 3, 3, 8], responses=[2, 2, 2, 2], padded=False)
     >>> list(TokenBatchSampler(cost, max_tokens=8, seed=None))
@@ -216,16 +184,15 @@ class TokenBatchSampler(Sampler[list[Place]]):
     ) -> None:
         self.process_index, self.seed = process_index, seed
         self.epoch = 0
-        given = order is not None
         if order is None:
             order = range(len(cost.tokens)) if seed is None else shuffled(len(cost.tokens), seed)(0)
-        batches = _fill(
-            cost, _by_width(cost, order) if cost.padded and seed is not None and not given else order, max_tokens
-        )
+            if cost.padded and seed is not None:
+                order = _by_width(cost, order)
+        batches = _fill(cost, order, max_tokens)
         self.steps = _deal(cost, batches, num_processes, in_order=seed is None)
 
     def set_epoch(self, epoch: int) -> None:
-        """Name the epoch that the next iteration is."""
+        """Sets the epoch of the next iteration."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -240,7 +207,7 @@ class TokenBatchSampler(Sampler[list[Place]]):
 
 
 def _by_width(cost: RowCost, order: Sequence[int]) -> list[int]:
-    """Put rows of similar width side by side within stretches; else a rectangle would be padded to the longest."""
+    """Puts rows of similar width side by side: a rectangle is padded to the longest."""
     rows: list[int] = []
     for start in range(0, len(order), _STRETCH):
         rows += sorted(order[start : start + _STRETCH], key=lambda row: cost.widths[row], reverse=True)
@@ -262,7 +229,7 @@ def _fill(cost: RowCost, order: Sequence[int], max_tokens: int) -> list[list[int
 
 
 def _deal(cost: RowCost, batches: list[list[int]], processes: int, *, in_order: bool) -> list[list[list[Place]]]:
-    """One batch a process and step: the largest are cut in two, or fillers added, until the number comes out even."""
+    """Returns one batch per step and process: halves the largest, or adds fillers, until their number is even."""
     while len(batches) % processes:
         largest = max(range(len(batches)), key=lambda index: (len(batches[index]) > 1, cost.of(batches[index])))
         rows = batches[largest]
