@@ -318,7 +318,7 @@ def test_metadata_beside_pairs_changes_nothing(tokenizer, make_trainer):
 @pytest.mark.parametrize(
     ("changes", "field", "says"),
     [
-        ({"scores": [1.0]}, "scores", "holds 1 for 3 responses"),
+        ({"scores": [1.0]}, "scores", "1 numbers for 3 responses"),
         ({"scores": [1.0, float("nan"), 0.0]}, "scores[1]", "nan"),
         ({"scores": None}, "scores", "null"),
         ({"responses": []}, "responses", "empty"),
