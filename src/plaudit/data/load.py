@@ -150,18 +150,22 @@ def open_data(
     data_dir: str | None = None,
     data_files: DataFiles | None = None,
     columns: list[str] | dict[str, str] | None = None,
+    check: bool = True,
+    any_split: bool = False,
     peek: int = 1,
     keep_readable: bool = False,
 ) -> DataSource:
-    """Opens preference data of any kind, and checks that it has the columns that preferences are read from.
+    """Opens data of any kind, and checks that it has the columns that preferences are read from.
 
-    Training, mixtures and ``plaudit check`` open their data here.
+    Training, mixtures, evaluation and ``plaudit check`` open their data here.
 
     Args:
         source: A data set, a list of mappings, or a name as for :func:`load_preference_dataset`.
         name: Its name in messages; by default the path.
         config: As for :func:`load_preference_dataset`, like `split`, `streaming`, `data_dir` and `data_files`.
         columns: The columns to take (default: all), as a list, or as a mapping from their names to new ones.
+        check: Whether the columns of preferences must be there.
+        any_split: Read a single file whatever split it is, and a folder even if no file is named after `split`.
         peek: Rows at the start of a stream that show its columns if it declares none.
         keep_readable: Open a file that breaks off as a stream of the rows before the break.
 
@@ -177,6 +181,8 @@ def open_data(
     rows: Any = source
     if isinstance(source, str | os.PathLike):
         name = os.fspath(source) if name is None else name
+        if any_split:
+            split, data_files = _split_or_all(Path(source).expanduser(), split)
         inside: dict[str, Any] = {"data_dir": data_dir, "data_files": data_files}
         try:
             rows = load_preference_dataset(source, config=config, split=split, streaming=streaming, **inside)
@@ -199,8 +205,20 @@ def open_data(
         raise DataError("has no rows", dataset=name, fix="Pass a data set with at least one row.")
     renames = legacy_columns(names)
     names = tuple(renames.get(column, column) for column in names)
-    check_columns(names, name)
+    if check:
+        check_columns(names, name)
     return DataSource(rows, name, names, bool(declared), renames, length, broken)
+
+
+def _split_or_all(path: Path, split: str) -> tuple[str, list[str] | None]:
+    """Returns the split and files to load where a split may have no file of its own."""
+    if path.is_file():
+        return "train", None
+    if path.is_dir() and not (path / "dataset_dict.json").is_file():
+        # Downloaded from the Hub, a folder may hold splits of any name, which are not to be read together.
+        files = sorted(str(file.relative_to(path)) for file in path.rglob(f"{split}[-.]*") if file.is_file())
+        return "train", files or None
+    return split, None
 
 
 def _columns_of_list(rows: Any) -> tuple[str, ...]:
@@ -553,19 +571,20 @@ def _load_parquet(paths: Sequence[Path], streaming: bool) -> Dataset | IterableD
 
 def _read_files(paths: Sequence[str]) -> Iterator[dict[str, Any]]:
     for path in map(Path, paths):
-        with file_errors(path):
-            for row in csv_rows(path) if kind_of_file(path) == "csv" else json_rows(path):
-                for name in _TEXT_OF_JSON:
-                    if isinstance(row.get(name), list | dict):
-                        row[name] = json.dumps(row[name], ensure_ascii=False)
-                yield row
+        for row in csv_rows(path) if kind_of_file(path) == "csv" else json_rows(path):
+            for name in _TEXT_OF_JSON:
+                if isinstance(row.get(name), list | dict):
+                    row[name] = json.dumps(row[name], ensure_ascii=False)
+            yield row
 
 
 @contextlib.contextmanager
-def file_errors(path: Path) -> Iterator[None]:
-    """Turns errors of the operating system and of gzip into `DataError`."""
+def _opened(path: Path, mode: str, **settings: Any) -> Iterator[Any]:
+    """Opens a file, also ``.gz``, and turns errors of the operating system and of gzip into `DataError`."""
+    opener: Any = gzip.open if path.suffix.lower() == ".gz" else open
     try:
-        yield
+        with opener(path, mode, **settings) as file:
+            yield file
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         _refuse(str(path), f"cannot be decompressed: {error}", "Write or download the file again.")
     except OSError as error:
@@ -574,22 +593,19 @@ def file_errors(path: Path) -> Iterator[None]:
 
 def json_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Reads the rows of a JSON or JSON lines file, also ``.gz``, as they are written."""
-    opener: Any = gzip.open if path.suffix.lower() == ".gz" else open
-    fix = "Write each row as an object with the columns as keys."
-    with opener(path, "rb") as file:
+    with _opened(path, "rb") as file:
         start = file.peek(1024).removeprefix(b"\xef\xbb\xbf").lstrip()
         if start.startswith(b"["):
-            for index, row in enumerate(_parse_json(path, file.read(), 1)):
-                if not isinstance(row, dict):
-                    _refuse(str(path), f"item {index} is a {type(row).__name__}, not an object", fix)
-                yield row
-            return
-        for number, raw in enumerate(file, start=1):
-            if raw.strip():
-                row = _parse_json(path, raw.rstrip(), number)
-                if not isinstance(row, dict):
-                    _refuse(str(path), f"holds a {type(row).__name__}, not an object", fix, number)
-                yield row
+            numbered: Iterable[tuple[int | None, Any]] = ((None, row) for row in _parse_json(path, file.read(), 1))
+        else:
+            lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+            numbered = ((number, _parse_json(path, line.rstrip(), number)) for number, line in lines)
+        for index, (number, row) in enumerate(numbered):
+            if not isinstance(row, dict):
+                fix = "Write each row as an object with the columns as keys."
+                item = f"item {index} is" if number is None else "holds"
+                _refuse(str(path), f"{item} a {type(row).__name__}, not an object", fix, number)
+            yield row
 
 
 def _parse_json(path: Path, raw: bytes, first_line: int) -> Any:
@@ -604,26 +620,13 @@ def _parse_json(path: Path, raw: bytes, first_line: int) -> Any:
         _refuse(str(path), f"is not UTF-8: {error.reason}", "Save the file as UTF-8.", line)
 
 
-def csv_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Reads the rows of a CSV or TSV file, also ``.gz``; JSON and numbers are parsed where the column is known."""
+def csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Reads the cells of a CSV or TSV file, also ``.gz``, with the numbers of their lines; the header comes first."""
     delimiter = "\t" if ".tsv" in (suffix.lower() for suffix in path.suffixes) else ","
-    opener = gzip.open if path.suffix.lower() == ".gz" else open
-    with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+    with _opened(path, "rt", encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
         try:
-            header = next(reader, [])
-            message_columns: set[str] | None = None
-            for cells in reader:
-                if not cells:
-                    continue
-                if len(cells) != len(header):
-                    problem = f"has {len(cells)} cells, but the header names {len(header)} columns"
-                    fix = "Quote cells that hold commas or line breaks."
-                    _refuse(str(path), problem, fix, reader.line_num)
-                row = dict(zip(header, cells, strict=True))
-                if message_columns is None:  # the first row decides which columns hold lists of messages
-                    message_columns = {name for name in _MESSAGE_COLUMNS if _messages_in(row.get(name, ""))}
-                yield _csv_values(row, message_columns, path, reader.line_num)
+            yield from ((reader.line_num, cells) for cells in reader if cells)
         except csv.Error as error:
             fix = "Correct the line; cells beyond 131,072 characters need JSON lines or Parquet."
             _refuse(str(path), f"is not valid CSV: {error}", fix, reader.line_num)
@@ -631,29 +634,44 @@ def csv_rows(path: Path) -> Iterator[dict[str, Any]]:
             _refuse(str(path), f"is not UTF-8: {error.reason}", "Save the file as UTF-8.", reader.line_num + 1)
 
 
+def csv_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Reads the rows of a CSV or TSV file; JSON and numbers are parsed where the column is known."""
+    lines = csv_lines(path)
+    _, header = next(lines, (0, []))
+    message_columns: set[str] | None = None
+    for number, cells in lines:
+        if len(cells) != len(header):
+            problem = f"has {len(cells)} cells, but the header names {len(header)} columns"
+            _refuse(str(path), problem, "Quote cells that hold commas or line breaks.", number)
+        row = dict(zip(header, cells, strict=True))
+        if message_columns is None:  # the first row decides which columns hold lists of messages
+            message_columns = {name for name in _MESSAGE_COLUMNS if _messages_in(row.get(name, ""))}
+        yield _csv_values(row, message_columns, path, number)
+
+
 def _csv_values(cells: Mapping[str, str], message_columns: set[str], path: Path, line: int) -> dict[str, Any]:
-    values: dict[str, Any] = dict(cells)
-    pair = "chosen" in cells
+    values: dict[str, Any] = {}
+    # Beside a pair, columns of other kinds of rows may hold anything.
+    others = () if "chosen" in cells else ("scores", "ranks", "responses", "score", "label")
     for name, cell in cells.items():
+        value: Any = cell
+        expected = ""
         if name in message_columns:
-            values[name], expected = _messages_in(cell), "a JSON list of messages, as in the first row"
+            value, expected = _messages_in(cell), "a JSON list of messages, as in the first row"
         elif name in TOKENIZED_COLUMNS:
-            values[name], expected = _literal(cell), "a list of token ids such as [5, 17]"
-        elif name in ("scores", "ranks", "responses") and not pair:
-            values[name], expected = _literal(cell), "a JSON list"
-            if name == "scores" and "responses" not in cells and values[name] is None:
-                values[name], expected = _number_in(cell), "a number"  # the rating of a single response
-        elif name in ("margin", "weight", "preference_prob") or (name == "score" and not pair):
-            values[name], expected = _number_in(cell), "a number"
-        elif name == "tie" and not cell.strip():
-            values[name] = None  # as in JSON: no tie
-            continue
-        elif name == "tie" or (name == "label" and not pair):
-            values[name], expected = _TRUTHS.get(cell.strip().lower()), "true or false"
-        else:
-            continue
-        if values[name] is None:
+            value, expected = _literal(cell), "a list of token ids such as [5, 17]"
+        elif name in ("margin", "weight", "preference_prob") or (name == "score" and name in others):
+            value, expected = _number_in(cell), "a number"
+        elif name == "tie" or (name == "label" and name in others):
+            value, expected = _TRUTHS.get(cell.strip().lower()), "true or false"
+        elif name in others:
+            value, expected = _literal(cell), "a JSON list"
+            if name == "scores" and "responses" not in cells and value is None:
+                value, expected = _number_in(cell), "a number"  # the rating of a single response
+        # An empty cell of `tie` is null, as in JSON: no tie.
+        if value is None and not (name == "tie" and not cell.strip()):
             _refuse(str(path), f"`{name}` is not {expected}", "Correct or delete the row.", line)
+        values[name] = value
     return values
 
 

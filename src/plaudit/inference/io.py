@@ -13,7 +13,6 @@ import itertools
 import json
 import math
 import os
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -27,7 +26,7 @@ import torch
 from datasets import Dataset, Features, IterableDataset, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from plaudit.data.load import csv_rows, json_rows, kind_of_file, load_preference_dataset
+from plaudit.data.load import csv_lines, csv_rows, json_rows, kind_of_file, load_preference_dataset
 from plaudit.errors import ConfigError, DataError
 from plaudit.model.peft import base_model_of
 from plaudit.schema import Shape, quoted
@@ -213,39 +212,29 @@ class _File(RowInput):
 
 class _JsonFile(_File):
     def chunks(self, size: int, wanted: Wanted = lambda index: True) -> Iterator[Chunk]:
-        return _chunks(((row, row) for row in self._rows()), size, wanted)
+        return _chunks(((row, row) for row in json_rows(self.path)), size, wanted)
 
     def column_names(self) -> list[str]:
-        return list(dict.fromkeys(name for row in self._rows() for name in row))
-
-    def _rows(self) -> Iterator[Row]:
-        return _with_file_errors(self.path, json_rows(self.path))
+        return list(dict.fromkeys(name for row in json_rows(self.path) for name in row))
 
 
 class _CsvFile(_File):
     """Cells are written again as they are, and read as the data formats say."""
 
     def chunks(self, size: int, wanted: Wanted = lambda index: True) -> Iterator[Chunk]:
-        rows = _with_file_errors(self.path, csv_rows(self.path))
-        # The reader comes first: its errors name the line.
-        return _chunks(zip(rows, self._cells(), strict=False), size, wanted)
+        # The reader comes first: it names the line where the cells do not fit the header.
+        return _chunks(zip(csv_rows(self.path), self._cells(), strict=False), size, wanted)
 
     def column_names(self) -> list[str]:
-        return next(_with_file_errors(self.path, self._lines()), [])
+        return next(csv_lines(self.path), (0, []))[1]
 
     def _cells(self) -> Iterator[Row]:
-        lines = self._lines()
-        header = next(lines, [])
+        header = self.column_names()
         twice = [name for name in header if header.count(name) > 1]
         if twice:
             raise DataError(f"{self.name}: has two columns {twice[0]!r}", fix="Give each column a name of its own.")
-        for cells in lines:
+        for _, cells in itertools.islice(csv_lines(self.path), 1, None):
             yield dict(zip(header, cells, strict=True))
-
-    def _lines(self) -> Iterator[list[str]]:
-        opener = gzip.open if self.path.suffix.lower() == ".gz" else open
-        with opener(self.path, "rt", encoding="utf-8-sig", newline="") as file:
-            yield from filter(None, csv.reader(file, delimiter=_delimiter(self.path), strict=True))
 
 
 def _delimiter(path: Path) -> str:
@@ -263,15 +252,6 @@ def _chunks(rows: Iterator[tuple[Row, Row]], size: int, wanted: Wanted) -> Itera
         else:
             yield Chunk(index, start, len(pairs))
         start += len(pairs)
-
-
-def _with_file_errors(path: Path, rows: Iterator[Any]) -> Iterator[Any]:
-    try:
-        yield from rows
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be decompressed: {error}", fix="Write or download the file again.") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error}", fix="Check the file and its permissions.") from error
 
 
 class _ParquetFile(_File):
