@@ -1,51 +1,414 @@
-"""From settings to a trainer: the model's arguments, the data, the adapter."""
+"""The settings of ``plaudit train``, from the command line, a YAML file and a preset; and the trainer they describe."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import difflib
 import importlib.util
+import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import torch
+import yaml
 from datasets import Dataset, IterableDataset
 from transformers import BitsAndBytesConfig
 
-from plaudit.cli.arguments import (
-    AdapterArguments,
-    DataArguments,
-    ModelArguments,
-    QuantizationArguments,
-    TrainSettings,
-    read_part,
-)
+from plaudit.cli.arguments import Command, Section, settings_of
 from plaudit.cli.console import say
 from plaudit.data.load import load_preference_dataset, split_by_prompt
-from plaudit.data.mixture import load_mixture, located
+from plaudit.data.mixture import DatasetPart, load_mixture, located
 from plaudit.demo import EMBEDDED_MODEL_NAME, embedded_model_path
-from plaudit.errors import ConfigError, DataError
-from plaudit.training.config import RewardConfig
+from plaudit.errors import ConfigError, DataError, PlauditError
+from plaudit.schema import quoted
+from plaudit.training.config import OBJECTIVE_SETTINGS, RewardConfig
 from plaudit.training.setup import check_writable
 from plaudit.training.trainer import RewardTrainer
 
 DEFAULT_TEST_SPLIT = "test"
 Rows: TypeAlias = Dataset | IterableDataset
 
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "quick": {
+        "use_peft": True,
+        "lora_r": 16,
+        "lora_alpha": 32,
+        "lora_target_modules": ["all-linear"],
+        "learning_rate": 2e-4,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.05,
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 4,
+        "gradient_checkpointing": "auto",
+        "save_total_limit": 1,
+    },
+    "full": {
+        "learning_rate": 1e-5,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": 0.05,
+        "num_train_epochs": 1,
+        "per_device_train_batch_size": 8,
+        "gradient_accumulation_steps": 8,
+        "gradient_checkpointing": "auto",
+        "max_length": 2048,
+        "save_total_limit": 2,
+    },
+}
+_PRESET_USES = {
+    "quick": "trains a LoRA adapter on a laptop or a small GPU",
+    "full": "trains the whole model on a large GPU, with the usual settings for reward models",
+}
+
+
+def _setting(default: Any, help: str, **more: Any) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help, **more})
+
+
+@dataclass
+class RunArguments:
+    """What this command does with the settings."""
+
+    dry_run: bool = _setting(False, "Show data, batches, memory and time without training. Writes nothing.")
+    config: str | None = _setting(None, "YAML file of settings. Settings on the command line override it.")
+    preset: str | None = _setting(
+        None, f"Set of defaults: {' or '.join(PRESETS)} (see above). Every other setting overrides it."
+    )
+    ignore_bias_buffers: bool = _setting(False, "Accepted for compatibility; has no effect.")
+
+
+@dataclass
+class ModelArguments:
+    """The model to train, and how it is loaded."""
+
+    model_name_or_path: str | None = _setting(
+        None,
+        "Folder or model id of a language model, or of a reward model to train further. Default: the small embedded "
+        "chat model.",
+    )
+    model_revision: str | None = _setting(None, "Branch, tag or commit of a model on the Hub.")
+    dtype: str | None = _setting(
+        None,
+        "Precision in which the weights are loaded. Default: float32, which trains best; bfloat16 saves memory.",
+        choices=("auto", "bfloat16", "float16", "float32"),
+    )
+    attn_implementation: str | None = _setting(
+        None, "Attention implementation under the batch layout, such as sdpa or eager."
+    )
+
+
+@dataclass
+class DataArguments:
+    """The preferences to train and evaluate on."""
+
+    dataset_name: str | None = _setting(
+        None,
+        "JSON, JSON lines, CSV or Parquet file, folder of such files or one saved by `datasets`, or name of a data set "
+        "on the Hub.",
+    )
+    datasets: list[str] | None = _setting(
+        None,
+        "Mixture of data sets, in place of `dataset_name`. In YAML a list of mappings with `path` and optionally "
+        "`name`, `data_dir`, `data_files`, `split`, `columns`, `fraction` and `rows`; on the command line paths, or "
+        "such mappings as JSON.",
+    )
+    dataset_config: str | None = _setting(None, "Configuration of a data set on the Hub.")
+    dataset_train_split: str = _setting("train", "Split to train on. May have a slice, as in train[:1000].")
+    dataset_test_split: str | None = _setting(
+        None, "Split to evaluate on. Default: `test` if `eval_strategy` asks for evaluation, otherwise none."
+    )
+    dataset_streaming: bool = _setting(
+        False, "Read the data while training. Requires `max_steps`. Also `streaming`.", aliases=("--streaming",)
+    )
+    eval_fraction: float | None = _setting(
+        None,
+        "Hold out this fraction of the training rows for evaluation. Rows with the same prompt stay together. Also "
+        "`test_split_size`.",
+        aliases=("--test_split_size",),
+    )
+
+
+@dataclass
+class AdapterArguments:
+    """Train a LoRA adapter instead of the whole model."""
+
+    use_peft: bool = _setting(False, "Train a LoRA adapter and the reward head. A learning rate near 1e-3 works well.")
+    lora_r: int = _setting(16, "Rank of the adapter.")
+    lora_alpha: int = _setting(32, "Scale of the adapter.")
+    lora_dropout: float = _setting(0.05, "Dropout in the adapter.")
+    lora_target_modules: list[str] | None = _setting(
+        None, "Modules that get an adapter, or all-linear. Default: PEFT's choice for the model."
+    )
+    lora_target_parameters: list[str] | None = _setting(
+        None, "Parameters that get an adapter, such as the experts of some models."
+    )
+    lora_modules_to_save: list[str] | None = _setting(None, "Modules trained in full, in addition to the head.")
+    lora_task_type: str | None = _setting(
+        None, "Accepted for compatibility; the task type of a reward model is always SEQ_CLS."
+    )
+    use_rslora: bool = _setting(False, "Scale by the square root of the rank (rsLoRA).")
+    use_dora: bool = _setting(False, "Decompose weights into magnitude and direction (DoRA).")
+
+
+@dataclass
+class QuantizationArguments:
+    """Load the frozen model under an adapter in fewer bits (needs a GPU and bitsandbytes)."""
+
+    load_in_4bit: bool = _setting(False, "Load the model in 4 bits.")
+    load_in_8bit: bool = _setting(False, "Load the model in 8 bits.")
+    bnb_4bit_quant_type: str = _setting("nf4", "4-bit number format.", choices=("nf4", "fp4"))
+    use_bnb_nested_quant: bool = _setting(False, "Also quantise the quantisation constants.")
+    bnb_4bit_quant_storage: str | None = _setting(
+        None,
+        "Storage type of the 4-bit numbers. FSDP needs the type of the other weights.",
+        choices=("uint8", "bfloat16", "float16", "float32"),
+    )
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """All settings of a run of ``plaudit train``."""
+
+    run: RunArguments
+    model: ModelArguments
+    data: DataArguments
+    adapter: AdapterArguments
+    quantization: QuantizationArguments
+    config: RewardConfig
+
+
+KINDS = (RunArguments, ModelArguments, DataArguments, AdapterArguments, QuantizationArguments, RewardConfig)
+_OWN = [name for name in RewardConfig.__annotations__ if name not in OBJECTIVE_SETTINGS]
+_INHERITED = {one.name for one in dataclasses.fields(RewardConfig)} - {*RewardConfig.__annotations__}
+
+
+def value_text(value: Any) -> str:
+    """Returns a value as it is written on the command line.
+
+    >>> value_text(["q_proj", "v_proj"]), value_text(True), value_text(2e-4)
+    ('q_proj v_proj', 'true', '0.0002')
+    """
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) or value is None else str(getattr(value, "value", value))
+
+
+def _preset_note(name: str) -> str:
+    values = ", ".join(f"{setting} {value_text(value)}" for setting, value in PRESETS[name].items())
+    return f"The preset {name} {_PRESET_USES[name]}: {values}."
+
+
+TRAIN = Command(
+    "train",
+    usage="[--preset NAME] [--config FILE.yaml] [--dry-run] [--NAME VALUE ...]",
+    about="Train a reward model on preferences.",
+    examples=(
+        "plaudit train --model_name_or_path Qwen/Qwen3-0.6B --dataset_name pairs.jsonl \\",
+        "    --eval_fraction 0.1 --output_dir runs/first",
+    ),
+    notes=(
+        "Settings are written --with_underscores or --with-hyphens, or in a YAML file as `name: value`; the command "
+        "line overrides the file. `--NAME false` turns a switch off, and `none` unsets a number.",
+        *map(_preset_note, PRESETS),
+    ),
+    sections=(
+        Section("This command", "", settings_of(RunArguments)),
+        Section("Reward training", "", settings_of(RewardConfig, _OWN)),
+        Section("Objective", "What the model learns, and what is added to the loss.",
+                settings_of(RewardConfig, OBJECTIVE_SETTINGS)),
+        Section("Model", str(ModelArguments.__doc__), settings_of(ModelArguments)),
+        Section("Data", str(DataArguments.__doc__), settings_of(DataArguments)),
+        Section("Adapters (PEFT)", str(AdapterArguments.__doc__), settings_of(AdapterArguments)),
+        Section("Quantisation (QLoRA)", str(QuantizationArguments.__doc__), settings_of(QuantizationArguments)),
+        Section("Training", "Inherited from transformers' TrainingArguments.", settings_of(RewardConfig, _INHERITED)),
+    ),
+)  # fmt: skip
+
+
+def parse_arguments(arguments: Sequence[str]) -> TrainSettings:
+    """Reads the command line, and the YAML file and preset that it names; raises `ConfigError`."""
+    _, given = TRAIN.read(arguments)
+    file = read_file(Path(given["config"])) if "config" in given else {}
+    preset = given.get("preset", file.get("preset"))
+    values = {**(find_preset(preset) if preset is not None else {}), **file, **given}
+    if values.get("output_dir") is None:
+        values["output_dir"] = f"{Path(values.get('model_name_or_path') or EMBEDDED_MODEL_NAME).name}-Reward"
+    try:
+        objects: list[Any] = [
+            kind(**{name: values[name] for name in _names_of(kind) & values.keys()}) for kind in KINDS
+        ]
+    except PlauditError:
+        raise
+    except (ValueError, TypeError, ImportError) as error:  # raised by TrainingArguments about its own settings
+        raise ConfigError(str(error), fix="Change or remove the setting named above.") from error
+    return TrainSettings(*objects)
+
+
+def _names_of(kind: Any) -> set[str]:
+    return {one.name for one in dataclasses.fields(kind) if one.init}
+
+
+def find_preset(name: str) -> Mapping[str, Any]:
+    """Returns the values of a preset."""
+    if name not in PRESETS:
+        close = difflib.get_close_matches(name, PRESETS, n=1)
+        fix = f"Did you mean `{close[0]}`?" if close else f"Use one of: {', '.join(PRESETS)}."
+        raise ConfigError(f"there is no preset {name!r}", fix=fix)
+    return PRESETS[name]
+
+
+def preset_lines(settings: TrainSettings) -> list[str]:
+    """Describes what the preset set, and which of its values were overridden."""
+    name = str(settings.run.preset)
+    owners = (settings.config, settings.adapter, settings.data, settings.model, settings.quantization)
+    taken, replaced = [], []
+    for setting, value in find_preset(name).items():
+        actual = next(getattr(owner, setting) for owner in owners if hasattr(owner, setting))
+        if value_text(actual) == value_text(value) or actual == value:
+            taken.append(f"{setting} {value_text(value)}")
+        else:
+            replaced.append(f"{setting} {value_text(actual)} (not {value_text(value)})")
+    lines = [f"Preset {name}: {', '.join(taken) or 'nothing'}."]
+    return [*lines, f"  Overridden: {', '.join(replaced)}."] if replaced else lines
+
+
+# --- YAML -------------------------------------------------------------------------------------------------------
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Reads a YAML file of settings; sets the environment variables under its key ``env``."""
+    with _errors_in(path):
+        values: dict[str, Any] = {}
+        for key, value in _read_yaml(path).items():
+            name = str(key).replace("-", "_")
+            if name == "env":
+                _set_environment(value)
+                continue
+            setting = TRAIN.names.get(name)
+            if setting is None or name.startswith("no_") or name == "config":
+                TRAIN.refuse_unknown(str(key), prefix="")
+            if setting.name in values:
+                raise ConfigError(f"`{key}` sets `{setting.name}` a second time", fix="Remove one of the lines.")
+            values[setting.name] = _yaml_value(setting.name, value)
+        return values
+
+
+@contextlib.contextmanager
+def _errors_in(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.summary}", fix=error.fix) from None
+
+
+def _read_yaml(path: Path) -> dict[Any, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot be read: {error.strerror}", fix="Check the path given to --config.") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f"line {mark.line + 1}: " if mark is not None else ""
+        problem = getattr(error, "problem", None) or "cannot be parsed"
+        raise ConfigError(f"{line}is not valid YAML: {problem}", fix="Write one `name: value` per line.") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError("does not hold settings", fix="Write one `name: value` per line.")
+    return content
+
+
+def _yaml_value(name: str, value: Any) -> Any:
+    setting = TRAIN.settings[name]
+    if value is None and not setting.is_nullable:
+        raise ConfigError(f"`{name}` is empty", fix="Give it a value, or remove the line.")
+    if value is None:
+        return None
+    if isinstance(value, list | dict):
+        if not setting.allows(type(value)):
+            kind = "a list" if isinstance(value, list) else "a mapping"
+            raise ConfigError(f"`{name}` cannot be {kind}", fix="Use a single value.")
+        return value
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return TRAIN.read([f"--{name}={text}"])[1][name]
+
+
+def _set_environment(values: Any) -> None:
+    if not isinstance(values, Mapping) or any(
+        value is None or isinstance(value, list | dict) for value in values.values()
+    ):
+        raise ConfigError("`env` is not a mapping of names to values", fix='Write it like `env: {NAME: "value"}`.')
+    os.environ.update({str(name): str(value) for name, value in values.items()})
+
+
+_PART_FIXES = {
+    "path": "Use the name of a file, a folder or a data set on the Hub.",
+    "name": "Use the name of a configuration.",
+    "data_dir": "Use the name of a folder.",
+    "data_files": "Use a file name, a list of them, or a mapping from splits to them.",
+    "split": 'Write it like "train" or "train[:500]".',
+    "columns": "Use a list of columns, or a mapping from columns to new names.",
+    "fraction": "Use a number above 0, such as 0.5.",
+    "rows": "Use a whole number from 1.",
+}
+
+
+def read_part(value: Any, number: int) -> DatasetPart:
+    """Reads item `number` (from 1) of the setting ``datasets``: a mapping, its JSON text, or a path.
+
+    >>> read_part('{"path": "pairs.jsonl", "rows": 100}', 1).rows
+    100
+    """
+
+    def refuse(message: str, fix: str) -> NoReturn:
+        raise ConfigError(f"`datasets`, part {number}: {message}", fix=fix)
+
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            refuse(f"is not valid JSON: {error}", 'Write it like {"path": "pairs.jsonl", "rows": 1000}.')
+    if isinstance(value, str):
+        value = {"path": value}
+    if not isinstance(value, Mapping):
+        refuse(f"is {value!r}, not a mapping", "Write `- path: pairs.jsonl`, with further fields below it.")
+    for name in value:
+        if name not in _PART_FIXES:
+            close = difflib.get_close_matches(str(name), _PART_FIXES, n=1)
+            fix = f"Did you mean `{close[0]}`?" if close else f"A part has the fields {quoted(list(_PART_FIXES))}."
+            refuse(f"there is no field `{name}`", fix)
+    given = {name: item for name, item in value.items() if item is not None}
+    for name, item in given.items():
+        if not _is_valid(name, item):
+            refuse(f"`{name}` is {item!r}", _PART_FIXES[name])
+    if "path" not in given:
+        refuse("has no `path`", _PART_FIXES["path"])
+    if "fraction" in given and "rows" in given:
+        refuse("has both `fraction` and `rows`", "Remove one of them.")
+    return DatasetPart(**given)
+
+
+def _is_valid(name: str, value: Any) -> bool:
+    if name in ("fraction", "rows"):
+        number = int if name == "rows" else (int, float)
+        return isinstance(value, number) and not isinstance(value, bool) and 0 < value < float("inf")
+    if name == "data_files" and isinstance(value, dict):
+        return bool(value)
+    if name in ("columns", "data_files") and isinstance(value, list | dict):
+        texts = value.values() if isinstance(value, dict) else value
+        return bool(value) and all(isinstance(text, str) for text in texts)
+    return name != "columns" and isinstance(value, str) and bool(value)
+
 
 def build_trainer(settings: TrainSettings, data: tuple[Rows, Rows | None] | None = None) -> RewardTrainer:
-    """Check the settings, load data and model, and make the trainer; completes ``settings.config``.
-
-    Args:
-        settings: What was asked for.
-        data: Rows to train on and to evaluate on, as `open_data` returns them; None loads them.
-
-    Raises:
-        ConfigError: Settings that cannot work together.
-        DataError: Data that cannot be read.
-    """
+    """Checks the settings, loads the model and, unless `data` is given, the data; completes ``settings.config``."""
     config = settings.config
-    _check_together(settings)
+    check_settings(settings)
     check_writable(config.output_dir)
     kwargs = model_init_kwargs(settings.model, config)
     quantization_config = make_quantization_config(settings.quantization, kwargs)
@@ -71,57 +434,55 @@ def build_trainer(settings: TrainSettings, data: tuple[Rows, Rows | None] | None
         raise found from error
 
 
-def _check_together(settings: TrainSettings) -> None:
+def check_settings(settings: TrainSettings) -> None:
+    """Raises `ConfigError` for settings that cannot work together."""
     config, data, quantization = settings.config, settings.data, settings.quantization
     if data.dataset_name is None and data.datasets is None:
         raise ConfigError(
             "no data set is named",
-            fix="Give --dataset_name: a file, a folder, or a Hub name (`plaudit demo` brings its own).",
+            fix="Pass --dataset_name with a file, a folder or a Hub name (`plaudit demo` brings its own data).",
         )
     if data.datasets is not None:
         _check_mixture(data, config)
     if data.eval_fraction is not None and data.dataset_test_split is not None:
         raise ConfigError(
-            "`eval_fraction` and `dataset_test_split` both say what to evaluate on",
-            fix="Leave out one of them.",
+            "`eval_fraction` and `dataset_test_split` both select the rows to evaluate on",
+            fix="Remove one of them.",
         )
     if data.dataset_streaming and config.max_steps <= 0:
         raise ConfigError(
-            "a streamed data set has no length, so training would have no end",
-            fix="Say how many steps to train: --max_steps 1000.",
+            "a streamed data set has no length, so training would never end",
+            fix="Set the number of steps, such as --max_steps 1000.",
         )
     if data.dataset_streaming and data.eval_fraction is not None:
         raise ConfigError(
-            "`eval_fraction` needs to know all rows, and a stream shows them one by one",
-            fix="Name a split to evaluate on with --dataset_test_split, or do not stream.",
+            "`eval_fraction` needs all rows, and a stream reads them one by one",
+            fix="Evaluate on a split with --dataset_test_split, or turn streaming off.",
         )
     quantized = quantization.load_in_4bit or quantization.load_in_8bit
     if quantized and not settings.adapter.use_peft:
-        raise ConfigError(
-            "a quantised model cannot be trained itself, only an adapter on top of it", fix="Add --use_peft."
-        )
+        raise ConfigError("a quantised model cannot be trained, only an adapter on top of it", fix="Add --use_peft.")
 
 
 def _check_mixture(data: DataArguments, config: RewardConfig) -> None:
     for name in ("dataset_name", "dataset_config", "dataset_test_split"):
         if getattr(data, name) is not None:
-            raise ConfigError(f"`datasets` and `{name}` do not go together", fix=_MIXTURE_FIXES[name])
+            raise ConfigError(f"`datasets` and `{name}` exclude each other", fix=_MIXTURE_FIXES[name])
     if data.dataset_train_split != "train":
         raise ConfigError(
-            "`datasets` and `dataset_train_split` do not go together",
-            fix="Give each part its own `split`.",
+            "`datasets` and `dataset_train_split` exclude each other", fix="Give each part its own `split`."
         )
     if config.eval_strategy != "no" and data.eval_fraction is None:
         raise ConfigError(
             "`eval_strategy` asks for evaluation, but a mixture has no split to evaluate on",
-            fix="Set rows aside with --eval_fraction 0.1.",
+            fix="Hold out rows with --eval_fraction 0.1.",
         )
 
 
 _MIXTURE_FIXES = {
-    "dataset_name": "Leave out one of them, or add the data set to `datasets`.",
+    "dataset_name": "Remove one of them, or add the data set to `datasets`.",
     "dataset_config": "Give the parts that need a configuration a `name`.",
-    "dataset_test_split": "Set rows aside with `eval_fraction`.",
+    "dataset_test_split": "Hold out rows with `eval_fraction`.",
 }
 
 
@@ -129,25 +490,21 @@ _MIXTURE_FIXES = {
 
 
 def find_model(model: ModelArguments) -> str:
-    """The model asked for, or the folder of the embedded one, which is announced."""
+    """Returns the model to start from, or the folder of the embedded one, which it announces."""
     if model.model_name_or_path is not None:
         return model.model_name_or_path
     if model.model_revision is not None:
-        raise ConfigError("`model_revision` is given, but no model", fix="Name the model with --model_name_or_path.")
+        raise ConfigError("`model_revision` is set, but no model", fix="Pass the model as --model_name_or_path.")
     folder = embedded_model_path(progress=say)
-    say(f"No model is named: taking the embedded {EMBEDDED_MODEL_NAME} ({folder}).")
+    say(f"No model is named: using the embedded {EMBEDDED_MODEL_NAME} ({folder}).")
     return str(folder)
 
 
 def model_init_kwargs(model: ModelArguments, config: RewardConfig) -> dict[str, Any]:
-    """Arguments of ``from_pretrained``: ``model_init_kwargs`` and the flags that stand for one of them.
-
-    Raises:
-        ConfigError: If both say something different.
-    """
+    """Returns ``model_init_kwargs`` with the settings that stand for one of them; raises where both differ."""
     if isinstance(config.model_init_kwargs, str):
         raise ConfigError(
-            f"`model_init_kwargs` is text that is no JSON object: {config.model_init_kwargs!r}",
+            f"`model_init_kwargs` is not a JSON object: {config.model_init_kwargs!r}",
             fix='Write it like {"dtype": "bfloat16"}.',
         )
     kwargs: dict[str, Any] = dict(config.model_init_kwargs or {})
@@ -162,31 +519,23 @@ def model_init_kwargs(model: ModelArguments, config: RewardConfig) -> dict[str, 
             if key in kwargs and str(kwargs[key]).removeprefix("torch.") != value:
                 raise ConfigError(
                     f"`{name}` is {value!r}, but `model_init_kwargs` has {key}={kwargs[key]!r}",
-                    fix="Leave out one of them.",
+                    fix="Remove one of them.",
                 )
         kwargs[keys[0]] = value
     return kwargs
 
 
 def make_quantization_config(quantization: QuantizationArguments, kwargs: Mapping[str, Any]) -> Any | None:
-    """A configuration for bitsandbytes, or None where no quantisation is asked for.
-
-    Args:
-        quantization: The settings.
-        kwargs: Other arguments of ``from_pretrained``; their ``dtype`` is what 4-bit weights compute in.
-
-    Raises:
-        ConfigError: If both widths are asked for, or there is no GPU or no bitsandbytes.
-    """
+    """Returns a configuration for bitsandbytes, or None; 4-bit weights compute in the ``dtype`` of `kwargs`."""
     if not (quantization.load_in_4bit or quantization.load_in_8bit):
         return None
     if quantization.load_in_4bit and quantization.load_in_8bit:
-        raise ConfigError("`load_in_4bit` and `load_in_8bit` exclude each other", fix="Leave out one of them.")
+        raise ConfigError("`load_in_4bit` and `load_in_8bit` exclude each other", fix="Remove one of them.")
     name = "load_in_4bit" if quantization.load_in_4bit else "load_in_8bit"
     if not torch.cuda.is_available():
-        raise ConfigError(f"`{name}` needs a GPU, and this machine shows none", fix=f"Leave out --{name}.")
+        raise ConfigError(f"`{name}` needs a GPU, and there is none", fix=f"Remove --{name}.")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ConfigError(f"`{name}` needs the package bitsandbytes", fix="pip install bitsandbytes")
+        raise ConfigError(f"`{name}` needs the package bitsandbytes", fix="Run: pip install bitsandbytes")
     if quantization.load_in_8bit:
         return BitsAndBytesConfig(load_in_8bit=True)
     dtype = kwargs.get("dtype")
@@ -201,25 +550,23 @@ def make_quantization_config(quantization: QuantizationArguments, kwargs: Mappin
 
 
 def make_peft_config(adapter: AdapterArguments) -> Any | None:
-    """A LoRA configuration, or None where the whole model is trained.
-
-    Raises:
-        ConfigError: If PEFT is not installed or refuses the settings.
-    """
+    """Returns a LoRA configuration, or None where the whole model is trained."""
     if not adapter.use_peft:
         return None
     if importlib.util.find_spec("peft") is None:
-        raise ConfigError("`use_peft` needs the package peft", fix="pip install 'plaudit[peft]'")
+        raise ConfigError("`use_peft` needs the package peft", fix="Run: pip install 'plaudit[peft]'")
     from peft import LoraConfig
 
     modules = adapter.lora_target_modules
+    # PEFT reads a text as a pattern for whole names, or as the word all-linear, and a list as ends of names.
+    is_pattern = modules is not None and len(modules) == 1 and re.search(r"^all-linear$|[*+?|()\[\]^$\\]", modules[0])
     try:
         return LoraConfig(
             task_type="SEQ_CLS",
             r=adapter.lora_r,
             lora_alpha=adapter.lora_alpha,
             lora_dropout=adapter.lora_dropout,
-            target_modules=modules[0] if modules is not None and _is_pattern(modules) else modules,
+            target_modules=modules[0] if modules and is_pattern else modules,
             target_parameters=adapter.lora_target_parameters,
             modules_to_save=adapter.lora_modules_to_save,
             use_rslora=adapter.use_rslora,
@@ -227,35 +574,14 @@ def make_peft_config(adapter: AdapterArguments) -> Any | None:
             bias="none",
         )
     except ValueError as error:
-        raise ConfigError(f"PEFT refuses these settings: {error}", fix="Change the lora_ settings.") from error
-
-
-def _is_pattern(modules: list[str]) -> bool:
-    # PEFT reads a text as a pattern for whole names, or as the word all-linear, and a list as ends of names.
-    return len(modules) == 1 and (modules[0] == "all-linear" or any(sign in modules[0] for sign in "*+?|()[]^$\\"))
+        raise ConfigError(f"PEFT rejects these settings: {error}", fix="Change the lora_ settings.") from error
 
 
 # --- data ---------------------------------------------------------------------------------------------------
 
 
-def open_data(settings: TrainSettings) -> tuple[Rows, Rows | None]:
-    """Check the settings and load the raw rows to train on, and those to evaluate on, if any are asked for.
-
-    Raises:
-        ConfigError: Settings that cannot work together.
-        DataError: Data that cannot be read.
-    """
-    _check_together(settings)
-    return load_data(settings.data, settings.config)
-
-
 def load_data(data: DataArguments, config: RewardConfig) -> tuple[Rows, Rows | None]:
-    """Rows to train on, and rows to evaluate on, if any are asked for.
-
-    Raises:
-        DataError: If they cannot be read.
-        ConfigError: If evaluation is on, but there is nothing to evaluate on.
-    """
+    """Returns the rows to train on, and those to evaluate on, if any."""
     seed = config.seed if config.data_seed is None else config.data_seed
     if data.datasets is not None:
         parts = [read_part(part, number) for number, part in enumerate(data.datasets, start=1)]
@@ -273,7 +599,7 @@ def load_data(data: DataArguments, config: RewardConfig) -> tuple[Rows, Rows | N
     except DataError as error:
         raise ConfigError(
             f"`eval_strategy` asks for evaluation, but there is no split to evaluate on: {error.message}",
-            fix="Set rows aside with --eval_fraction 0.1, or name a split with --dataset_test_split.",
+            fix="Hold out rows with --eval_fraction 0.1, or pass a split as --dataset_test_split.",
         ) from error
 
 
@@ -282,7 +608,7 @@ def _load(data: DataArguments, name: str, split: str) -> Any:
 
 
 def name_of(model: str) -> str:
-    """Short name of a model, for people.
+    """Returns the short name of a model.
 
     >>> name_of("Qwen/Qwen3-0.6B"), name_of("/models/mine/")
     ('Qwen3-0.6B', 'mine')

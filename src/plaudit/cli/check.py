@@ -1,4 +1,4 @@
-"""``plaudit check``: what is wrong with preference data, what a reward model must beat on it, and a cleaned copy."""
+"""``plaudit check``: faults of preference data, shortcuts that a reward model must beat, and a cleaned copy."""
 
 from __future__ import annotations
 
@@ -6,195 +6,144 @@ import contextlib
 import json
 import logging
 import shlex
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from plaudit.cli.arguments import Command, Word, about
+from plaudit.cli.arguments import DATASET, REVISION, Command, declared, own, section
 from plaudit.cli.console import bars_where_seen, duration, log_lines, make_console, say
-from plaudit.doctor.check import REMOVABLE, SAMPLE_ROWS, check_dataset
-from plaudit.doctor.findings import DataCheck, Finding, finding_cells, row_names
-from plaudit.doctor.rows import excerpt
 from plaudit.errors import ConfigError
-from plaudit.training.config import RewardConfig
+
+if TYPE_CHECKING:
+    from plaudit.doctor.findings import DataCheck, Finding
 
 EXIT_FAULTS = 1
-_MOST_REMOVED = 0.2
-"""Share of the rows above which a cleaned copy is no remedy."""
+CHECK_DATASET = "plaudit.doctor.check:check_dataset"
+_MAX_LENGTH = declared("plaudit.training.config:RewardConfig", "max_length")["default"]
+_MOST_REMOVED = 0.2  # share of the rows above which a cleaned copy is no remedy
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
-
-@dataclass
-class CheckArguments:
-    """What to check, and what to do about it."""
-
-    title: ClassVar[str] = "Settings"
-
-    model: str | None = field(
-        default=None,
-        metadata=about(
-            "Folder or model id whose tokenizer and chat template training will use: finds over-long rows, and rows "
-            "that the template refuses or renders alike.",
-            aliases=["--model_name_or_path"],
-        ),
-    )
-    model_revision: str | None = field(default=None, metadata=about("Branch, tag or commit of a model on the Hub."))
-    max_length: int | None = field(
-        default=None,
-        metadata=about(
-            f"Limit for one response with its prompt, in tokens. Default: that of `plaudit train`, "
-            f"{RewardConfig.max_length}; longer rows are then reported, but not removed by --fix."
-        ),
-    )
-    eval: str | None = field(
-        default=None, metadata=about("Evaluation data, whose prompts must not occur: a file, a folder, or a Hub name.")
-    )
-    eval_split: str | None = field(
-        default=None, metadata=about("Split of it. Without --eval: a split of DATASET itself.")
-    )
-    benchmark: list[str] | None = field(
-        default=None,
-        metadata=about(
-            "Files of benchmarks, whose prompts must not occur, also not in part: preferences, or rows with a column "
-            "such as `question`."
-        ),
-    )
-    fix: str | None = field(
-        default=None,
-        metadata=about(
-            "Write the rows without certain faults to this file (.jsonl or .jsonl.gz), and those left out, with the "
-            "reason, to a .removed file beside it. DATASET itself is never changed."
-        ),
-    )
-    overwrite: bool = field(default=False, metadata=about("Let --fix and --json replace existing files."))
-    json: str | None = field(default=None, metadata=about("Write the results to this file as JSON."))
-    strict: bool = field(default=False, metadata=about("Let warnings count as errors in the exit code."))
-    dataset_config: str | None = field(default=None, metadata=about("Configuration of a data set on the Hub."))
-    dataset_split: str = field(
-        default="train",
-        metadata=about(
-            "Split to check, also with a slice: train[:1000].",
-            aliases=["--dataset_train_split", "--split"],
-        ),
-    )
-    dataset_streaming: bool = field(
-        default=False,
-        metadata=about("Read row by row, without the cache of `datasets`.", aliases=["--streaming"]),
-    )
-    words: bool = field(
-        default=True, metadata=about("Fit a bag of words: the shortcut, leaking words, mislabelled rows.")
-    )
-    sample_rows: int = field(
-        default=SAMPLE_ROWS,
-        metadata=about("Rows to fit it to at most, drawn at random; memory and time grow with it."),
-    )
-    examples: int = field(default=2, metadata=about("Examples to show of each finding, up to 3."))
-    seed: int = field(default=0, metadata=about("Decides which rows are drawn."))
-
-
-COMMAND = Command(
+CHECK = Command(
     "check",
     usage="DATASET [--model MODEL] [--fix FILE.jsonl] [--NAME VALUE ...]",
-    about="Check preference data before a model is trained on it.",
+    about="Check preference data before you train a model on it.",
     examples=("plaudit check pairs.jsonl --model Qwen/Qwen3-0.6B --eval test.jsonl --fix clean.jsonl",),
     notes=(
         "DATASET is what `plaudit train --dataset_name` takes: a JSON, JSON lines, CSV or Parquet file, a folder of "
         "such files or one saved by `datasets`, or the name of a data set on the Hub.",
-        "Exit code: 0 without errors, 1 with errors, 2 for a wrong command line or data that is not there.",
+        "Exit code: 0 without errors, 1 with errors, 2 for a wrong command line or missing data.",
     ),
-    words=(Word("dataset", "data set", extra="Check them one after the other."),),
-    kinds=(CheckArguments,),
+    words=("dataset",),
+    sections=(
+        section(
+            "Settings",
+            "What to check, and what to write.",
+            CHECK_DATASET,
+            model=own(
+                "Folder or model id whose tokenizer and chat template training will use. With it, overlong rows, and "
+                "rows that the template rejects or renders alike, are found.",
+                aliases=("--model_name_or_path",),
+            ),
+            model_revision=own(REVISION["help"]),
+            max_length=own(
+                "Maximum length of a response with its prompt, in tokens. Default: that of `plaudit train`, "
+                f"{_MAX_LENGTH}; longer rows are then reported, but --fix keeps them.",
+                int | None,
+            ),
+            eval=own("Evaluation data, whose prompts must not occur: a file, a folder, or a Hub name."),
+            eval_split=own("Split of the evaluation data. Without --eval, a split of DATASET itself."),
+            benchmark={
+                "help": "Files of benchmarks, whose prompts must not occur, even in part: preferences, or rows with a "
+                "column such as `question`.",
+                "parameter": "benchmarks",
+                "hint": list[str],
+            },
+            fix={
+                "help": "Write the rows without certain faults to this file (.jsonl or .jsonl.gz), and the removed "
+                "rows, with the reason, to a .removed file beside it. DATASET itself never changes.",
+                "hint": str | None,
+            },
+            overwrite="Let --fix and --json replace existing files.",
+            json=own("Also write the results to this file."),
+            strict=own("Count warnings as errors in the exit code.", bool, False),
+            dataset_config=DATASET["dataset_config"],
+            dataset_split={
+                "help": "Split to check. May have a slice, as in train[:1000].",
+                "parameter": "split",
+                "aliases": ("--dataset_train_split", "--split"),
+            },
+            dataset_streaming={
+                "help": "Read row by row, without the cache of `datasets`.",
+                "parameter": "streaming",
+                "aliases": ("--streaming",),
+            },
+            words="Fit a bag of words, which finds its shortcut, leaking words and mislabelled rows.",
+            sample_rows="Maximum number of rows to fit it to, drawn at random. Memory and time grow with it.",
+            examples=own("Number of examples per finding, up to 3.", int, 2),
+            seed="Seed of the random draw.",
+        ),
+    ),
 )
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Check a data set with the given command-line arguments; returns the exit code.
-
-    Returns:
-        0 for data without errors, 1 for data with errors (or, with ``--strict``, warnings).
-
-    Raises:
-        PlauditError: The command line is wrong, or there is no such data.
-    """
-    console = make_console()
-    if COMMAND.helped(arguments, console):
-        return 0
-    dataset, settings = parse(arguments)
-    if settings.json is not None and Path(settings.json).exists() and not settings.overwrite:
-        raise ConfigError(f"{settings.json!r} exists", fix="Give another name, or allow it with --overwrite.")
+def run_check(arguments: Sequence[str]) -> int:
+    """Checks a data set; returns 0 without errors, 1 with errors (or, with ``--strict``, warnings)."""
+    (dataset,), settings, calls = CHECK.parse(arguments)
+    given = calls[CHECK_DATASET]
+    for name, value, fix in (
+        ("max_length", settings["max_length"], "Set it to at least 1 token."),
+        ("sample_rows", given.get("sample_rows"), "Set it to at least 1, or pass --words false."),
+    ):
+        if value is not None and value < 1:
+            raise ConfigError(f"`{name}` is {value}", fix=fix)
+    target = settings["json"]
+    if target is not None and Path(target).exists() and not given.get("overwrite"):
+        raise ConfigError(f"{target!r} exists", fix="Use another file name, or pass `--overwrite` to replace it.")
     with log_lines(logging.WARNING), _progress() as progress:
-        check = _check(dataset, settings, progress)
-    print_check(check, console, examples=settings.examples, next_steps=_next_steps(check, dataset, settings))
-    if settings.json is not None:
-        Path(settings.json).write_text(json.dumps(check.to_dict(), indent=1, ensure_ascii=False) + "\n", "utf-8")
-        say(f"Results in {settings.json}.")
-    return EXIT_FAULTS if not check.ok or (settings.strict and check.of("warning")) else 0
+        check = _check(dataset, settings, given, progress)
+    steps = _next_steps(check, dataset, {**settings, **given})
+    print_check(check, make_console(), examples=settings["examples"], next_steps=steps)
+    if target is not None:
+        Path(target).write_text(json.dumps(check.to_dict(), indent=1, ensure_ascii=False) + "\n", "utf-8")
+        say(f"Results in {target}.")
+    return EXIT_FAULTS if not check.ok or (settings["strict"] and check.of("warning")) else 0
 
 
-def parse(arguments: Sequence[str]) -> tuple[str, CheckArguments]:
-    """Read the command line.
+def _check(dataset: str, settings: Mapping[str, Any], given: Mapping[str, Any], progress: Any) -> DataCheck:
+    from plaudit.doctor.check import check_dataset
+    from plaudit.model.load import load_tokenizer
 
-    Args:
-        arguments: Those after ``plaudit check``.
-
-    Returns:
-        The name of the data set, and the settings.
-
-    Raises:
-        ConfigError: A setting is unknown, or a value cannot be read.
-    """
-    (dataset,), settings = COMMAND.parse(arguments)
-    if settings.max_length is not None and settings.max_length < 1:
-        raise ConfigError(f"`max_length` is {settings.max_length}", fix="Set it to at least 1 token.")
-    if settings.sample_rows < 1:
-        raise ConfigError(f"`sample_rows` is {settings.sample_rows}", fix="Give at least 1, or --words false.")
-    return dataset, settings
-
-
-def _check(dataset: str, settings: CheckArguments, progress: Any) -> DataCheck:
-    tokenizer = None
-    if settings.model is not None:
-        from plaudit.model.load import load_tokenizer
-
-        tokenizer = load_tokenizer(settings.model, revision=settings.model_revision)
-    limit = settings.max_length
-    if limit is None and tokenizer is not None:
-        limit = RewardConfig.max_length
-    other = settings.eval if settings.eval is not None or settings.eval_split is None else dataset
+    tokenizer, limit, split = None, settings["max_length"], settings["eval_split"]
+    if settings["model"] is not None:
+        tokenizer = load_tokenizer(settings["model"], revision=settings["model_revision"])
+        limit = _MAX_LENGTH if limit is None else limit
     return check_dataset(
         dataset,
         tokenizer=tokenizer,
         max_length=limit,
-        eval_dataset=other,
-        benchmarks=settings.benchmark or (),
-        fix=settings.fix,
-        overwrite=settings.overwrite,
+        eval_dataset=dataset if settings["eval"] is None and split is not None else settings["eval"],
+        eval_split=split or "train",
         remove=_removed_kinds(settings),
-        config=settings.dataset_config,
-        split=settings.dataset_split,
-        eval_split=settings.eval_split or "train",
-        streaming=settings.dataset_streaming,
-        words=settings.words,
-        sample_rows=settings.sample_rows,
-        seed=settings.seed,
         progress=progress,
+        **given,
     )
 
 
-def _removed_kinds(settings: CheckArguments) -> list[str]:
-    # A limit that nobody wrote should not cost rows.
-    return [kind for kind in REMOVABLE if kind != "overlong" or settings.max_length is not None]
+def _removed_kinds(settings: Mapping[str, Any]) -> list[str]:
+    from plaudit.doctor.check import REMOVABLE
+
+    # A limit that nobody set should not cost rows.
+    return [kind for kind in REMOVABLE if kind != "overlong" or settings["max_length"] is not None]
 
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Any]:
-    """A bar on a terminal, nothing elsewhere."""
+    """Shows a bar on a terminal, and nothing elsewhere."""
     with bars_where_seen() as seen:
         if not seen:
             yield None
@@ -209,14 +158,7 @@ def _progress() -> Iterator[Any]:
 
 
 def print_check(check: DataCheck, console: Console, *, examples: int, next_steps: Sequence[str]) -> None:
-    """Print the verdict, the findings, examples, shortcuts, and what to do next.
-
-    Args:
-        check: What was found.
-        console: Where to print.
-        examples: Examples to show of each finding.
-        next_steps: Lines to end with.
-    """
+    """Prints the verdict, the findings with examples, the shortcuts, and what to do next."""
     style = "bold red" if not check.ok else "bold yellow" if check.of("warning") else "bold green"
     if not console.is_terminal:
         console.width = 200  # a pipe has no width: lines should stay whole
@@ -232,10 +174,10 @@ def print_check(check: DataCheck, console: Console, *, examples: int, next_steps
         console.print(Text("A reward model must beat", style="bold"))
         console.print(_shortcuts_table(check))
     if check.lengths is not None:
-        one = check.lengths
+        lengths = check.lengths
         console.print(
-            f"Tokens of a response with its prompt: {one.shortest:,} to {one.longest:,}, half up to {one.median:,}, "
-            f"95% up to {one.most:,}.",
+            f"Tokens per response with its prompt: {lengths.shortest:,} to {lengths.longest:,}, median "
+            f"{lengths.median:,}, 95% up to {lengths.most:,}.",
             soft_wrap=True,
         )
     _print_suspects(check, console, examples)
@@ -249,6 +191,8 @@ def print_check(check: DataCheck, console: Console, *, examples: int, next_steps
 
 
 def _findings_table(check: DataCheck) -> Table:
+    from plaudit.doctor.findings import finding_cells
+
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("", no_wrap=True)
     table.add_column("found", overflow="fold")
@@ -262,7 +206,9 @@ def _findings_table(check: DataCheck) -> Table:
 
 
 def _print_details(finding: Finding, console: Console, examples: int) -> None:
-    shown = [one for one in finding.examples if one.text][:examples]
+    from plaudit.doctor.findings import row_names
+
+    shown = [example for example in finding.examples if example.text][:examples]
     if not shown and not finding.lines and not finding.advice:
         return
     heading = Text(f"\n{finding.severity}: ", style=_STYLES[finding.severity])
@@ -270,7 +216,7 @@ def _print_details(finding: Finding, console: Console, examples: int) -> None:
     lines = list(finding.lines[:8])
     if len(finding.lines) > len(lines):
         lines.append(f"and {len(finding.lines) - len(lines)} more: see --json")
-    lines += [f"{row_names(one.rows)}: {one.text}" for one in shown]
+    lines += [f"{row_names(example.rows)}: {example.text}" for example in shown]
     for line in lines:
         console.print(Text(f"  {line}"), soft_wrap=True)
     if finding.advice:
@@ -281,30 +227,33 @@ def _shortcuts_table(check: DataCheck) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 2), show_header=False)
     for column in ("left", "right", "left"):
         table.add_column(justify=column, no_wrap=column != "left")
-    for one in check.shortcuts:
-        about = f"95% interval {one.low:.1%} to {one.high:.1%}, {one.rows:,} rows" + f"; {one.note}" * bool(one.note)
-        table.add_row(Text(one.name), Text(f"{one.accuracy:.1%}"), Text(about))
+    for shortcut in check.shortcuts:
+        about = f"95% interval {shortcut.low:.1%} to {shortcut.high:.1%}, {shortcut.rows:,} rows"
+        about += f"; {shortcut.note}" if shortcut.note else ""
+        table.add_row(Text(shortcut.name), Text(f"{shortcut.accuracy:.1%}"), Text(about))
     return table
 
 
 def _print_suspects(check: DataCheck, console: Console, examples: int) -> None:
-    words = next((one for one in check.shortcuts if one.name == "bag of words"), None)
+    from plaudit.doctor.rows import excerpt
+
+    words = next((shortcut for shortcut in check.shortcuts if shortcut.name == "bag of words"), None)
     if words is None or not check.suspects:
         return
-    console.print(Text("\nMost likely labelled the wrong way round", style="bold"), end="")
+    console.print(Text("\nMost likely mislabelled", style="bold"), end="")
     if words.low < 0.6:
-        console.print(Text(": no word on that, the words know too little here", style="dim"))
+        console.print(Text(": unknown, because the words predict the labels too poorly", style="dim"))
         return
-    console.print(Text(f" (by their words; {len(check.suspects)} rows are in --json)", style="dim"))
-    for one in check.suspects[: max(examples, 1)]:
-        line = f"  row {one.row} (chosen is better: {one.probability:.0%})  chosen: "
-        line += f'"{excerpt(one.better, 60)}"  rejected: "{excerpt(one.worse, 60)}"'
+    console.print(Text(f" (by a bag of words; --json lists {len(check.suspects)} rows)", style="dim"))
+    for suspect in check.suspects[: max(examples, 1)]:
+        line = f"  row {suspect.row} (chosen is better: {suspect.probability:.0%})  chosen: "
+        line += f'"{excerpt(suspect.better, 60)}"  rejected: "{excerpt(suspect.worse, 60)}"'
         console.print(Text(line), soft_wrap=True)
 
 
-def _next_steps(check: DataCheck, dataset: str, settings: CheckArguments) -> list[str]:
-    """What to do now: the command that cleans, or the one that trains."""
-    model = f" --model_name_or_path {shlex.quote(settings.model)}" if settings.model else ""
+def _next_steps(check: DataCheck, dataset: str, settings: Mapping[str, Any]) -> list[str]:
+    """Returns lines with the command that cleans the data, or the one that trains on it."""
+    model = f" --model_name_or_path {shlex.quote(settings['model'])}" if settings["model"] else ""
     if check.fixed is not None:
         removed = ", ".join(f"{count:,} {kind}" for kind, count in check.fixed.removed.items()) or "none"
         target = shlex.quote(check.fixed.path)
@@ -312,16 +261,15 @@ def _next_steps(check: DataCheck, dataset: str, settings: CheckArguments) -> lis
             f"Kept {check.fixed.kept:,} rows in {check.fixed.path}; removed: {removed} ({check.fixed.removed_path}).",
             f"Next: plaudit train --dataset_name {target}{model} --eval_fraction 0.1",
         ]
-    removable = [one for one in check.findings if one.kind in _removed_kinds(settings)]
-    rows = len({row for one in removable for row in one.rows})
+    removable = [finding for finding in check.findings if finding.kind in _removed_kinds(settings)]
+    rows = len({row for finding in removable for row in finding.rows})
     if rows > _MOST_REMOVED * check.rows:
-        return [
-            f"Next: mend the errors above in how the data is made. --fix would remove {rows:,} of {check.rows:,} rows."
-        ]
+        would = f"--fix would remove {rows:,} of {check.rows:,} rows."
+        return [f"Next: fix the errors above where the data is made. {would}"]
     if check.finding("broken_file") is not None:
-        return ["Next: mend the file, then check again."]
+        return ["Next: repair the file, then check again."]
     if removable:
-        return [f"Next: plaudit check {_repeated(dataset, settings)} --fix {shlex.quote(_clean_name(dataset))}"]
+        return [f"Next: plaudit check {_same_command(dataset, settings)} --fix {shlex.quote(_clean_name(dataset))}"]
     return [f"Next: plaudit train --dataset_name {shlex.quote(dataset)}{model} --eval_fraction 0.1"]
 
 
@@ -332,12 +280,20 @@ def _clean_name(dataset: str) -> str:
     return f"{name}.clean.jsonl"
 
 
-def _repeated(dataset: str, settings: CheckArguments) -> str:
-    """The data set and the settings that decide what is found, as on the command line."""
+def _same_command(dataset: str, settings: Mapping[str, Any]) -> str:
+    """Returns the data set and the settings that decide what is found, as on the command line."""
     words = [dataset]
-    for name in ("model", "model_revision", "max_length", "eval", "eval_split", "dataset_config", "dataset_split"):
-        value = getattr(settings, name)
+    for name, parameter in (
+        ("model", "model"),
+        ("model_revision", "model_revision"),
+        ("max_length", "max_length"),
+        ("eval", "eval"),
+        ("eval_split", "eval_split"),
+        ("dataset_config", "config"),
+        ("dataset_split", "split"),
+    ):
+        value = settings.get(parameter)
         if value is not None and (name, value) != ("dataset_split", "train"):
             words += [f"--{name}", str(value)]
-    words += ["--benchmark", *settings.benchmark] if settings.benchmark else []
+    words += ["--benchmark", *settings["benchmarks"]] if settings.get("benchmarks") else []
     return shlex.join(words)

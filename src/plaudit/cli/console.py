@@ -1,4 +1,4 @@
-"""What every command prints with: a console, and log lines on the standard error stream."""
+"""Output of the commands: a console, log lines on standard error, progress bars."""
 
 from __future__ import annotations
 
@@ -8,60 +8,57 @@ import os
 import sys
 from collections.abc import Iterator
 
-import datasets
 from rich.console import Console
-from transformers.utils import logging as transformers_logging
 
 
 @contextlib.contextmanager
 def bars_where_seen() -> Iterator[bool]:
-    """Bars on a terminal, none in pipes and files; also those of `datasets` and `transformers`."""
-    seen = sys.stderr.isatty()
-    of_data = not seen and not datasets.are_progress_bars_disabled()
-    of_models = not seen and transformers_logging.is_progress_bar_enabled()
-    if of_data:
+    """Hides the bars of `datasets` and `transformers` unless standard error is a terminal; yields whether it is."""
+    import datasets  # here, because it is slow to import and --help needs none of it
+    from transformers.utils import logging as transformers_logging
+
+    is_terminal = sys.stderr.isatty()
+    hide_data = not is_terminal and not datasets.are_progress_bars_disabled()
+    hide_models = not is_terminal and transformers_logging.is_progress_bar_enabled()
+    if hide_data:
         datasets.disable_progress_bars()
-    if of_models:
+    if hide_models:
         transformers_logging.disable_progress_bar()
     try:
-        yield seen
+        yield is_terminal
     finally:
-        if of_data:
+        if hide_data:
             datasets.enable_progress_bars()
-        if of_models:
+        if hide_models:
             transformers_logging.enable_progress_bar()
 
 
 def make_console() -> Console:
-    """A console on the present standard output: tests and pipes replace the stream."""
+    """Returns a console on the current standard output, which tests and pipes replace."""
     return Console(highlight=False, soft_wrap=False)
 
 
 def say(line: str) -> None:
-    """Print one line of progress where log lines go."""
-    if _is_main_process():
+    """Prints a line of progress on standard error, in the main process only."""
+    if is_main_process():
         print(line, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
-def log_lines(at_least: int = logging.INFO) -> Iterator[None]:
-    """Show Plaudit's log lines while a command runs; on other processes than the first only warnings.
-
-    Args:
-        at_least: Level of the lines to show.
-    """
+def log_lines(level: int = logging.INFO) -> Iterator[None]:
+    """Shows Plaudit's log lines from `level` while a command runs; other processes show only warnings."""
     logger = logging.getLogger("plaudit")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter())
-    level, propagate = logger.level, logger.propagate
+    before, propagate = logger.level, logger.propagate
     logger.addHandler(handler)
-    logger.setLevel(at_least if _is_main_process() else max(at_least, logging.WARNING))
+    logger.setLevel(level if is_main_process() else max(level, logging.WARNING))
     logger.propagate = False
     try:
         yield
     finally:
         logger.removeHandler(handler)
-        logger.setLevel(level)
+        logger.setLevel(before)
         logger.propagate = propagate
 
 
@@ -71,12 +68,13 @@ class _Formatter(logging.Formatter):
         return message if record.levelno < logging.WARNING else f"{record.levelname.capitalize()}: {message}"
 
 
-def _is_main_process() -> bool:
+def is_main_process() -> bool:
+    """Whether this is the only process, or the first of several."""
     return int(os.environ.get("RANK", "0") or 0) == 0
 
 
 def duration(seconds: float) -> str:
-    """Write a time for people.
+    """Returns a time in units that people read.
 
     >>> duration(4.21), duration(75), duration(7260)
     ('4.2 s', '1 min 15 s', '2 h 1 min')
@@ -88,7 +86,7 @@ def duration(seconds: float) -> str:
 
 
 def size(amount: float) -> str:
-    """Write a number of bytes for people.
+    """Returns a number of bytes in binary units.
 
     >>> size(2_000), size(538_000_000), size(14.2 * 2**30)
     ('2 KiB', '513 MiB', '14.2 GiB')

@@ -1,81 +1,68 @@
-"""``plaudit demo``: watch a small reward model learn."""
+"""``plaudit demo``: trains a small reward model and shows what it learns."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from plaudit.cli.arguments import Command, about
+from plaudit.cli.arguments import Command, own, section
 from plaudit.cli.console import duration, log_lines, make_console, say
-from plaudit.demo.run import BETTER_RESPONSE, PROMPT, WORSE_RESPONSE, DemoResult, run_demo
 
+if TYPE_CHECKING:
+    from plaudit.demo.run import DemoResult
 
-@dataclass
-class DemoArguments:
-    """How often to train, and where to."""
-
-    title: ClassVar[str] = "Settings"
-
-    seeds: list[int] = field(default_factory=lambda: [0], metadata=about("One run a seed."))
-    output_dir: str = field(default="runs/demo", metadata=about("Folder of the trained model."))
-
-
-COMMAND = Command(
+DEMO = Command(
     "demo",
     usage="[--seeds N ...] [--output_dir FOLDER]",
     about="Train a reward model on bundled preferences, on any CPU, in a few minutes.",
     examples=("plaudit demo", "plaudit demo --seeds 0 1 2"),
-    kinds=(DemoArguments,),
+    sections=(
+        section(
+            "Settings",
+            "How often to train, and where to save.",
+            seeds=own("Seeds, one run each.", list[int], [0]),
+            output_dir=own("Folder for the trained model.", str, "runs/demo"),
+        ),
+    ),
 )
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Run the demo with the given command-line arguments; returns the exit code.
+def run_demo(arguments: Sequence[str]) -> int:
+    """Runs the demo with the given command-line arguments; returns the exit code."""
+    _, settings, _ = DEMO.parse(arguments)
+    from plaudit.demo import run as demo
 
-    Raises:
-        ConfigError: If the embedded model is not installed, or a setting cannot be read.
-    """
-    if COMMAND.helped(arguments):
-        return 0
-    _, settings = COMMAND.parse(arguments)
-    seeds: list[int] = settings.seeds
-    folder = Path(settings.output_dir)
+    seeds, folder = settings["seeds"], Path(settings["output_dir"])
     with log_lines(logging.WARNING):
         results = [
-            run_demo(folder if len(seeds) == 1 else folder / f"seed-{seed}", seed=seed, say=say) for seed in seeds
+            demo.run_demo(folder if len(seeds) == 1 else folder / f"seed-{seed}", seed=seed, say=say) for seed in seeds
         ]
     print_results(results, make_console())
     return 0
 
 
 def print_results(results: Sequence[DemoResult], console: Console) -> None:
-    """Print what was reached, and the verdict on two answers.
+    """Prints the held-out numbers of each run, and the rewards of two responses."""
+    from plaudit.demo.run import BETTER_RESPONSE, PROMPT, WORSE_RESPONSE
 
-    Args:
-        results: One or more runs.
-        console: Where to print.
-    """
     rows = results[0].after.rows
     console.print(f"\nHeld-out preferences: {rows} pairs on topics that were not trained on", markup=False)
     console.print(_table(results))
     last = results[-1]
     better, worse = last.rewards
-    console.print(f"\nA new question, scored by the model loaded from {last.folder}:", markup=False)
+    console.print(f"\nA new prompt, scored by the model loaded from {last.folder}:", markup=False)
     table = Table(box=None, show_header=False, padding=(0, 1, 0, 2))
     table.add_column(justify="right")
     table.add_column()
     table.add_row("", f"[bold]{PROMPT}[/bold]")
-    for reward, answer, preferred in (
-        (better, BETTER_RESPONSE, better > worse),
-        (worse, WORSE_RESPONSE, worse > better),
-    ):
-        table.add_row(f"{reward:+.2f}", answer + (" [bold green]◀ preferred[/bold green]" if preferred else ""))
+    for reward, response in ((better, BETTER_RESPONSE), (worse, WORSE_RESPONSE)):
+        mark = " [bold green]◀ preferred[/bold green]" if reward == max(last.rewards) and better != worse else ""
+        table.add_row(f"{reward:+.2f}", response + mark)
     console.print(table)
     folders = ", ".join(result.folder for result in results)
     total = duration(sum(result.seconds for result in results))
@@ -86,7 +73,7 @@ def print_results(results: Sequence[DemoResult], console: Console) -> None:
 
 
 def _table(results: Sequence[DemoResult]) -> Table:
-    """Held-out numbers before and after; with several seeds also their means."""
+    """Tables the held-out numbers before and after training; with several seeds also their means."""
     table = Table()
     if len(results) > 1:
         table.add_column("seed", justify="right")

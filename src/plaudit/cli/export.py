@@ -1,184 +1,171 @@
-"""``plaudit export``: a reward model as a folder that other servers read, with the rewards that it should have."""
+"""``plaudit export`` and ``plaudit verify``: a folder that other servers read, and whether they give its rewards."""
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
-from plaudit.cli.arguments import DTYPES, Command, ComputeArguments, Word, about
-from plaudit.cli.console import log_lines, make_console
+from plaudit.cli.arguments import COMPUTE, DEVICE, DTYPES, REVISION, Command, own, section
+from plaudit.cli.console import bars_where_seen, log_lines, make_console
+from plaudit.cli.serve import API_KEY_VARIABLE
 from plaudit.errors import ConfigError
 
 if TYPE_CHECKING:
     from plaudit.export.export import ExportResult
+    from plaudit.verification.verify import Verification
+
+EXPORT_MODEL = "plaudit.export.export:export_model"
+VERIFY_MODEL = "plaudit.verification.verify:verify"
+_STYLES = {"same": "green", "differs": "bold red", "failed": "bold red", "skipped": "dim"}
 
 
-@dataclass
-class OutputArguments:
-    """What is written, and where to."""
-
-    title: ClassVar[str] = "Export"
-
-    output: str = field(metadata=about("Folder to write; it gets its name when all is well.", aliases=["-o"]))
-    merge: bool = field(
-        default=True, metadata=about("Merge an adapter into the weights under it, as servers want it; false keeps it.")
-    )
-    overwrite: bool = field(default=False, metadata=about("Replace a model that is in that folder."))
-    tolerance: float | None = field(
-        default=None,
-        metadata=about(
-            "Most that rewards may differ from what they should be. Default: 1e-4 for float32, 0.01 for float16, 0.05 "
-            "for bfloat16."
-        ),
-    )
-
-
-@dataclass
-class RewardArguments:
-    """What becomes of the rewards. Without any of these, a calibration beside the model is folded into it."""
-
-    title: ClassVar[str] = "Rewards"
-
-    normalize: str | None = field(
-        default=None, metadata=about("Data on whose responses exported rewards have mean 0 and deviation 1.")
-    )
-    temperature: str | None = field(
-        default=None,
-        metadata=about(
-            "Divide rewards by it, so that the sigmoid of a difference is the probability of being better: a number, "
-            "`stored` for that of the calibration beside the model, or data to fit it on."
-        ),
-    )
-    raw: bool = field(default=False, metadata=about("Leave rewards as they are; a calibration is only copied."))
-    dataset_config: str | None = field(default=None, metadata=about("Configuration of a data set on the Hub."))
-    dataset_split: str = field(
-        default="train", metadata=about("Split of the data, also with a slice: train[:1000].", aliases=["--split"])
-    )
-
-
-@dataclass
-class SourceArguments(ComputeArguments):
-    """How the model is loaded, always in float32, and what it is stored in."""
-
-    dtype: str | None = field(
-        default=None,
-        metadata=about(
-            "What the exported weights are stored in; the head always in float32. Default: what the model has.",
-            choices=DTYPES,
-        ),
-    )
-    model_revision: str | None = field(
-        default=None, metadata=about("Branch, tag or commit of a model on the Hub.", aliases=["--revision"])
-    )
-
-
-COMMAND = Command(
-    "export",
-    usage="MODEL --output FOLDER [--NAME VALUE ...]",
-    about="Write a reward model as a folder that vLLM, SGLang and plain transformers read: an adapter merged, rewards "
-    "rescaled, and held to the rewards of its source before it gets its name.",
-    examples=(
-        "plaudit export runs/first --output exported",
-        "plaudit export runs/first --output exported --dtype bfloat16 --normalize pairs.jsonl",
-        "plaudit export runs/first --output exported --temperature test.jsonl",
-    ),
-    notes=("MODEL is a folder, or an id on the Hub. DATA is what `plaudit score` reads.",),
-    words=(
-        Word("model", missing="Write: plaudit export MODEL --output FOLDER", extra="Export them one after the other."),
-    ),
-    kinds=(OutputArguments, RewardArguments, SourceArguments),
-)
-
-
-def run(arguments: Sequence[str]) -> int:
-    """Export with the given command-line arguments; returns the exit code.
-
-    Raises:
-        PlauditError: Whatever is wrong with settings, data, model or folder.
-    """
-    if COMMAND.helped(arguments):
-        return 0
-    (model,), output, rewards, source = COMMAND.parse(arguments)
-    from plaudit.cli.console import bars_where_seen  # it imports torch, which --help need not wait for
-
-    with log_lines(logging.WARNING), bars_where_seen():
-        result = export(model, output, rewards, source)
-    print_export(result, output.output, make_console())
-    return 0
-
-
-def export(model: str, output: OutputArguments, rewards: RewardArguments, source: SourceArguments) -> ExportResult:
-    """Export a model.
-
-    Args:
-        model: Folder or id.
-        output: Settings of the folder.
-        rewards: Settings of rewards.
-        source: Settings of the model.
-
-    Raises:
-        PlauditError: As `plaudit.export.export_model`.
-    """
-    from plaudit.export.export import export_model
-
-    return export_model(
-        model,
-        output.output,
-        merge=output.merge,
-        dtype=source.dtype,
-        normalize=rewards.normalize,
-        temperature=read_temperature(rewards.temperature),
-        raw=rewards.raw,
-        overwrite=output.overwrite,
-        dataset_config=rewards.dataset_config,
-        dataset_split=rewards.dataset_split,
-        tolerance=output.tolerance,
-        device=source.device,
-        batch_layout=cast(Any, source.batch_layout),
-        max_length=source.max_length,
-        max_tokens_per_batch=source.max_tokens_per_batch,
-        revision=source.model_revision,
-        trust_remote_code=source.trust_remote_code,
-    )
-
-
-def read_temperature(text: str | None) -> float | str | None:
-    """A number where it is one, otherwise what it says: `stored`, or the name of data.
-
-    Args:
-        text: What was given.
-
-    Raises:
-        ConfigError: It is empty.
+def read_temperature(text: str) -> float | str:
+    """Reads the setting ``temperature``: a number, ``stored``, or the name of data.
 
     >>> read_temperature("1.5"), read_temperature("stored"), read_temperature("pairs.jsonl")
     (1.5, 'stored', 'pairs.jsonl')
     """
-    if text is None:
-        return None
     if not text.strip():
-        raise ConfigError("`--temperature` is empty", fix="Give a number, `stored`, or a file.")
+        raise ConfigError("`--temperature` is empty", fix="Use a number, `stored`, or a file.")
     try:
         return float(text)
     except ValueError:
         return text
 
 
-def print_export(result: ExportResult, folder: str, console: Console) -> None:
-    """Print what was done, and what can be done next.
+EXPORT = Command(
+    "export",
+    usage="MODEL --output FOLDER [--NAME VALUE ...]",
+    about="Write a reward model as a folder that vLLM, SGLang and plain transformers read. Adapters are merged, "
+    "rewards can be rescaled, and the result is checked against the rewards of the source.",
+    examples=(
+        "plaudit export runs/first --output exported",
+        "plaudit export runs/first --output exported --dtype bfloat16 --normalize pairs.jsonl",
+        "plaudit export runs/first --output exported --temperature test.jsonl",
+    ),
+    notes=("MODEL is a folder, or an id on the Hub. Data is a file, a folder or a Hub name, as for `plaudit score`.",),
+    words=("model",),
+    sections=(
+        section(
+            "Export",
+            "What is written, and where.",
+            EXPORT_MODEL,
+            output={
+                "help": "Folder to write. It appears under this name once the export has passed its check.",
+                "aliases": ["-o"],
+            },
+            merge="Merge an adapter into the weights, as servers need it; false keeps the adapter.",
+            overwrite="Replace a model in that folder.",
+            tolerance="Maximum difference between a reward and what it should be. Default: 1e-4 for float32, 0.01 for "
+            "float16, 0.05 for bfloat16.",
+        ),
+        section(
+            "Rewards",
+            "How rewards are rescaled. By default, a calibration beside the model is folded into it.",
+            EXPORT_MODEL,
+            normalize={
+                "help": "Data on whose responses the exported rewards have mean 0 and standard deviation 1.",
+                "hint": str | None,
+            },
+            temperature={
+                "help": "Divide rewards by a temperature, so that the sigmoid of a difference is the probability of "
+                "being better: a number, `stored` for that of the calibration beside the model, or data to fit it on.",
+                "hint": str | None,
+                "reader": read_temperature,
+            },
+            raw="Keep rewards unchanged, and copy the calibration.",
+            dataset_config="Configuration of a data set on the Hub.",
+            dataset_split={"help": "Split of the data. May have a slice, as in train[:1000].", "aliases": ["--split"]},
+        ),
+        section(
+            "Model",
+            "How the model is loaded (always in float32), and what it is stored in.",
+            EXPORT_MODEL,
+            **{
+                **COMPUTE,
+                "dtype": {
+                    "help": "Type of the exported weights; the head stays in float32. Default: that of the model.",
+                    "choices": DTYPES,
+                },
+            },
+            model_revision=REVISION,
+        ),
+    ),
+)
+VERIFY = Command(
+    "verify",
+    usage="MODEL [--url URL] [--NAME VALUE ...]",
+    about="Send the golden rows of a model through plain transformers, its pipeline, the scorer, the merged export and "
+    "a running server, and compare the rewards with those that were saved. The exit code is 1 if any differ.",
+    examples=(
+        "plaudit verify runs/first",
+        "plaudit verify runs/first --url http://127.0.0.1:8000 --server vllm",
+        "plaudit verify someone/reward-model --rows pairs.jsonl",
+    ),
+    notes=(
+        "MODEL is a folder, or an id on the Hub. Training saves golden rows with it; for other models `--rows FILE "
+        "--save` computes them with plain transformers.",
+    ),
+    words=("model",),
+    sections=(
+        section(
+            "Rows",
+            "The rows to send.",
+            VERIFY_MODEL,
+            rows={
+                "help": "File of golden rows; or preferences, of which eight responses become golden rows with the "
+                "rewards that plain transformers gives them. Default: the golden rows beside the model.",
+                "hint": str | None,
+            },
+            save="Save the golden rows beside the model.",
+            tolerance="Maximum difference of a reward. Default: 1e-4 in float32, 0.01 in float16 and 0.05 in bfloat16, "
+            "times the largest reward if that is above 1.",
+            json=own("Also write the results to this file."),
+        ),
+        section(
+            "Ways",
+            "Where the rows are sent.",
+            VERIFY_MODEL,
+            url="Address of a running server, such as http://127.0.0.1:8000.",
+            server="Kind of the server; auto asks it.",
+            api_key=f"API key of the server. Default: the environment variable {API_KEY_VARIABLE}.",
+            local="Also run the model on this machine; `--no_local` skips that, and some of the diagnoses.",
+            export="Also export the model into a temporary folder, which takes as much space as the model.",
+        ),
+        section(
+            "Model",
+            "How the model is run on this machine.",
+            VERIFY_MODEL,
+            **DEVICE,
+            dtype={"help": "Precision of the weights. Default: that of the golden rewards.", "choices": DTYPES},
+            model_revision=REVISION,
+        ),
+    ),
+)
 
-    Args:
-        result: It.
-        folder: The folder as the user wrote it.
-        console: Where to print.
-    """
+
+def run_export(arguments: Sequence[str]) -> int:
+    """Exports with the given command-line arguments; returns the exit code."""
+    (model,), _, calls = EXPORT.parse(arguments)
+    from plaudit.export.export import export_model
+
+    with log_lines(logging.WARNING), bars_where_seen():
+        result = export_model(model, **calls[EXPORT_MODEL])
+    print_export(result, calls[EXPORT_MODEL]["output"], make_console())
+    return 0
+
+
+def print_export(result: ExportResult, folder: str, console: Console) -> None:
+    """Prints what was done, and the commands that can follow."""
     console.print(Text(f"Exported to {folder}", style="bold"), soft_wrap=True)
     width = max(len(title) for title, _ in result.lines()) + 2
     for title, text in result.lines():
@@ -189,3 +176,43 @@ def print_export(result: ExportResult, folder: str, console: Console) -> None:
         lines.insert(1, f"vllm serve {place} --runner pooling")
     for line in lines:
         console.print(Text(f"  {line}", style="cyan"), soft_wrap=True)
+
+
+def run_verify(arguments: Sequence[str]) -> int:
+    """Verifies with the given command-line arguments; returns 0, or 1 where a reward differs."""
+    (model,), own_settings, calls = VERIFY.parse(arguments)
+    from plaudit.verification.verify import verify
+
+    settings = {"api_key": os.environ.get(API_KEY_VARIABLE), **calls[VERIFY_MODEL]}
+    # Warnings that the ways log about each other are part of the diagnosis printed below.
+    with log_lines(logging.INFO if settings.get("save") else logging.ERROR), bars_where_seen():
+        found = verify(model, **settings)
+    if own_settings["json"] is not None:
+        text = json.dumps(found.to_dict(), indent=1, ensure_ascii=False)
+        Path(own_settings["json"]).write_text(text + "\n", encoding="utf-8")
+    print_verification(found, make_console())
+    return 0 if found.passed else 1
+
+
+def print_verification(found: Verification, console: Console) -> None:
+    """Prints a table of all ways, and the diagnosis of those that differ."""
+    from plaudit.verification.verify import number
+
+    golden = found.golden
+    title = f"{found.model}: {len(golden.rows)} golden rows, in {golden.dtype}"
+    console.print(Text(title, style="bold"), soft_wrap=True)
+    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
+    table.add_column("way", overflow="fold")
+    for name in ("rows", "largest", "mean", "allowed"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for result in found.results:
+        numbers = [number(value) for value in (result.largest, result.mean, result.tolerance)]
+        verdict = Text(result.verdict, style=_STYLES[result.verdict])
+        table.add_row(result.path, str(result.rows or ""), *numbers, verdict)
+    console.print(table)
+    for text, paths in found.explanations.items():
+        console.print(Text(f"\n{', '.join(paths)}", style="bold"), soft_wrap=True)
+        console.print(Text(f"  {text}"), soft_wrap=True)
+    same = "the same" if found.passed else "not the same"
+    console.print(Text(f"\nThe rewards are {same} everywhere.", style="green" if found.passed else "bold red"))

@@ -1,4 +1,4 @@
-"""The entry point: finds the command, runs it, and turns errors into one clean message."""
+"""The entry point: finds the command, runs it, and turns an error into one message without a traceback."""
 
 from __future__ import annotations
 
@@ -6,34 +6,36 @@ import difflib
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from plaudit.errors import PlauditError
 from plaudit.version import __version__
 
+if TYPE_CHECKING:
+    from plaudit.cli.arguments import Command
+
 COMMANDS = {
-    "check": "Check preference data: broken rows, contradictions, leaks, shortcuts a reward model must beat.",
-    "train": "Train a reward model on preferences (with --dry-run: only show what would happen).",
-    "eval": "Judge reward models on benchmarks or any preferences, alone or against each other.",
+    "check": "Check preference data for broken rows, contradictions, leaks, and shortcuts a reward model must beat.",
+    "train": "Train a reward model on preferences. With --dry-run, only show what would happen.",
+    "eval": "Evaluate reward models on benchmarks or your own preferences, and compare them.",
     "report": "Write one page about a run: training, evaluations, mistakes, data and settings.",
-    "export": "Write a reward model as a folder that every server reads: merged, rescaled, and checked.",
-    "verify": "Check that servers, the pipeline and an export give the rewards that were saved with a model.",
-    "serve": "Serve a reward model over HTTP: its rewards, rankings, and the forms that other tools call.",
-    "score": "Score a file or data set of any size with a reward model; goes on where it was interrupted.",
+    "export": "Write a reward model as a folder that other servers read: merged, rescaled and checked.",
+    "verify": "Check that servers, the pipeline and an export give the rewards saved with a model.",
+    "serve": "Serve a reward model over HTTP: rewards, rankings, and the routes of other servers.",
+    "score": "Score a file or data set of any size with a reward model. Interrupted runs resume.",
     "best-of-n": "Keep the best of several responses to each prompt.",
     "filter": "Keep the pairs or responses of a scored file whose margin or reward is within bounds.",
-    "demo": "Watch a small reward model learn, from the first step to its first verdict, in a few minutes.",
+    "demo": "Train a small reward model on bundled preferences in a few minutes.",
 }
-"""Each command is a module beside this one (with ``_`` for ``-``) with a function ``run(arguments) -> exit code``."""
+_MODULES = {"report": "eval", "verify": "export", "best-of-n": "score", "filter": "score"}
+"""Modules of commands that share one; every other command has a module of its own name."""
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line and return its exit code: 0, 2 for an error of the user's, 130 when interrupted.
-
-    Args:
-        argv: Arguments without the program's name; by default those of the process.
+    """Runs a command line; returns its exit code: 0, 1 for findings, 2 for a user's error, 130 when interrupted.
 
     With the environment variable ``PLAUDIT_DEBUG=1`` errors keep their traceback.
     """
@@ -51,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"plaudit: there is no command {name!r}. {hint}", file=sys.stderr)
         return EXIT_ERROR
     try:
-        # Imported only now: a command needs torch, and --help should not wait for it.
-        return importlib.import_module(f"plaudit.cli.{name.replace('-', '_')}").run(arguments[1:])
+        command, run = command_of(name)
+        return 0 if command.helped(arguments[1:]) else run(arguments[1:])
     except PlauditError as error:
         if os.environ.get("PLAUDIT_DEBUG") == "1":
             raise
@@ -63,18 +65,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
 
 
+def command_of(name: str) -> tuple[Command, Callable[[Sequence[str]], int]]:
+    """Returns the declaration of a command, and the function that runs it: such as ``FILTER`` and ``run_filter``."""
+    # Imported here: most commands need torch, and `plaudit --help` should not wait for it.
+    module = importlib.import_module(f"plaudit.cli.{_MODULES.get(name, name)}")
+    name = name.replace("-", "_")
+    return getattr(module, name.upper()), getattr(module, f"run_{name}")
+
+
 def _help() -> str:
     width = max(map(len, COMMANDS)) + 2
-    lines = [f"  {name:{width}}{text}" for name, text in COMMANDS.items()]
-    return "\n".join(
-        [
-            "Plaudit: train, judge and use reward models.",
-            "",
-            "Usage: plaudit COMMAND [SETTINGS]",
-            "",
-            "Commands:",
-            *lines,
-            "",
-            "`plaudit COMMAND --help` explains a command; `plaudit --version` prints the version.",
-        ]
+    lines = "\n".join(f"  {name:{width}}{text}" for name, text in COMMANDS.items())
+    return (
+        "Plaudit: train, evaluate and use reward models.\n\nUsage: plaudit COMMAND [SETTINGS]\n\n"
+        f"Commands:\n{lines}\n\n"
+        "`plaudit COMMAND --help` explains a command; `plaudit --version` prints the version."
     )

@@ -1,212 +1,239 @@
-"""``plaudit score``: rewards for every row of a file or data set, into a new file."""
+"""``plaudit score``, ``best-of-n`` and ``filter``: write the rewards of a file, and select rows by them."""
 
 from __future__ import annotations
 
 import os
 import sys
-import typing
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from plaudit.cli.arguments import Command, LoadArguments, Word, about
-from plaudit.cli.console import duration, log_lines, say
+from plaudit.cli.arguments import DATASET, LOAD, LOADING, Command, Section, own, section
+from plaudit.cli.console import duration, is_main_process, log_lines, say
 from plaudit.errors import ConfigError
-from plaudit.inference.files import CHUNK_SIZE, FileScores, score_file
-from plaudit.inference.select import Selection
 
-INPUT = (
+if TYPE_CHECKING:
+    from plaudit.inference.files import FileScores
+    from plaudit.inference.select import Selection
+
+SCORE_FILE = "plaudit.inference.files:score_file"
+BEST_OF_N_FILE = "plaudit.inference.select:best_of_n_file"
+FILTER_FILE = "plaudit.inference.select:filter_file"
+BOUNDS = "plaudit.inference.select:Bounds"
+_INPUT = (
     "INPUT is a JSON, JSON lines, CSV or Parquet file, a folder of such files or one saved by `datasets`, or the name "
     "of a data set on the Hub."
 )
 
 
-@dataclass
-class OutputArguments:
-    """Where to write, and which part of a data set to read."""
-
-    title: ClassVar[str] = "Files"
-
-    output: str = field(
-        metadata=about("File to write: .jsonl, .csv, .tsv (all also with .gz) or .parquet.", aliases=["-o"])
-    )
-    overwrite: bool = field(default=False, metadata=about("Replace existing files, once the new ones are whole."))
-    dataset_config: str | None = field(default=None, metadata=about("Configuration of a data set on the Hub."))
-    dataset_split: str = field(
-        default="train", metadata=about("Split to read, also with a slice: train[:1000].", aliases=["--split"])
+def _files(target: str, **more: Any) -> Section:
+    return section(
+        "Files",
+        "Where to write, and which part of a data set to read.",
+        target,
+        output={"help": "File to write: .jsonl, .csv or .tsv (each also with .gz), or .parquet.", "aliases": ["-o"]},
+        **more,
+        overwrite="Replace existing files once the new ones are complete.",
+        **DATASET,
     )
 
 
-@dataclass
-class ModelArguments(LoadArguments):
-    """How the reward model is loaded and run."""
+_MODEL = section(
+    "Model",
+    "How the reward model is loaded and run.",
+    LOAD,
+    **LOADING,
+    overlong="How to handle rows longer than that; nan writes null.",
+)
+_SCORING = section(
+    "Scoring",
+    "How a file is scored.",
+    SCORE_FILE,
+    errors="Whether to stop at a row that cannot be scored, or to write null for it.",
+    restart="Discard the progress of an interrupted run instead of resuming it.",
+    chunk_size="Number of rows that are scored and saved at a time.",
+    dataset_streaming={
+        "help": "Read a data set on the Hub while scoring, and a second time to write the file.",
+        "parameter": "streaming",
+        "aliases": ["--streaming"],
+    },
+)
 
-    overlong: str = field(
-        default="error",
-        metadata=about(
-            "What happens to rows beyond it; nan writes null.",
-            choices=("error", "truncate_left", "truncate_right", "nan"),
-        ),
-    )
-
-
-@dataclass
-class RunArguments:
-    """How a file is scored."""
-
-    title: ClassVar[str] = "Scoring"
-
-    errors: str = field(
-        default="raise",
-        metadata=about("Stop at a row that cannot be scored, or write null for it.", choices=("raise", "nan")),
-    )
-    restart: bool = field(
-        default=False, metadata=about("Throw away what an interrupted run left, instead of going on with it.")
-    )
-    chunk_size: int = field(default=CHUNK_SIZE, metadata=about("Rows that are scored, and kept on disk, at a time."))
-    dataset_streaming: bool = field(
-        default=False,
-        metadata=about(
-            "Read a data set on the Hub while scoring; it is then read a second time to write the file.",
-            aliases=["--streaming"],
-        ),
-    )
-
-
-@dataclass
-class ColumnArguments:
-    """The columns that are added."""
-
-    title: ClassVar[str] = "Columns"
-
-    column: str = field(
-        default="reward",
-        metadata=about(
-            "Name of the new column: a number, or a list for `responses`. Pairs get chosen_NAME and rejected_NAME."
-        ),
-    )
-    overwrite_column: bool = field(default=False, metadata=about("Replace a column of that name."))
-    uncertainty: bool = field(
-        default=False,
-        metadata=about(
-            "Also write NAME_std and NAME_lower_bound, of pairs those of their margin: NAME_margin_std and "
-            "NAME_margin_lower_bound. The model must have been trained with `--ensemble_size`."
-        ),
-    )
-    k: float = field(
-        default=1.0,
-        metadata=about("How many standard deviations below the reward NAME_lower_bound is, with --uncertainty."),
-    )
-
-
-COMMAND = Command(
+SCORE = Command(
     "score",
     usage="MODEL INPUT --output FILE [--NAME VALUE ...]",
-    about="Score every row of a file or data set. Interrupted, the same command goes on where it was; started with "
-    "`torchrun` or `accelerate launch`, its processes share the rows.",
+    about="Score every row of a file or data set. If interrupted, the same command resumes. Started with `torchrun` or "
+    "`accelerate launch`, several processes share the rows.",
     examples=("plaudit score runs/first pairs.jsonl --output scored.jsonl",),
-    notes=(INPUT,),
-    words=(Word("model"), Word("input")),
-    kinds=(OutputArguments, ColumnArguments, ModelArguments, RunArguments),
+    notes=(_INPUT,),
+    words=("model", "input"),
+    sections=(
+        _files(SCORE_FILE),
+        section(
+            "Columns",
+            "The columns that are added.",
+            SCORE_FILE,
+            column="Name of the new column: a number, or a list for `responses`. Pairs get chosen_NAME and "
+            "rejected_NAME.",
+            overwrite_column="Replace an existing column of that name.",
+            uncertainty="Also write NAME_std and NAME_lower_bound; for pairs, NAME_margin_std and "
+            "NAME_margin_lower_bound. Needs a model trained with `--ensemble_size`.",
+            k="With --uncertainty: number of standard deviations that NAME_lower_bound is below the reward.",
+        ),
+        _MODEL,
+        _SCORING,
+    ),
+)
+BEST_OF_N = Command(
+    "best-of-n",
+    usage="INPUT --output FILE [--model MODEL] [--NAME VALUE ...]",
+    about="Keep the best of the responses in each row of a scored file, or score the file first.",
+    examples=("plaudit best-of-n candidates.jsonl --model runs/first --output best.jsonl",),
+    notes=(_INPUT,),
+    words=("input",),
+    sections=(
+        _files(BEST_OF_N_FILE),
+        section(
+            "Choice",
+            "What is kept of each row.",
+            BEST_OF_N_FILE,
+            model=own("Folder or id of a reward model that scores INPUT first. Default: INPUT already has rewards."),
+            top="Keep a list of this many responses, best first. Default: the best response, not in a list.",
+            responses_column="Column of the responses.",
+            reward_column="Column of their rewards.",
+            response_column="Column for the best response.",
+        ),
+        _MODEL,
+        _SCORING,
+    ),
+)
+FILTER = Command(
+    "filter",
+    usage="INPUT --output FILE [--NAME VALUE ...]",
+    about="Keep the pairs, rows and responses of a scored file that are within bounds.",
+    examples=("plaudit filter scored.jsonl --output clear.jsonl --min-margin 0.5 --dropped unclear.jsonl",),
+    notes=(_INPUT,),
+    words=("input",),
+    sections=(
+        _files(FILTER_FILE, dropped={"help": "Write what is not kept to this file.", "hint": str | None}),
+        section(
+            "Bounds",
+            "What is kept. Of rows with several responses, each is kept or dropped on its own.",
+            BOUNDS,
+            min_margin="Minimum margin of a pair: the reward of `chosen` minus that of `rejected`.",
+            max_margin="Maximum margin of a pair.",
+            min_reward="Minimum reward; of a pair, that of `chosen`.",
+            max_reward="Maximum reward; of a pair, that of `chosen`.",
+            quantile="Keep this fraction of what is within the other bounds: pairs by margin, others by reward. Takes "
+            "8 bytes of memory per pair or response.",
+            keep="End of the order that --quantile keeps.",
+        ),
+        section(
+            "Columns",
+            "The columns that are read.",
+            FILTER_FILE,
+            reward_column="Column of the rewards; pairs have chosen_NAME and rejected_NAME.",
+            responses_column="Column of the responses, in rows that have several.",
+        ),
+    ),
 )
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Score with the given command-line arguments; returns the exit code.
-
-    Raises:
-        PlauditError: Whatever is wrong with settings, data or model.
-    """
-    if COMMAND.helped(arguments):
-        return 0
-    (model, source), output, columns, loading, running = COMMAND.parse(arguments)
+def run_score(arguments: Sequence[str]) -> int:
+    """Scores with the given command-line arguments; returns the exit code."""
+    (model, source), _, calls = SCORE.parse(arguments)
     with log_lines():
-        result = score(model, source, output.output, output, columns, loading, running)
+        result = _score(model, source, calls[LOAD], calls[SCORE_FILE])
     if result is not None:
-        for line in _lines(result):
-            say(line)
+        earlier = f", {result.resumed:,} of them by an earlier run" if result.resumed else ""
+        say(f"Scored {result.rows:,} rows{earlier} ({result.responses:,} rewards, {duration(result.seconds)}).")
+        if result.unscored:
+            say(f"{result.unscored:,} rows could not be scored and are null.")
+        say(f"Wrote {' and '.join(f'`{name}`' for name in result.columns)} to {result.output}.")
     return 0
 
 
-def score(
-    model: str,
-    input: str,
-    target: str,
-    output: OutputArguments,
-    columns: ColumnArguments,
-    loading: ModelArguments,
-    running: RunArguments,
-) -> FileScores | None:
-    """Load a model and score a file; says where an interrupted run goes on.
+def run_best_of_n(arguments: Sequence[str]) -> int:
+    """Keeps the best responses with the given command-line arguments; returns the exit code."""
+    from plaudit.inference.io import kind_of_output, refuse_existing
+    from plaudit.inference.select import best_of_n_file
 
-    Args:
-        model: Folder or id of the model.
-        input: What is scored.
-        target: Where to.
-        output: Settings of files.
-        columns: Settings of columns.
-        loading: Settings of the model.
-        running: Settings of the run.
-    """
-    if Path(target).exists() and not output.overwrite and not Path(f"{target}.chunks").exists():
-        # Said before a model is loaded.
-        raise ConfigError(f"{target!r} exists", fix="Give another name, or allow it with --overwrite.")
-    _on_own_device(loading)
+    (source,), own_settings, calls = BEST_OF_N.parse(arguments)
+    choice = calls[BEST_OF_N_FILE]
+    path = Path(choice["output"])
+    kind = kind_of_output(path)
+    refuse_existing(path, choice.get("overwrite", False))
+    if choice.get("top", 1) is not None and choice.get("top", 1) < 1:
+        raise ConfigError(f"`top` is {choice['top']}", fix="Keep at least 1 response per row.")
+    with log_lines():
+        if own_settings["model"] is None:
+            _say_selection(best_of_n_file(source, **choice))
+            return 0
+        if choice.get("responses_column", "responses") != "responses":
+            raise ConfigError("a model reads the column `responses` only", fix="Rename the column, or score it first.")
+        scored = f"{path}.scored.{kind if kind in ('parquet', 'csv') else 'jsonl'}"
+        part: dict[str, Any] = {name: choice.pop(name) for name in ("config", "split") if name in choice}
+        column = {"column": choice["reward_column"]} if "reward_column" in choice else {}
+        # Nothing records which model an interrupted selection was scored with: its scores are not reused.
+        settings: dict[str, Any] = {**calls[SCORE_FILE], **part, **column, "output": scored, "overwrite": True}
+        if _score(own_settings["model"], source, calls[LOAD], settings) is None:
+            return 0
+        try:
+            _say_selection(best_of_n_file(scored, **choice))
+        finally:
+            if os.path.lexists(scored):
+                Path(scored).unlink()
+    return 0
+
+
+def run_filter(arguments: Sequence[str]) -> int:
+    """Filters with the given command-line arguments; returns the exit code."""
+    from plaudit.inference.select import Bounds, filter_file
+
+    (source,), _, calls = FILTER.parse(arguments)
+    with log_lines():
+        result = filter_file(source, bounds=Bounds(**calls[BOUNDS]), **calls[FILTER_FILE])
+    _say_selection(result)
+    if "dropped" in calls[FILTER_FILE]:
+        say(f"Wrote the others to {calls[FILTER_FILE]['dropped']}.")
+    return 0
+
+
+def _score(model: str, source: str, loading: dict[str, Any], settings: dict[str, Any]) -> FileScores | None:
+    """Scores a file; returns None in every process but the first."""
+    from plaudit.inference.files import score_file
+    from plaudit.inference.reward_model import RewardModel
+
+    output = settings["output"]
+    if os.path.lexists(output) and not settings.get("overwrite") and not Path(f"{output}.chunks").exists():
+        # Checked here as well, before a model is loaded.
+        raise ConfigError(f"{output!r} exists", fix="Use another file name, or pass `--overwrite` to replace it.")
+    _use_own_device(loading)
     try:
-        return score_file(
-            loading.load(model, loading.overlong),
-            input,
-            target,
-            column=columns.column,
-            errors=typing.cast(Any, running.errors),
-            overwrite=output.overwrite,
-            overwrite_column=columns.overwrite_column,
-            restart=running.restart,
-            chunk_size=running.chunk_size,
-            config=output.dataset_config,
-            split=output.dataset_split,
-            streaming=running.dataset_streaming,
-            uncertainty=columns.uncertainty,
-            k=columns.k,
-            progress=sys.stderr.isatty() and int(os.environ.get("RANK", "0") or 0) == 0,
-        )
+        progress = sys.stderr.isatty() and is_main_process()
+        return score_file(RewardModel.from_pretrained(model, **loading), source, progress=progress, **settings)
     except KeyboardInterrupt:
-        if Path(f"{target}.chunks").exists():
-            say(f"\nFinished chunks are kept in {target}.chunks: the same command goes on there.")
+        if Path(f"{output}.chunks").exists():
+            say(f"\nFinished chunks are kept in {output}.chunks. Run the same command to resume.")
         raise
 
 
-def _on_own_device(settings: ModelArguments) -> None:
-    """Where there are several processes, let each have an accelerator of its own."""
-    local = os.environ.get("LOCAL_RANK")
-    if local and settings.device is None and torch.accelerator.is_available():
-        torch.accelerator.set_device_index(int(local))
+def _use_own_device(loading: dict[str, Any]) -> None:
+    """Gives each of several processes its own accelerator."""
+    import torch
+
+    local_rank = os.environ.get("LOCAL_RANK")
+    if local_rank and loading.get("device") is None and torch.accelerator.is_available():
+        torch.accelerator.set_device_index(int(local_rank))
 
 
-def _lines(result: FileScores) -> list[str]:
-    earlier = f", {result.resumed:,} of them by an earlier run" if result.resumed else ""
-    names = " and ".join(f"`{name}`" for name in result.columns)
-    lines = [f"Scored {result.rows:,} rows{earlier} ({result.responses:,} rewards, {duration(result.seconds)})."]
-    if result.unscored:
-        lines.append(f"{result.unscored:,} rows could not be scored and are null.")
-    return [*lines, f"Wrote {names} to {result.output}."]
-
-
-def selection_lines(result: Selection) -> list[str]:
-    """Say what was kept.
-
-    Args:
-        result: It.
-    """
-    lines = [f"Kept {result.kept:,} of {result.rows:,} rows, dropped {result.rows - result.kept:,}."]
+def _say_selection(result: Selection) -> None:
+    say(f"Kept {result.kept:,} of {result.rows:,} rows, dropped {result.rows - result.kept:,}.")
     if result.responses:
         dropped = result.responses - result.kept_responses
-        lines.append(f"Kept {result.kept_responses:,} of {result.responses:,} responses, dropped {dropped:,}.")
+        say(f"Kept {result.kept_responses:,} of {result.responses:,} responses, dropped {dropped:,}.")
     if result.unscored:
-        lines.append(f"Dropped because they have no reward: {result.unscored:,} rows.")
+        say(f"Dropped {result.unscored:,} rows without a reward.")
     if result.short:
-        lines.append(f"{result.short:,} rows have fewer scored responses than asked for.")
-    return [*lines, f"Wrote {result.output}."]
+        say(f"{result.short:,} rows have fewer scored responses than requested.")
+    say(f"Wrote {result.output}.")
