@@ -109,7 +109,7 @@ def test_a_model_counts_tokens(check, faulty, model_folder, tmp_path):
     assert code == 1
     assert "over-long (more than 1,024 tokens)" in out
     assert "row 30: 1," in out
-    assert "Tokens of a response with its prompt:" in out
+    assert "Tokens per response with its prompt:" in out
     # Nobody asked for this limit: the row stays.
     assert "Kept 77 rows" in out
     arguments = ("--model", model_folder, "--max-length", "1000", "--fix", tmp_path / "b.jsonl")
@@ -144,7 +144,7 @@ def test_a_fault_of_most_rows_is_to_be_mended_not_removed(check, tmp_path):
     rows = [row | ({"margin": 1.0} if number % 2 else {}) for number, row in enumerate(clean_rows(40))]
     code, out, _ = check(write(tmp_path / "margins.jsonl", rows))
     assert code == 1
-    assert out.splitlines()[-1].startswith("Next: mend the errors above")
+    assert out.splitlines()[-1].startswith("Next: fix the errors above")
     assert "--fix would remove 20 of 40 rows" in out
 
 
@@ -160,7 +160,7 @@ def test_a_file_that_breaks_off(check, clean):
     assert code == 1
     assert "the file breaks off (after row 79:" in out
     assert "line 81: is not valid JSON" in out
-    assert out.splitlines()[-1] == "Next: mend the file, then check again."
+    assert out.splitlines()[-1] == "Next: repair the file, then check again."
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_a_file_that_breaks_off(check, clean):
         (["nowhere.jsonl"], "there is no such file or folder"),
         (["DATA", "--modell", "x"], "Did you mean `--model`?"),
         (["DATA", "--zzz"], "lists all settings"),
-        (["DATA", "other.jsonl"], "more than one data set is named"),
+        (["DATA", "other.jsonl"], "unexpected argument 'other.jsonl'"),
         (["DATA", "--max_length", "0"], "`max_length` is 0"),
         (["DATA", "--sample_rows", "0"], "`sample_rows` is 0"),
         (["DATA", "--max_length", "9"], "there is no tokenizer"),

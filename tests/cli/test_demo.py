@@ -54,7 +54,7 @@ def test_numbers_are_those_of_the_saved_model(tiny_demo, tmp_path):
 
 def test_bad_settings_are_one_message(capsys):
     assert main(["demo", "--seeds", "x"]) == 2
-    assert "invalid int value" in capsys.readouterr().err
+    assert "is not a whole number" in capsys.readouterr().err
     assert main(["demo", "--help"]) == 0
 
 

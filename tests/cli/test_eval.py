@@ -115,18 +115,18 @@ def test_a_calibration_that_does_not_help_is_not_written(run, models, rows, tmp_
     right = write(tmp_path / "right.jsonl", pairs(plain_reward(model), 20, right=1.0))
     code, out, _ = run(model, "--suite", right, "--save-calibration", "--sanity-rows", "0")
     assert code == 0
-    assert "no temperature fits right, all or none are right" in out
+    assert "no temperature fits right, because all comparisons are right" in out
     assert load_calibration(str(model)) is None
     code, _, err = run("owner/name", "--suite", right, "--save-calibration")
     assert code == 2
-    assert "'owner/name' is no folder" in err
+    assert "'owner/name' is not a folder" in err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--suite", "{file}"], "no model is named"),
-        (["{model}"], "no suite is named"),
+        (["--suite", "{file}"], "required: model"),
+        (["{model}"], "required: --suite"),
         (["{model}", "--suit", "{file}"], "Did you mean `--suite`?"),
         (["{model}", "--suite", "rewardbenc"], "Did you mean `rewardbench`"),
         (["{model}", "--suite", "nothing.jsonl"], "nothing.jsonl: there is no such file"),

@@ -44,7 +44,7 @@ class Choice:
     mode: str = field(default="fast", metadata={"help": "Mode, 100%%.", "choices": ("fast", "exact")})
     recompute: bool | str = True
     fsdp: str | None = field(default=None, metadata={"const": True})
-    report_to: None | str | list[str] = None
+    report_to: str | list[str] | None = None
     extra: dict[str, bool] | None = None
 
 

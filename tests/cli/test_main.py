@@ -9,6 +9,7 @@ import pytest
 
 from plaudit import __version__
 from plaudit.cli import main as entry
+from plaudit.cli.arguments import Command
 from plaudit.errors import ConfigError
 
 
@@ -44,15 +45,16 @@ def stub(monkeypatch, error):
     def run(arguments):
         raise error
 
-    monkeypatch.setitem(sys.modules, "plaudit.cli.train", type("Command", (), {"run": staticmethod(run)}))
+    command = Command("train", "", "", (), sections=())
+    monkeypatch.setattr(entry, "command_of", lambda name: (command, run))
 
 
 def test_errors_are_one_message_without_traceback(monkeypatch, capsys):
-    stub(monkeypatch, ConfigError("it is wrong", fix="mend it"))
+    stub(monkeypatch, ConfigError("it is wrong", fix="Repair it."))
     monkeypatch.delenv("PLAUDIT_DEBUG", raising=False)
     assert entry.main(["train"]) == 2
     printed = capsys.readouterr()
-    assert printed.err == "plaudit train: it is wrong\n  Fix: mend it\n"
+    assert printed.err == "plaudit train: it is wrong\n  Fix: Repair it.\n"
     assert printed.out == ""
 
 

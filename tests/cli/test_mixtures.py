@@ -8,7 +8,7 @@ import os
 import pytest
 
 from model_builders import conversation_rows
-from plaudit.cli.arguments import parse_arguments, read_part
+from plaudit.cli.build import parse_arguments, read_part
 from plaudit.data.mixture import DatasetPart
 from plaudit.errors import ConfigError
 
@@ -110,8 +110,8 @@ def test_the_references_names_in_yaml_and_on_the_command_line(config, monkeypatc
     [
         ("streaming: true\ndataset_streaming: true", "`dataset_streaming` sets `dataset_streaming` a second time"),
         ("datasets: {path: a}", "`datasets` cannot be a mapping"),
-        ("env: [a]", "`env` is no mapping"),
-        ("env: {a: [1]}", "`env` is no mapping"),
+        ("env: [a]", "`env` is not a mapping"),
+        ("env: {a: [1]}", "`env` is not a mapping"),
     ],
 )
 def test_files_that_cannot_be_read(config, text, message):
@@ -148,7 +148,7 @@ def test_a_mixture_on_the_command_line(train, pairs, more_pairs):
         ("datasets: [{path: PAIRS, column: [a]}]", "Did you mean `columns`?"),
         ("datasets: [{path: PAIRS}, {path: PLAIN}]", "field `chosen`: is plain text"),
         ("datasets: [{path: PAIRS}, {path: BROKEN}]", "broken.jsonl data set, row 1, field `rejected`: is null"),
-        ("datasets: [{path: PAIRS}]\ndataset_name: PAIRS", "`datasets` and `dataset_name` do not go together"),
+        ("datasets: [{path: PAIRS}]\ndataset_name: PAIRS", "`datasets` and `dataset_name` exclude each other"),
         ("datasets: [{path: PAIRS}]\ndataset_config: x", "Give the parts that need a configuration a `name`"),
         ("datasets: [{path: PAIRS}]\ndataset_train_split: dev", "Give each part its own `split`"),
         ("datasets: [{path: PAIRS}]\ndataset_test_split: test", "`eval_fraction`"),

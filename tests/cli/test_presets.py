@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
-
 import pytest
-from rich.console import Console
 
-from plaudit.cli.arguments import PRESETS, _hints, parse_arguments, print_help, value_text
+from plaudit.cli.build import PRESETS, TRAIN, parse_arguments, value_text
 from plaudit.errors import ConfigError
 
 BASE = ["--use_cpu", "--output_dir", "out"]
@@ -20,8 +17,8 @@ def values_of(settings, names):
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_sets_what_it_says(name):
-    values = PRESETS[name].values
-    assert values.keys() <= _hints().keys()
+    values = PRESETS[name]
+    assert values.keys() <= TRAIN.settings.keys()
     settings = parse_arguments(["--preset", name, *BASE])
     assert values_of(settings, values) == dict(values)
     assert settings.run.preset == name
@@ -54,8 +51,8 @@ def test_the_file_wins_over_the_preset_and_flags_over_both(tmp_path):
     ("arguments", "message"),
     [
         (["--preset", "quik"], "there is no preset 'quik'\n.*Did you mean `quick`"),
-        (["--preset", "zzz"], "(?s)there is no preset 'zzz'.*There are: quick, full"),
-        (["--preset"], "--preset needs a name: quick or full"),
+        (["--preset", "zzz"], "(?s)there is no preset 'zzz'.*Use one of: quick, full"),
+        (["--preset"], "--preset: expected one argument"),
     ],
 )
 def test_presets_that_are_not_there(train, tmp_path, arguments, message):
@@ -78,14 +75,14 @@ def test_a_preset_trains_and_says_what_it_set(train, tmp_path):
     lines = err.splitlines()
     assert lines[0].startswith("Preset quick: use_peft true, lora_alpha 32, lora_target_modules all-linear, ")
     assert "lr_scheduler_type cosine" in lines[0]
-    assert lines[1] == "  You set otherwise: lora_r 2 (not 16), learning_rate 0.001 (not 0.0002)."
+    assert lines[1] == "  Overridden: lora_r 2 (not 16), learning_rate 0.001 (not 0.0002)."
 
 
-def test_the_help_lists_presets_with_what_they_set():
-    out = io.StringIO()
-    print_help(Console(file=out, width=400))
-    for name, preset in PRESETS.items():
-        line = next(line for line in out.getvalue().splitlines() if line.startswith(f"  {name} "))
-        assert preset.about in line
-        for setting, value in preset.values.items():
+def test_the_help_lists_presets_with_what_they_set(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "500")
+    assert TRAIN.helped(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    for name, values in PRESETS.items():
+        line = next(line for line in lines if line.startswith(f"The preset {name} "))
+        for setting, value in values.items():
             assert f"{setting} {value_text(value)}" in line

@@ -40,8 +40,8 @@ def test_evaluations_output_and_browser(run_folder, tmp_path, capsys, monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "no run folder is named"),
-        (["a", "b"], "more than one run folder is named"),
+        ([], "required: run folder"),
+        (["a", "b"], "unexpected argument 'b'"),
         (["a", "--outptu", "b"], "Did you mean `--output`?"),
         (["a", "--output"], "expected one argument"),
         (["nowhere"], "is not there"),

@@ -12,8 +12,8 @@ import pytest
 
 from model_builders import conversation_rows
 from plaudit import RewardModel
-from plaudit.cli import score as score_command
 from plaudit.cli.main import main
+from plaudit.inference.files import WorkFolder
 
 PAGE = (Path(__file__).parents[2] / "docs" / "scoring.md").read_text(encoding="utf-8")
 
@@ -116,7 +116,7 @@ def test_help_lists_every_setting(plaudit, command):
 
 
 def test_an_interruption_says_where_it_goes_on(plaudit, pairs, model_folder, monkeypatch):
-    write = score_command.score_file.__globals__["WorkFolder"].write
+    write = WorkFolder.write
 
     def interrupted(work, index, rows):
         if index == 2:

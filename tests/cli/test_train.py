@@ -11,8 +11,7 @@ from transformers import AutoModelForSequenceClassification
 
 from model_builders import conversation_rows
 from plaudit.cli import build
-from plaudit.cli import train as command
-from plaudit.cli.train import source_row
+from plaudit.cli.train import snippet, source_row
 from plaudit.data.report import DataReport, Flag
 from plaudit.errors import ConfigError
 
@@ -111,7 +110,7 @@ def test_without_a_model_the_embedded_one_is_taken_and_named(train, model_folder
     monkeypatch.setattr(build, "embedded_model_path", lambda progress: model_folder)
     code, out, err = train(model=None)
     assert code == 0
-    assert "No model is named: taking the embedded SmolLM2-135M-Instruct" in err
+    assert "No model is named: using the embedded SmolLM2-135M-Instruct" in err
     assert "tiny on 12 preferences" in out
 
 
@@ -141,7 +140,7 @@ def broken_rows(tmp_path):
     ("arguments", "message"),
     [
         (["--eval_fraction", "2"], "eval_fraction"),
-        (["--eval_fraction", "0.1", "--dataset_test_split", "test"], "Leave out one of them"),
+        (["--eval_fraction", "0.1", "--dataset_test_split", "test"], "Remove one of them"),
         (["--eval_strategy", "steps"], "--eval_fraction 0.1"),
         (["--dataset_train_split", "dev"], "no split 'dev'"),
         (["--dataset_streaming", "--eval_fraction", "0.1"], "eval_fraction"),
@@ -225,7 +224,7 @@ def test_out_of_memory_while_evaluating_or_loading(train, monkeypatch):
     monkeypatch.setattr(build, "RewardTrainer", fail)
     code, _, err = train()
     assert code == 2
-    assert "out of memory while the model was loaded" in err
+    assert "out of memory while loading the model" in err
     assert "`load_in_4bit`" in err
 
 
@@ -249,5 +248,5 @@ def test_other_runtime_errors_stay_what_they_are(train, monkeypatch):
 
 
 def test_plain_text_models_get_a_plain_text_snippet():
-    outcome = command.Outcome("m", "f", False, False, 1, None, 1, 1.0, {}, None)
-    assert 'tokenizer("What is 2+2? 4" + tokenizer.eos_token' in command.snippet(outcome)
+    text = snippet("f", adapter=False, conversational=False)
+    assert 'tokenizer("What is 2+2? 4" + tokenizer.eos_token' in text

@@ -1,6 +1,5 @@
 """The page on the command line, followed from top to bottom with a tiny model: its commands run, its names exist."""
 
-import importlib
 import json
 import os
 import re
@@ -12,7 +11,7 @@ import pytest
 
 from builders import tiny_tokenizer
 from model_builders import conversation_rows, tiny_model
-from plaudit.cli.main import COMMANDS, main
+from plaudit.cli.main import COMMANDS, command_of, main
 
 PAGE = (Path(__file__).parents[2] / "docs" / "command-line.md").read_text(encoding="utf-8")
 LINES = [line for block in re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL) for line in block.splitlines()]
@@ -67,7 +66,7 @@ def test_settings_that_a_section_names_exist():
     unknown = set()
     for name in DECLARED:
         section = re.search(rf"^## {name}\n(.*?)(?=^## |\Z)", PAGE, flags=re.MULTILINE | re.DOTALL)[1]
-        known = set(importlib.import_module(f"plaudit.cli.{name.replace('-', '_')}").COMMAND.option_names())
+        known = set(command_of(name)[0].option_names())
         named = set(re.findall(r"--[a-z_-]+[a-z]", section)) - {"--standalone", "--nproc_per_node"}
         unknown |= {f"{name} {setting}" for setting in named - known}
     assert unknown == set()

@@ -8,7 +8,7 @@ import pytest
 from builders import tiny_tokenizer
 from model_builders import tiny_model
 from plaudit import RewardModel
-from plaudit.cli.serve import COMMAND
+from plaudit.cli.serve import SERVE
 from serve.conftest import LiveServer
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
@@ -40,7 +40,7 @@ def test_commands_of_curl_are_answered(model):
 
 
 def test_settings_and_metrics_exist(model):
-    known = {*COMMAND.option_names(), "--help", "--reward"}
+    known = {*SERVE.option_names(), "--help", "--reward"}
     ours = PAGE.partition("## The checkpoint on other servers")[0]
     assert set(re.findall(r"--[a-z_]+", ours)) - {"--remote_rm_url"} <= known
     with LiveServer(model) as server:

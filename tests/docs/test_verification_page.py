@@ -11,8 +11,8 @@ import pytest
 from builders import tiny_tokenizer
 from model_builders import conversation_rows
 from plaudit import RewardConfig, RewardModel
+from plaudit.cli.export import VERIFY
 from plaudit.cli.main import main
-from plaudit.cli.verify import COMMAND
 from plaudit.model.golden import FILE_NAME
 from plaudit.training.artifacts import MOST_TOKENS
 from plaudit.verification.diagnosis import TOLERANCES
@@ -60,7 +60,7 @@ def test_the_commands_run(run):
 
 
 def test_settings_and_numbers_are_true():
-    known = {*COMMAND.option_names(), *(f"--{name}" for name in RewardConfig.__dataclass_fields__)}
+    known = {*VERIFY.option_names(), *(f"--{name}" for name in RewardConfig.__dataclass_fields__)}
     assert set(re.findall(r"`(--[a-z_]+)", PAGE)) <= known
     assert FILE_NAME in PAGE
     assert (RewardConfig("out").golden_rows, "eight responses" in PAGE) == (8, True)
@@ -71,4 +71,4 @@ def test_settings_and_numbers_are_true():
 def test_the_servers_commands_on_the_page_about_serving_parse():
     page = (DOCS / "serving.md").read_text(encoding="utf-8")
     lines = re.findall(r"^plaudit verify (.*)$", page, flags=re.MULTILINE)
-    assert [COMMAND.parse(shlex.split(line))[2].server for line in lines] == ["vllm", "sglang"]
+    assert [VERIFY.parse(shlex.split(line))[2].server for line in lines] == ["vllm", "sglang"]

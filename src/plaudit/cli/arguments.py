@@ -370,7 +370,7 @@ class Command:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        message = re.sub("^argument (?:.*/)?", "", message)
+        message = re.sub("^argument ([^/:]*)[^:]*", r"\1", message)  # of all spellings only the first
         raise ConfigError(message, fix=f"`{self.prog} --help` lists all settings.")
 
 
