@@ -270,7 +270,7 @@ def test_time_adds_batches_and_optimizer(train, monkeypatch):
     monkeypatch.setattr(dry_run, "measure_speed", lambda trainer, rows: (0.01, 0.001))
     monkeypatch.setattr(memory.TokenCount, "computed", lambda count, layout: 100)
     monkeypatch.setattr(dry_run, "duration", lambda seconds: f"{seconds:.3f}")
-    monkeypatch.setattr(memory, "estimate_memory", lambda *arguments: memory.MemoryEstimate(0, 0, 0, 0))
+    monkeypatch.setattr(memory, "estimate_memory", lambda *args, **kwargs: memory.Memory(0, 0, 0, 0))
     out = train("--dry-run", "--gradient_accumulation_steps", "2")[1]
     # 2 steps of 2 batches of 100 tokens, and of 31,648 parameters
     assert f"about {2 * (2 * 100 * 0.01 + 31_648 * 0.001):.3f} for training" in out

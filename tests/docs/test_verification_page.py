@@ -11,7 +11,7 @@ import pytest
 from builders import tiny_tokenizer
 from model_builders import conversation_rows
 from plaudit import RewardConfig, RewardModel
-from plaudit.cli.export import VERIFY
+from plaudit.cli.export import VERIFY, VERIFY_MODEL
 from plaudit.cli.main import main
 from plaudit.model.golden import FILE_NAME
 from plaudit.training.artifacts import MOST_TOKENS
@@ -71,4 +71,4 @@ def test_settings_and_numbers_are_true():
 def test_the_servers_commands_on_the_page_about_serving_parse():
     page = (DOCS / "serving.md").read_text(encoding="utf-8")
     lines = re.findall(r"^plaudit verify (.*)$", page, flags=re.MULTILINE)
-    assert [VERIFY.parse(shlex.split(line))[2].server for line in lines] == ["vllm", "sglang"]
+    assert [VERIFY.parse(shlex.split(line))[2][VERIFY_MODEL]["server"] for line in lines] == ["vllm", "sglang"]

@@ -124,7 +124,9 @@ class Setting:
             return self.reader(text)
         if text.lower() in ("none", "null") and self.is_nullable and self.kind in (int, float):
             return None
-        if self.can_stand_alone:
+        if self.bare is not None:
+            return self.bare if text == "true" else text
+        if self.kind is bool:
             values = dict(zip((True, False), self.switch, strict=True))
             words = {word: values[value] for word, value in _SWITCH.items()} | dict(self.words)
             if text.lower() not in words and str not in self.types:
@@ -132,9 +134,9 @@ class Setting:
             return words.get(text.lower(), text)
         try:
             if self.kind is dict:
-                return json.loads(text)
+                return dict(json.loads(text))
             value = float(text) if self.unit else self.kind(text)
-        except ValueError:
+        except (TypeError, ValueError):
             wanted = {int: "a whole number", float: "a number", dict: "a JSON object"}[self.kind]
             raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from None
         return self.kind(value * self.unit) if self.unit else value
