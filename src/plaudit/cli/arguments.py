@@ -208,6 +208,11 @@ def section(
     return Section(title, about, found)
 
 
+def about(help: str, **changes: Any) -> Mapping[str, Any]:
+    """Declares the help of a setting, and what of it differs from the parameter or field that it is passed to."""
+    return {"help": help, **changes}
+
+
 def own(help: str, hint: Any = str | None, default: Any = None, **more: Any) -> Setting:
     """Declares a setting of the command itself, which no function takes."""
     return Setting("", help, hint, default, **more)
@@ -472,32 +477,27 @@ class _Opaque(metaclass=_OpaqueType):
 # --- settings that several commands share ------------------------------------------------------------------------
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
-REVISION: Mapping[str, Any] = {
-    "help": "Branch, tag or commit of a model on the Hub.",
-    "parameter": "revision",
-    "aliases": ["--revision"],
-}
+REVISION: Mapping[str, Any] = about(
+    "Branch, tag or commit of a model on the Hub.", parameter="revision", aliases=["--revision"]
+)
 DATASET: Mapping[str, Mapping[str, Any]] = {
-    "dataset_config": {"help": "Configuration of a data set on the Hub.", "parameter": "config"},
-    "dataset_split": {
-        "help": "Split to read. May have a slice, as in train[:1000].",
-        "parameter": "split",
-        "aliases": ["--split"],
-    },
+    "dataset_config": about("Configuration of a data set on the Hub.", parameter="config"),
+    "dataset_split": about(
+        "Split to read. May have a slice, as in train[:1000].", parameter="split", aliases=["--split"]
+    ),
 }
 MAX_TOKENS_PER_BATCH = "Maximum number of computed tokens in a batch. Default: 2,048 on a CPU, otherwise 32,768."
 TRUST_REMOTE_CODE = "Allow models and tokenizers that bring their own Python code."
 DEVICE: Mapping[str, Any] = {
-    "device": {"help": "Device to run on, such as cuda:1. Default: the accelerator, or the CPU.", "hint": str | None},
+    "device": about("Device to run on, such as cuda:1. Default: the accelerator, or the CPU.", hint=str | None),
     "max_tokens_per_batch": MAX_TOKENS_PER_BATCH,
     "trust_remote_code": TRUST_REMOTE_CODE,
 }
 COMPUTE: Mapping[str, Any] = {
     **DEVICE,
-    "dtype": {
-        "help": "Precision of the weights. Default: float32 on a CPU, otherwise that of the checkpoint.",
-        "choices": DTYPES,
-    },
+    "dtype": about(
+        "Precision of the weights. Default: float32 on a CPU, otherwise that of the checkpoint.", choices=DTYPES
+    ),
     "batch_layout": "shared_prefix computes each prompt once and gives the same rewards.",
     "max_length": "Maximum length of a response with its prompt, in tokens. Default: the model's own limit.",
 }
@@ -506,13 +506,12 @@ LOADING: Mapping[str, Any] = {
     **COMPUTE,
     "model_revision": REVISION,
     "merge_adapter": "Merge an adapter into the weights, which is faster.",
-    "calibrated": {
-        "help": "Apply the calibration beside the model, if there is one; false gives raw rewards. Also "
-        "`--calibration none`.",
-        "hint": bool,
-        "parameter": "calibration",
-        "aliases": ["--calibration"],
-        "words": {"stored": "stored", "none": None},
-        "switch": ("stored", None),
-    },
+    "calibrated": about(
+        "Apply the calibration beside the model, if there is one; false gives raw rewards. Also `--calibration none`.",
+        hint=bool,
+        parameter="calibration",
+        aliases=["--calibration"],
+        words={"stored": "stored", "none": None},
+        switch=("stored", None),
+    ),
 }

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from plaudit.cli.arguments import DATASET, REVISION, Command, declared, own, section
+from plaudit.cli.arguments import DATASET, REVISION, Command, about, declared, own, section
 from plaudit.cli.console import bars_where_seen, duration, log_lines, make_console, say
 from plaudit.errors import ConfigError
 
@@ -57,31 +57,29 @@ CHECK = Command(
             ),
             eval=own("Evaluation data, whose prompts must not occur: a file, a folder, or a Hub name."),
             eval_split=own("Split of the evaluation data. Without --eval, a split of DATASET itself."),
-            benchmark={
-                "help": "Files of benchmarks, whose prompts must not occur, even in part: preferences, or rows with a "
+            benchmark=about(
+                "Files of benchmarks, whose prompts must not occur, even in part: preferences, or rows with a "
                 "column such as `question`.",
-                "parameter": "benchmarks",
-                "hint": list[str],
-            },
-            fix={
-                "help": "Write the rows without certain faults to this file (.jsonl or .jsonl.gz), and the removed "
+                parameter="benchmarks",
+                hint=list[str],
+            ),
+            fix=about(
+                "Write the rows without certain faults to this file (.jsonl or .jsonl.gz), and the removed "
                 "rows, with the reason, to a .removed file beside it. DATASET itself never changes.",
-                "hint": str | None,
-            },
+                hint=str | None,
+            ),
             overwrite="Let --fix and --json replace existing files.",
             json=own("Also write the results to this file."),
             strict=own("Count warnings as errors in the exit code.", bool, False),
             dataset_config=DATASET["dataset_config"],
-            dataset_split={
-                "help": "Split to check. May have a slice, as in train[:1000].",
-                "parameter": "split",
-                "aliases": ("--dataset_train_split", "--split"),
-            },
-            dataset_streaming={
-                "help": "Read row by row, without the cache of `datasets`.",
-                "parameter": "streaming",
-                "aliases": ("--streaming",),
-            },
+            dataset_split=about(
+                "Split to check. May have a slice, as in train[:1000].",
+                parameter="split",
+                aliases=("--dataset_train_split", "--split"),
+            ),
+            dataset_streaming=about(
+                "Read row by row, without the cache of `datasets`.", parameter="streaming", aliases=("--streaming",)
+            ),
             words="Fit a bag of words, which finds its shortcut, leaking words and mislabelled rows.",
             sample_rows="Maximum number of rows to fit it to, drawn at random. Memory and time grow with it.",
             examples=own("Number of examples per finding, up to 3.", int, 2),

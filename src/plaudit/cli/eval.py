@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from plaudit.cli.arguments import COMPUTE, LOAD, Command, own, section
+from plaudit.cli.arguments import COMPUTE, LOAD, Command, about, own, section
 from plaudit.cli.console import bars_where_seen, duration, log_lines, make_console, say, size
 from plaudit.errors import ConfigError
 
@@ -44,42 +44,40 @@ EVAL = Command(
             "Settings",
             "What to evaluate on, and how.",
             EVALUATE,
-            suite={
-                "help": f"Suites: {_SUITES}; one of these with its file, as `llmbar=FILE`; a file of preferences; or a "
+            suite=about(
+                f"Suites: {_SUITES}; one of these with its file, as `llmbar=FILE`; a file of preferences; or a "
                 "data set on the Hub, as `owner/name`.",
-                "parameter": "suites",
-                "hint": list[str],
-            },
-            slice={
-                "help": "Columns; results are also given for each of their values.",
-                "parameter": "slices",
-                "hint": list[str],
-            },
-            output={
-                "help": "Folder for evaluation.json, evaluation.md and rewards.parquet. Written after each suite; the "
+                parameter="suites",
+                hint=list[str],
+            ),
+            slice=about(
+                "Columns; results are also given for each of their values.", parameter="slices", hint=list[str]
+            ),
+            output=about(
+                "Folder for evaluation.json, evaluation.md and rewards.parquet. Written after each suite; the "
                 "same command resumes.",
-                "hint": str | None,
-            },
+                hint=str | None,
+            ),
             overwrite="Discard what is in that folder, and let --json replace a file.",
             json=own("Also write the results to this file."),
-            bag_of_words={
-                "help": "Preferences that the models were trained on. Each model is compared with a bag of words "
+            bag_of_words=about(
+                "Preferences that the models were trained on. Each model is compared with a bag of words "
                 "fitted on them.",
-                "hint": str | None,
-            },
+                hint=str | None,
+            ),
             max_rows="Maximum number of rows per suite, drawn at random.",
             overlong="How to handle rows that are too long; dropped rows are counted.",
-            skip_broken={
-                "help": "Drop and count rows that cannot be scored, instead of stopping there.",
-                "hint": bool,
-                "parameter": "errors",
-                "switch": ("drop", "raise"),
-            },
-            dataset_split={
-                "help": "Split of files and data sets that are not suites of their own. [train]",
-                "parameter": "split",
-                "aliases": ["--split"],
-            },
+            skip_broken=about(
+                "Drop and count rows that cannot be scored, instead of stopping there.",
+                hint=bool,
+                parameter="errors",
+                switch=("drop", "raise"),
+            ),
+            dataset_split=about(
+                "Split of files and data sets that are not suites of their own. [train]",
+                parameter="split",
+                aliases=["--split"],
+            ),
             save_calibration=own(
                 "Save the temperature fitted on the first suite beside the model, as reward_calibration.json, if it "
                 "helps on the half of the rows that it was not fitted on.",
@@ -111,16 +109,16 @@ REPORT = Command(
             "Settings",
             "Where the report is written, and what it shows.",
             WRITE_REPORT,
-            output={
-                "help": "Page to write; JSON and Markdown go beside it. Default: report.html in RUN_FOLDER. Replaces "
+            output=about(
+                "Page to write; JSON and Markdown go beside it. Default: report.html in RUN_FOLDER. Replaces "
                 "an earlier report, but no other file.",
-                "hint": str | None,
-            },
-            eval={
-                "help": "Folders written by `plaudit eval --output`. Those in RUN_FOLDER are found without this.",
-                "parameter": "evaluations",
-                "hint": list[str],
-            },
+                hint=str | None,
+            ),
+            eval=about(
+                "Folders written by `plaudit eval --output`. Those in RUN_FOLDER are found without this.",
+                parameter="evaluations",
+                hint=list[str],
+            ),
             open=own("Open the page in the browser.", bool, False),
         ),
     ),

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from plaudit.cli.arguments import COMPUTE, DEVICE, DTYPES, REVISION, Command, own, section
+from plaudit.cli.arguments import COMPUTE, DEVICE, DTYPES, REVISION, Command, about, own, section
 from plaudit.cli.console import bars_where_seen, log_lines, make_console
 from plaudit.cli.serve import API_KEY_VARIABLE
 from plaudit.errors import ConfigError
@@ -59,10 +59,9 @@ EXPORT = Command(
             "Export",
             "What is written, and where.",
             EXPORT_MODEL,
-            output={
-                "help": "Folder to write. It appears under this name once the export has passed its check.",
-                "aliases": ["-o"],
-            },
+            output=about(
+                "Folder to write. It appears under this name once the export has passed its check.", aliases=["-o"]
+            ),
             merge="Merge an adapter into the weights, as servers need it; false keeps the adapter.",
             overwrite="Replace a model in that folder.",
             tolerance="Maximum difference between a reward and what it should be. Default: 1e-4 for float32, 0.01 for "
@@ -72,19 +71,18 @@ EXPORT = Command(
             "Rewards",
             "How rewards are rescaled. By default, a calibration beside the model is folded into it.",
             EXPORT_MODEL,
-            normalize={
-                "help": "Data on whose responses the exported rewards have mean 0 and standard deviation 1.",
-                "hint": str | None,
-            },
-            temperature={
-                "help": "Divide rewards by a temperature, so that the sigmoid of a difference is the probability of "
+            normalize=about(
+                "Data on whose responses the exported rewards have mean 0 and standard deviation 1.", hint=str | None
+            ),
+            temperature=about(
+                "Divide rewards by a temperature, so that the sigmoid of a difference is the probability of "
                 "being better: a number, `stored` for that of the calibration beside the model, or data to fit it on.",
-                "hint": str | None,
-                "reader": read_temperature,
-            },
+                hint=str | None,
+                reader=read_temperature,
+            ),
             raw="Keep rewards unchanged, and copy the calibration.",
             dataset_config="Configuration of a data set on the Hub.",
-            dataset_split={"help": "Split of the data. May have a slice, as in train[:1000].", "aliases": ["--split"]},
+            dataset_split=about("Split of the data. May have a slice, as in train[:1000].", aliases=["--split"]),
         ),
         section(
             "Model",
@@ -92,10 +90,10 @@ EXPORT = Command(
             EXPORT_MODEL,
             **{
                 **COMPUTE,
-                "dtype": {
-                    "help": "Type of the exported weights; the head stays in float32. Default: that of the model.",
-                    "choices": DTYPES,
-                },
+                "dtype": about(
+                    "Type of the exported weights; the head stays in float32. Default: that of the model.",
+                    choices=DTYPES,
+                ),
             },
             model_revision=REVISION,
         ),
@@ -121,11 +119,11 @@ VERIFY = Command(
             "Rows",
             "The rows to send.",
             VERIFY_MODEL,
-            rows={
-                "help": "File of golden rows; or preferences, of which eight responses become golden rows with the "
+            rows=about(
+                "File of golden rows; or preferences, of which eight responses become golden rows with the "
                 "rewards that plain transformers gives them. Default: the golden rows beside the model.",
-                "hint": str | None,
-            },
+                hint=str | None,
+            ),
             save="Save the golden rows beside the model.",
             tolerance="Maximum difference of a reward. Default: 1e-4 in float32, 0.01 in float16 and 0.05 in bfloat16, "
             "times the largest reward if that is above 1.",
@@ -146,7 +144,7 @@ VERIFY = Command(
             "How the model is run on this machine.",
             VERIFY_MODEL,
             **DEVICE,
-            dtype={"help": "Precision of the weights. Default: that of the golden rewards.", "choices": DTYPES},
+            dtype=about("Precision of the weights. Default: that of the golden rewards.", choices=DTYPES),
             model_revision=REVISION,
         ),
     ),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plaudit.cli.arguments import DATASET, LOAD, LOADING, Command, Section, own, section
+from plaudit.cli.arguments import DATASET, LOAD, LOADING, Command, Section, about, own, section
 from plaudit.cli.console import duration, is_main_process, log_lines, say
 from plaudit.errors import ConfigError
 
@@ -31,7 +31,7 @@ def _files(target: str, **more: Any) -> Section:
         "Files",
         "Where to write, and which part of a data set to read.",
         target,
-        output={"help": "File to write: .jsonl, .csv or .tsv (each also with .gz), or .parquet.", "aliases": ["-o"]},
+        output=about("File to write: .jsonl, .csv or .tsv (each also with .gz), or .parquet.", aliases=["-o"]),
         **more,
         overwrite="Replace existing files once the new ones are complete.",
         **DATASET,
@@ -52,11 +52,11 @@ _SCORING = section(
     errors="Whether to stop at a row that cannot be scored, or to write null for it.",
     restart="Discard the progress of an interrupted run instead of resuming it.",
     chunk_size="Number of rows that are scored and saved at a time.",
-    dataset_streaming={
-        "help": "Read a data set on the Hub while scoring, and a second time to write the file.",
-        "parameter": "streaming",
-        "aliases": ["--streaming"],
-    },
+    dataset_streaming=about(
+        "Read a data set on the Hub while scoring, and a second time to write the file.",
+        parameter="streaming",
+        aliases=["--streaming"],
+    ),
 )
 
 SCORE = Command(
@@ -115,7 +115,7 @@ FILTER = Command(
     notes=(_INPUT,),
     words=("input",),
     sections=(
-        _files(FILTER_FILE, dropped={"help": "Write what is not kept to this file.", "hint": str | None}),
+        _files(FILTER_FILE, dropped=about("Write what is not kept to this file.", hint=str | None)),
         section(
             "Bounds",
             "What is kept. Of rows with several responses, each is kept or dropped on its own.",

@@ -6,7 +6,7 @@ import importlib.util
 import os
 from collections.abc import Sequence
 
-from plaudit.cli.arguments import LOAD, LOADING, Command, section
+from plaudit.cli.arguments import LOAD, LOADING, Command, about, section
 from plaudit.cli.console import log_lines, say
 from plaudit.errors import ConfigError
 
@@ -35,14 +35,14 @@ SERVE = Command(
             port="Port to listen on; 0 picks a free one.",
             api_key="Key that clients must send as `Authorization: Bearer KEY`. Other users of the machine can read "
             f"command lines; the environment variable {API_KEY_VARIABLE} does the same.",
-            served_model_name={"help": "Name of the model in responses. Default: MODEL.", "parameter": "name"},
+            served_model_name=about("Name of the model in responses. Default: MODEL.", parameter="name"),
             max_wait_ms="How long the first request of a batch waits for others, in milliseconds.",
             max_queue="Maximum number of waiting responses; further requests get status 429.",
-            max_body_mb={
-                "help": "Maximum size of a request body, in MiB; larger ones get status 413.",
-                "parameter": "max_body_bytes",
-                "unit": 2**20,
-            },
+            max_body_mb=about(
+                "Maximum size of a request body, in MiB; larger ones get status 413.",
+                parameter="max_body_bytes",
+                unit=2**20,
+            ),
             read_timeout="Maximum time to receive a request body, in seconds.",
             stop_timeout="Maximum time to answer accepted requests when the server stops, in seconds.",
             texts="Whether the texts of /get_reward and /classify are rendered by the chat template, or plain; auto "
@@ -53,10 +53,10 @@ SERVE = Command(
             "How the reward model is loaded and run.",
             LOAD,
             **LOADING,
-            overlong={
-                "help": "How to handle longer rows: reject them, or truncate them, which the response reports.",
-                "choices": ("error", "truncate_left", "truncate_right"),
-            },
+            overlong=about(
+                "How to handle longer rows: reject them, or truncate them, which the response reports.",
+                choices=("error", "truncate_left", "truncate_right"),
+            ),
         ),
     ),
 )
