@@ -9,7 +9,7 @@ from typing import Literal
 
 import pytest
 
-from plaudit.cli.arguments import LOAD, Command, Section, declared, own, section, settings_of
+from plaudit.cli.arguments import LOAD, Command, Section, about, declared, own, section, settings_of
 from plaudit.cli.main import COMMANDS, command_of
 from plaudit.errors import ConfigError
 
@@ -26,14 +26,7 @@ def write(
     kind: Literal["plain", "rendered"] = DEFAULT_KIND,
     seed: Unknown | int = 0,  # noqa: F821 (a type that only the type checker knows)
 ):
-    """Stands for a function that a command calls.
-
-    Args:
-        output: File to write.
-        max_rows: Maximum number of rows; ``"all"`` of them
-            by default.
-        least: Least reward.
-    """
+    """Stands for a function that a command calls."""
 
 
 @dataclass
@@ -60,12 +53,12 @@ COMMAND = Command(
             "Files",
             "Where to write.",
             WRITE,
-            output={"aliases": ["-o", "--write_to"]},
-            max_rows=None,
+            output=about("File to write.", aliases=["-o", "--write_to"]),
+            max_rows="Maximum number of rows.",
             columns="Columns.",
-            least=None,
+            least="Least reward.",
             kind="Kind.",
-            random_seed={"parameter": "seed", "help": "Seed."},
+            random_seed=about("Seed.", parameter="seed"),
             sort_rows=own("Sort.", bool, True, aliases=["--order"], words={"sorted": True, "given": False}),
             keep=own("Keep.", bool, "stored", switch=("stored", None), words={"none": None}),
             size=own("Size.", int, 2048, unit=1024),
@@ -98,8 +91,7 @@ def test_only_what_is_given_is_passed_on_under_the_names_of_the_parameters():
 
 
 def test_settings_are_those_of_the_function():
-    assert declared(WRITE, "least") == {"hint": float, "default": 0.5, "help": "Least reward."}
-    assert declared(WRITE, "max_rows")["help"] == "Maximum number of rows; all of them by default."
+    assert declared(WRITE, "least") == {"hint": float, "default": 0.5}
     assert declared(WRITE, "kind")["default"] == "plain"
     assert COMMAND.settings["kind"].allowed == ["plain", "rendered"]
     assert COMMAND.settings["random_seed"].kind is int

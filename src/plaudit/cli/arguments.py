@@ -1,7 +1,7 @@
 """Settings of the commands: declared once, read from a command line, listed by ``--help``.
 
-The type, default and choices of a setting are those of the parameter or field that it is passed to. Functions are read
-from their source: importing them would load torch, which takes seconds, and ``--help`` should answer at once.
+A setting has the type, default and choices of the parameter or field that it is passed to. They are read from the
+source of the function: importing it would load torch, which takes seconds, and ``--help`` should answer at once.
 """
 
 from __future__ import annotations
@@ -54,48 +54,39 @@ class Setting:
     bare: Any = None  # value of the setting written without one
 
     @functools.cached_property
-    def types(self) -> list[Any]:
-        """Members of the union that the value may have the type of."""
-        union = typing.get_origin(self.hint) in (typing.Union, types.UnionType)
-        return list(typing.get_args(self.hint)) if union else [self.hint]
+    def types(self) -> tuple[Any, ...]:
+        """Types that the value may have: the members of a union."""
+        is_union = typing.get_origin(self.hint) in (typing.Union, types.UnionType)
+        return typing.get_args(self.hint) if is_union else (self.hint,)
 
     @functools.cached_property
-    def is_list(self) -> bool:
-        """Whether several values follow the setting on the command line."""
-        # Where a text will do as well, as for `report_to`, a list is only written in YAML.
-        lists = [one for one in self.types if typing.get_origin(one) in (list, Sequence)]
-        return any(str not in typing.get_args(one) or str not in self.types for one in lists)
+    def items(self) -> list[Any]:
+        """Types of the items where several values follow the setting; empty where it has one value."""
+        # A list that may also be a text, such as `report_to`, is only written in YAML.
+        lists = [typing.get_args(hint) for hint in self.types if typing.get_origin(hint) in (list, Sequence)]
+        return [item for arguments in lists for item in arguments if str not in self.types or item is not str]
 
     @functools.cached_property
     def kind(self) -> type:
         """Type of the value, or of the items of a list."""
-        kinds = [typing.get_origin(one) or one for one in self.types]
-        if self.is_list:
-            kinds = [item for one in self.types for item in typing.get_args(one)]
-        order = (bool, str, int, float, dict)
-        return next((kind for kind in order if kind in kinds), str)
+        kinds = [typing.get_origin(hint) or hint for hint in self.items or self.types]
+        return next((kind for kind in (bool, str, int, float, dict) if kind in kinds), str)
 
     @functools.cached_property
     def allowed(self) -> list[str]:
         """Values to choose from; empty where any will do."""
-        found: list[str] = list(self.choices)
-        for one in self.types if not found else ():
-            items = typing.get_args(one) if typing.get_origin(one) in (list, Sequence) else [one]
-            for item in items:
-                if isinstance(item, type) and issubclass(item, enum.Enum):
-                    found += [str(member.value) for member in item]
-                elif typing.get_origin(item) is Literal:
-                    found += [value for value in typing.get_args(item) if isinstance(value, str)]
+        found = list(self.choices)
+        for hint in (*self.types, *self.items) if not found else ():
+            if isinstance(hint, type) and issubclass(hint, enum.Enum):
+                found += [str(member.value) for member in hint]
+            elif typing.get_origin(hint) is Literal:
+                found += [value for value in typing.get_args(hint) if isinstance(value, str)]
         return found
 
     @property
     def is_nullable(self) -> bool:
         """Whether the value may be None."""
-        return type(None) in self.types or self.hint is None
-
-    def allows(self, container: type) -> bool:
-        """Whether the value may be a list or a mapping, as YAML has them."""
-        return container in [typing.get_origin(one) or one for one in self.types]
+        return type(None) in self.types
 
     @property
     def can_stand_alone(self) -> bool:
@@ -110,8 +101,12 @@ class Setting:
     @property
     def negations(self) -> list[str]:
         """Every spelling that turns a switch off."""
-        on = self.kind is bool and self.default in (self.switch[0], None)
-        return _both_spellings([f"--no_{self.name}"]) if on else []
+        is_on = self.kind is bool and self.default in (self.switch[0], None)
+        return _both_spellings([f"--no_{self.name}"]) if is_on else []
+
+    def allows(self, container: type) -> bool:
+        """Whether the value may be a list or a mapping, as YAML has them."""
+        return container in [typing.get_origin(hint) or hint for hint in self.types]
 
     def takes(self, text: str) -> bool:
         """Whether a word after the bare setting is its value."""
@@ -127,11 +122,13 @@ class Setting:
         if self.bare is not None:
             return self.bare if text == "true" else text
         if self.kind is bool:
-            values = dict(zip((True, False), self.switch, strict=True))
-            words = {word: values[value] for word, value in _SWITCH.items()} | dict(self.words)
-            if text.lower() not in words and str not in self.types:
-                raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
-            return words.get(text.lower(), text)
+            if text.lower() in self.words:
+                return self.words[text.lower()]
+            if text.lower() in _SWITCH:
+                return self.switch[0 if _SWITCH[text.lower()] else 1]
+            if str in self.types:
+                return text
+            raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
         try:
             if self.kind is dict:
                 return dict(json.loads(text))
@@ -143,7 +140,7 @@ class Setting:
 
     def add_to(self, parser: argparse.ArgumentParser) -> None:
         """Adds the setting to a parser, which leaves it out of its result unless it is given."""
-        more: dict[str, Any] = {"nargs": "+", "action": "extend"} if self.is_list else {}
+        more: dict[str, Any] = {"nargs": "+", "action": "extend"} if self.items else {}
         parser.add_argument(
             *self.options,
             dest=self.name,
@@ -158,14 +155,14 @@ class Setting:
 
     def row(self) -> tuple[Text, Text]:
         """Name and explanation, as the help shows them."""
-        value = "X" if self.unit else _VALUE_NAMES.get(self.kind, "TEXT") + " ..." * self.is_list
+        value = "X" if self.unit else _VALUE_NAMES.get(self.kind, "TEXT") + " ..." * bool(self.items)
         text = " ".join(self.help.replace("%%", "%").split())
         if self.allowed:
             text += f" Choices: {', '.join(self.allowed)}."
         default = self.default / self.unit if self.unit else getattr(self.default, "value", self.default)
         if self.kind is bool:
             default = True if default == self.switch[0] else None
-        shown = "" if default in (None, MISSING, "", []) else " ".join(map(str, default)) if self.is_list else default
+        shown = "" if default in (None, MISSING, "", []) else " ".join(map(str, default)) if self.items else default
         text += f" [{shown}]" if shown != "" else ""
         return Text(f"--{self.name}", style="cyan").append(f" {value}", style="dim"), Text(text)
 
@@ -184,32 +181,24 @@ class Section:
     settings: Sequence[Setting]
 
 
-def section(
-    title: str, about: str, target: str = "", /, **settings: str | Mapping[str, Any] | Setting | None
-) -> Section:
-    """Declares settings that are passed to a function or class.
+def section(title: str, about: str, target: str = "", /, **settings: str | Mapping[str, Any] | Setting) -> Section:
+    """Declares settings by their help, which are passed to a function or class.
 
-    Args:
-        title: Heading in the help.
-        about: What the settings are about.
-        target: ``module:function``, ``module:Class`` or ``module:Class.method``.
-        settings: Setting -> its help (None: the docstring's), or a mapping of fields of a `Setting` that differ from
-            what the target declares, or a whole setting of the command's own.
+    `target` is ``module:function``, ``module:Class`` or ``module:Class.method``. What `about` gives replaces what the
+    target declares.
     """
     found = []
     for name, given in settings.items():
         if isinstance(given, Setting):
             found.append(dataclasses.replace(given, name=name))
             continue
-        changes = dict(given) if isinstance(given, Mapping) else {} if given is None else {"help": given}
-        parameter = changes.get("parameter", name)
-        values = {**declared(target, parameter), "name": name, "target": target, "parameter": parameter, **changes}
-        found.append(Setting(**values))
+        changes = {"parameter": name, **({"help": given} if isinstance(given, str) else given)}
+        found.append(Setting(**{**declared(target, changes["parameter"]), "name": name, "target": target, **changes}))
     return Section(title, about, found)
 
 
 def about(help: str, **changes: Any) -> Mapping[str, Any]:
-    """Declares the help of a setting, and what of it differs from the parameter or field that it is passed to."""
+    """Declares the help of a setting, and fields of it that differ from the parameter it is passed to."""
     return {"help": help, **changes}
 
 
@@ -222,13 +211,13 @@ def settings_of(kind: Any, names: Iterable[str] | None = None) -> list[Setting]:
     """Returns the fields of a dataclass as settings; metadata hold the help, aliases and choices."""
     hints = typing.get_type_hints(kind)
     found = []
-    for one in dataclasses.fields(kind):
-        if one.init and (names is None or one.name in names):
-            default = one.default if one.default_factory is MISSING else one.default_factory()
-            metadata = {name: one.metadata[name] for name in ("help", "aliases", "choices") if name in one.metadata}
-            more = {"help": "", **metadata, "bare": one.metadata.get("const")}
-            names_of = {"target": kind.__name__, "parameter": one.name}
-            found.append(Setting(one.name, hint=hints[one.name], default=default, **names_of, **more))
+    for item in dataclasses.fields(kind):
+        if not item.init or (names is not None and item.name not in names):
+            continue
+        default = item.default if item.default_factory is MISSING else item.default_factory()
+        metadata = {name: item.metadata[name] for name in ("aliases", "choices") if name in item.metadata}
+        metadata |= {"bare": item.metadata.get("const"), "target": kind.__name__, "parameter": item.name}
+        found.append(Setting(item.name, item.metadata.get("help", ""), hints[item.name], default, **metadata))
     return found
 
 
@@ -252,41 +241,33 @@ class Command:
     @functools.cached_property
     def names(self) -> dict[str, Setting]:
         """Every spelling, aliases and negations included, with underscores and without leading hyphens."""
-        spelled = {option: one for one in self.settings.values() for option in (*one.options, *one.negations)}
-        return {_plain(option): one for option, one in spelled.items()}
+        spellings = {name: (*setting.options, *setting.negations) for name, setting in self.settings.items()}
+        return {_plain(option): self.settings[name] for name, options in spellings.items() for option in options}
 
     def option_names(self) -> list[str]:
         """Returns every spelling of every setting, with its hyphens."""
-        return [option for one in self.settings.values() for option in (*one.options, *one.negations)]
+        return [option for setting in self.settings.values() for option in (*setting.options, *setting.negations)]
 
     def parse(self, arguments: Sequence[str]) -> tuple[list[str], dict[str, Any], dict[str, dict[str, Any]]]:
-        """Reads a command line.
+        """Reads the arguments after the name of the command.
 
-        Args:
-            arguments: Those after the name of the command.
-
-        Returns:
-            The words; every setting of the command's own; and for each target the arguments that were given, by
-            parameter.
-
-        Raises:
-            ConfigError: A setting is unknown or missing, a value cannot be read, or there are too many or too few
-                words.
+        Returns the words, the value of every setting of the command's own, and the arguments of each target: only those
+        that were given, by parameter. The defaults of the others are the target's.
         """
         words, given = self.read(arguments)
-        mine: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         calls: dict[str, dict[str, Any]] = {}
-        for name, one in self.settings.items():
-            if not one.target:
-                mine[name] = given.get(name, one.default)
+        for name, setting in self.settings.items():
+            if not setting.target:
+                values[name] = given.get(name, setting.default)
                 continue
-            call = calls.setdefault(one.target, {})
+            call = calls.setdefault(setting.target, {})
             if name in given:
-                call[one.parameter] = given[name]
-        return words, mine, calls
+                call[setting.parameter] = given[name]
+        return words, values, calls
 
     def read(self, arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-        """Returns the words of a command line, and the value of each setting in it."""
+        """Returns the words of a command line, and the value of each setting in it; raises `ConfigError`."""
         end = arguments.index("--") if "--" in arguments else len(arguments)
         tokens, ignored = self._complete(arguments[:end])
         found, rest = self._parser.parse_known_args(tokens)
@@ -301,10 +282,12 @@ class Command:
                 if word in ignored:
                     raise ConfigError(f"{ignored[word]} is true or false, not {word!r}", fix=self._see_help)
             raise ConfigError(f"unexpected argument {words[len(self.words)]!r}", fix=self._usage)
-        required = [one for one in self.settings.values() if one.default is MISSING]
-        lacking = [*self.words[len(words) :], *(one.options[0] for one in required if one.name not in given)]
+        lacking = [word.removesuffix("...") for word in self.words[len(words) :]]
+        for name, setting in self.settings.items():
+            if setting.default is MISSING and name not in given:
+                lacking.append(f"--{name}")
         if lacking:
-            names = ", ".join(name.removesuffix("...") for name in lacking)
+            names = ", ".join(lacking)
             raise ConfigError(f"the following arguments are required: {names}", fix=self._usage)
         return words, given
 
@@ -331,16 +314,16 @@ class Command:
             table = Table(box=None, show_header=False, padding=(0, 0, 0, 2))
             table.add_column(no_wrap=True, max_width=44)
             table.add_column(overflow="fold")
-            for one in part.settings:
-                table.add_row(*one.row())
+            for setting in part.settings:
+                table.add_row(*setting.row())
             console.print(table)
         return True
 
     @functools.cached_property
     def _parser(self) -> argparse.ArgumentParser:
         parser = _Parser(prog=f"plaudit {self.name}", add_help=False, allow_abbrev=False)
-        for one in self.settings.values():
-            one.add_to(parser)
+        for setting in self.settings.values():
+            setting.add_to(parser)
         return parser
 
     @property
@@ -357,7 +340,8 @@ class Command:
         Returns:
             The tokens, and the words that follow a bare switch with that switch.
         """
-        alone = {option: one for one in self.settings.values() if one.can_stand_alone for option in one.options}
+        switches = [setting for setting in self.settings.values() if setting.can_stand_alone]
+        alone = {option: setting for setting in switches for option in setting.options}
         complete: list[str] = []
         ignored: dict[str, str] = {}
         index = 0
@@ -389,37 +373,29 @@ def _plain(name: str) -> str:
 
 
 def declared(target: str, parameter: str) -> dict[str, Any]:
-    """Returns hint, default and help of a parameter of a function, or of a field of a dataclass."""
-    names, arguments, texts = _signature(target)
+    """Returns hint and default of a parameter of a function, or of a field of a dataclass."""
+    names, arguments = _signature(target)
     annotation, value = arguments[parameter]
     default = MISSING if value is None else names.value(value)
     default = default.default if isinstance(default, dataclasses.Field) else default
-    return {"hint": names.value(annotation), "default": default, "help": texts.get(parameter, "")}
+    return {"hint": names.value(annotation), "default": default}
 
 
 @functools.cache
-def _signature(target: str) -> tuple[_Names, dict[str, tuple[Any, Any]], dict[str, str]]:
-    """Returns the names of the module, annotation and default of each parameter, and its explanation."""
+def _signature(target: str) -> tuple[_Names, dict[str, tuple[Any, Any]]]:
+    """Returns the names of the module, and annotation and default of each parameter, unevaluated."""
     module, _, path = target.partition(":")
     names = _names(module)
     node: Any = names.tree
     for name in path.split("."):
         node = next(line for line in node.body if getattr(line, "name", "") == name)
-    texts = _explanations(ast.get_docstring(node) or "")
     if isinstance(node, ast.ClassDef):
         fields = [line for line in node.body if isinstance(line, ast.AnnAssign)]
-        return names, {ast.unparse(line.target): (line.annotation, line.value) for line in fields}, texts
+        return names, {ast.unparse(line.target): (line.annotation, line.value) for line in fields}
     arguments = [*node.args.posonlyargs, *node.args.args]
     defaults = [*[None] * (len(arguments) - len(node.args.defaults)), *node.args.defaults, *node.args.kw_defaults]
     pairs = zip([*arguments, *node.args.kwonlyargs], defaults, strict=True)
-    return names, {argument.arg: (argument.annotation, default) for argument, default in pairs}, texts
-
-
-def _explanations(docstring: str) -> dict[str, str]:
-    """Returns what the section ``Args`` or ``Attributes`` of a docstring says of each name, without its markup."""
-    part = re.search(r"^(?:Args|Attributes):\n(.*?)(?:\n\n|\Z)", docstring, flags=re.DOTALL | re.MULTILINE)
-    entries = re.findall(r"^    (\w+): (.*?)(?=^    \w|\Z)", part[1] if part else "", flags=re.DOTALL | re.MULTILINE)
-    return {name: re.sub('``"?(.*?)"?``', r"\1", " ".join(text.split())) for name, text in entries}
+    return names, {argument.arg: (argument.annotation, default) for argument, default in pairs}
 
 
 @functools.cache
@@ -442,22 +418,23 @@ class _Names(dict[str, Any]):
 
     def __missing__(self, name: str) -> Any:
         for node in ast.walk(self.tree):
-            if isinstance(node, ast.ImportFrom) and any(name == (one.asname or one.name) for one in node.names):
-                return self._imported(node, next(one.name for one in node.names if name == (one.asname or one.name)))
-            if isinstance(node, ast.Import) and any(name == (one.asname or one.name) for one in node.names):
-                return importlib.import_module(name) if name in sys.stdlib_module_names else _Opaque
-            if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            if isinstance(node, ast.ImportFrom | ast.Import):
+                for alias in node.names:
+                    if name == (alias.asname or alias.name):
+                        return _imported(node, alias.name)
+            elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
                 targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                if any(isinstance(one, ast.Name) and one.id == name for one in targets):
+                if name in map(ast.unparse, targets):
                     return self.value(node.value)
         return getattr(builtins, name, _Opaque)
 
-    @staticmethod
-    def _imported(node: ast.ImportFrom, name: str) -> Any:
-        module = str(node.module)
-        if module.split(".")[0] in sys.stdlib_module_names:
-            return getattr(importlib.import_module(module), name)
-        return _names(module)[name] if module.startswith("plaudit") else _Opaque
+
+def _imported(node: ast.Import | ast.ImportFrom, name: str) -> Any:
+    module = str(node.module) if isinstance(node, ast.ImportFrom) else name
+    if module.partition(".")[0] in sys.stdlib_module_names:
+        loaded = importlib.import_module(module)
+        return getattr(loaded, name) if isinstance(node, ast.ImportFrom) else loaded
+    return _names(module)[name] if module.startswith("plaudit.") else _Opaque
 
 
 class _OpaqueType(type):
@@ -486,12 +463,10 @@ DATASET: Mapping[str, Mapping[str, Any]] = {
         "Split to read. May have a slice, as in train[:1000].", parameter="split", aliases=["--split"]
     ),
 }
-MAX_TOKENS_PER_BATCH = "Maximum number of computed tokens in a batch. Default: 2,048 on a CPU, otherwise 32,768."
-TRUST_REMOTE_CODE = "Allow models and tokenizers that bring their own Python code."
 DEVICE: Mapping[str, Any] = {
     "device": about("Device to run on, such as cuda:1. Default: the accelerator, or the CPU.", hint=str | None),
-    "max_tokens_per_batch": MAX_TOKENS_PER_BATCH,
-    "trust_remote_code": TRUST_REMOTE_CODE,
+    "max_tokens_per_batch": "Maximum number of computed tokens in a batch. Default: 2,048 on a CPU, otherwise 32,768.",
+    "trust_remote_code": "Allow models and tokenizers that bring their own Python code.",
 }
 COMPUTE: Mapping[str, Any] = {
     **DEVICE,

@@ -281,16 +281,8 @@ def _clean_name(dataset: str) -> str:
 def _same_command(dataset: str, settings: Mapping[str, Any]) -> str:
     """Returns the data set and the settings that decide what is found, as on the command line."""
     words = [dataset]
-    for name, parameter in (
-        ("model", "model"),
-        ("model_revision", "model_revision"),
-        ("max_length", "max_length"),
-        ("eval", "eval"),
-        ("eval_split", "eval_split"),
-        ("dataset_config", "config"),
-        ("dataset_split", "split"),
-    ):
-        value = settings.get(parameter)
+    for name in ("model", "model_revision", "max_length", "eval", "eval_split", "dataset_config", "dataset_split"):
+        value = settings.get(CHECK.settings[name].parameter or name)
         if value is not None and (name, value) != ("dataset_split", "train"):
             words += [f"--{name}", str(value)]
     words += ["--benchmark", *settings["benchmarks"]] if settings.get("benchmarks") else []
