@@ -199,13 +199,13 @@ def _write_result(
     def header() -> list[str]:
         return list(dict.fromkeys([*rows.column_names(), *names]))
 
-    with open_output(path, work.merged, columns=header, schema=schema) as writer:
+    with open_output(path, work.merged, columns=header, schema=schema) as write:
         for chunk, scored in zip(rows.chunks(chunk_size), work.read_all(chunks), strict=True):
             added = [columns.values(row.shape, row.values(), shapes) for row in scored]
             if isinstance(chunk.kept, pa.Table):
-                writer.write(add_to_table(chunk.kept, names, added))
+                write(add_to_table(chunk.kept, names, added))
             else:
-                writer.write([{**row, **values} for row, values in zip(chunk.kept, added, strict=True)])
+                write([{**row, **values} for row, values in zip(chunk.kept, added, strict=True)])
     report.log_unless_known(set())
     truncated = report.flagged.get(Flag.OVERLONG.kind)
     result = {

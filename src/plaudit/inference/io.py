@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import datetime
 import decimal
@@ -402,27 +401,71 @@ def refuse_existing(path: Path, overwrite: bool) -> None:
         raise ConfigError(f"{str(path)!r} exists", fix=fix)
 
 
-class Writer(ABC):
-    """Writes rows to an open file."""
-
-    @abstractmethod
-    def write(self, rows: Any) -> None:
-        """Writes mappings; to Parquet, an Arrow table."""
-
-    def close(self) -> None:
-        """Writes what is still to be written."""
-        return
+Write: TypeAlias = Callable[[Any], None]
+"""Writes rows to an open file: mappings, or for Parquet an Arrow table."""
 
 
-class _JsonLinesWriter(Writer):
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
+@contextmanager
+def open_output(
+    path: Path, temporary: Path, *, columns: Callable[[], Sequence[str]], schema: pa.Schema | None = None
+) -> Iterator[Write]:
+    """Writes a file under a temporary name, synced to disk, for the caller to rename; removes it after an error.
 
-    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        self._file.write(b"".join(map(_json_line, rows)))
+    The name of `path` decides the format. `columns` is called where a header needs names; Parquet needs the `schema`.
+    """
+    kind = kind_of_output(path)
+    try:
+        with temporary.open("wb") as raw:
+            with ExitStack() as stack:
+                file: Any = raw
+                if path.suffix.lower() == ".gz":
+                    file = stack.enter_context(gzip.GzipFile("", "wb", fileobj=raw, mtime=0))
+                if kind == "parquet":
+                    yield _parquet_writer(stack.enter_context(pq.ParquetWriter(file, schema)), schema)
+                elif kind == "csv":
+                    text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
+                    stack.callback(text.detach)  # the file stays open
+                    yield _csv_writer(text, list(columns()), _delimiter(path))
+                else:
+                    yield lambda rows: file.write(b"".join(map(_json_line, rows)))
+            raw.flush()
+            os.fsync(raw.fileno())
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
-def _json_line(row: Mapping[str, Any]) -> bytes:
+def _parquet_writer(file: pq.ParquetWriter, schema: Any) -> Write:
+    def write(table: pa.Table) -> None:
+        if len(table):
+            file.write_table(table.cast(schema))
+
+    return write
+
+
+def _csv_writer(file: IO[str], columns: Sequence[str], delimiter: str) -> Write:
+    """Writes lists and mappings as JSON, null as an empty cell."""
+    writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
+    writer.writerow(columns)
+
+    def write(rows: Sequence[Row]) -> None:
+        try:
+            writer.writerows([[_cell(row.get(name)) for name in columns] for row in rows])
+        except UnicodeEncodeError as error:
+            raise DataError(f"CSV cannot hold half a surrogate pair: {error}", fix="Write JSON lines.") from error
+
+    return write
+
+
+def _cell(value: Any) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, float):
+        return repr(value)
+    return json.dumps(value, ensure_ascii=False, default=_plain) if not hasattr(value, "isoformat") else _plain(value)
+
+
+def _json_line(row: Row) -> bytes:
     text = json.dumps(row, ensure_ascii=False, default=_plain) + "\n"
     try:
         return text.encode("utf-8")
@@ -436,78 +479,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, decimal.Decimal | datetime.timedelta):
         return str(value)
     raise DataError(f"JSON and CSV cannot hold a {type(value).__name__}", fix="Write Parquet.")
-
-
-class _CsvWriter(Writer):
-    """Writes lists and mappings as JSON, null as an empty cell."""
-
-    def __init__(self, file: IO[bytes], columns: Sequence[str], delimiter: str) -> None:
-        self._text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
-        self._columns = list(columns)
-        self._writer = csv.writer(self._text, delimiter=delimiter, lineterminator="\n")
-        self._writer.writerow(self._columns)
-
-    def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        try:
-            self._writer.writerows([[_cell(row.get(name)) for name in self._columns] for row in rows])
-        except UnicodeEncodeError as error:
-            raise DataError(f"CSV cannot hold half a surrogate pair: {error}", fix="Write JSON lines.") from error
-
-    def close(self) -> None:
-        self._text.flush()
-        self._text.detach()  # the file stays open
-
-
-def _cell(value: Any) -> str:
-    if value is None or isinstance(value, str):
-        return value or ""
-    if isinstance(value, float):
-        return repr(value)
-    return json.dumps(value, ensure_ascii=False, default=_plain) if not hasattr(value, "isoformat") else _plain(value)
-
-
-class _ParquetWriter(Writer):
-    def __init__(self, file: IO[bytes], schema: pa.Schema) -> None:
-        self._schema = schema
-        self._writer = pq.ParquetWriter(file, schema)
-
-    def write(self, rows: pa.Table) -> None:
-        if len(rows):
-            self._writer.write_table(rows.cast(self._schema))
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-@contextmanager
-def open_output(
-    path: Path, temporary: Path, *, columns: Callable[[], Sequence[str]], schema: pa.Schema | None = None
-) -> Iterator[Writer]:
-    """Writes a file under a temporary name, synced to disk, for the caller to rename; removes it after an error.
-
-    The name of `path` decides the format. `columns` is called where a header needs names; Parquet needs the `schema`.
-    """
-    kind = kind_of_output(path)
-    try:
-        with temporary.open("wb") as raw:
-            with ExitStack() as stack:
-                file: Any = raw
-                if path.suffix.lower() == ".gz":
-                    file = stack.enter_context(gzip.GzipFile("", "wb", fileobj=raw, mtime=0))
-                writer: Writer
-                if kind == "parquet":
-                    writer = _ParquetWriter(file, schema)
-                elif kind == "csv":
-                    writer = _CsvWriter(file, columns(), _delimiter(path))
-                else:
-                    writer = _JsonLinesWriter(file)
-                with contextlib.closing(writer):
-                    yield writer
-            raw.flush()
-            os.fsync(raw.fileno())
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def write_whole(path: Path, text: str) -> None:

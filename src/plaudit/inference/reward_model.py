@@ -51,35 +51,21 @@ _TOKENS_ON_CPU, _TOKENS_ELSEWHERE = 2048, 32768
 
 
 class RankedResponse(NamedTuple):
-    """One of several responses to a prompt.
+    """One of several responses to a prompt."""
 
-    Attributes:
-        response: As it was passed in.
-        reward: Its reward.
-        position: Its index among the responses that were passed in.
-    """
-
-    response: Any
+    response: Any  # as it was passed in
     reward: float
-    position: int
+    position: int  # index among the responses that were passed in
 
 
 class UncertainResponse(NamedTuple):
-    """One of several responses to a prompt, with the uncertainty of its reward relative to the others.
+    """One of several responses to a prompt, with the uncertainty of its reward relative to the others."""
 
-    Attributes:
-        response: As it was passed in.
-        reward: Its reward.
-        position: Its index among the responses that were passed in.
-        std: Standard deviation, over the members of the ensemble, of its reward minus the mean of all responses.
-        lower_bound: ``reward - k * std``, by which responses are ranked.
-    """
-
-    response: Any
+    response: Any  # as it was passed in
     reward: float
-    position: int
-    std: float
-    lower_bound: float
+    position: int  # index among the responses that were passed in
+    std: float  # over the members of the ensemble, of its reward minus the mean of all responses
+    lower_bound: float  # reward - k * std, by which responses are ranked
 
 
 class RewardModel:
@@ -101,14 +87,8 @@ class RewardModel:
         calibration: Maps the head's rewards to those reported; None reports them as they are.
         name: Name of the model in messages.
 
-    Attributes:
-        model: The model.
-        processing_class: A copy of the tokenizer, with its padding token.
-        device: Device of the model.
-        max_length: The limit in use, in tokens; None for no limit.
-        overlong: What happens to longer rows.
-        calibration: The calibration in use, or None.
-        name: Name of the model in messages.
+    The arguments are attributes too, with the values in use: `processing_class` is the copy with its padding token,
+    `max_length` the limit in tokens (None: no limit). `device` is the device of the model.
 
     Raises:
         ConfigError: The model is not a reward model, or a setting does not suit it.
@@ -178,10 +158,7 @@ class RewardModel:
             dtype: Type of the stored weights; ``"auto"`` is that of the checkpoint. The default is float32 on a CPU
                 and ``"auto"`` elsewhere. Rewards are read in float32 in any case.
             quantization_config: Quantises the model, for example with bitsandbytes.
-            batch_layout: See `RewardModel`.
-            max_tokens_per_batch: See `RewardModel`.
-            max_length: See `RewardModel`.
-            overlong: See `RewardModel`.
+            batch_layout: See `RewardModel`, as for `max_tokens_per_batch`, `max_length` and `overlong`.
             calibration: ``"stored"`` applies the `reward_calibration.json` beside the model, if there is one, and
                 logs it; None ignores the file.
             merge_adapter: Merge an adapter into the weights, which is faster, and rounds in half precision.

@@ -39,25 +39,15 @@ Picks: TypeAlias = "list[int] | bool"
 
 @dataclass
 class Selection:
-    """Outcome of a selection.
+    """Outcome of a selection."""
 
-    Attributes:
-        output: The file of what was kept.
-        rows: Rows that were read.
-        kept: Rows that were kept, possibly with fewer responses.
-        unscored: Rows that were dropped because they have no reward.
-        responses: Responses that were read, of rows with several.
-        kept_responses: Those of them that were kept.
-        short: Rows that keep fewer responses than requested.
-    """
-
-    output: str
-    rows: int = 0
-    kept: int = 0
-    unscored: int = 0
-    responses: int = 0
+    output: str  # the file of what was kept
+    rows: int = 0  # read
+    kept: int = 0  # rows, possibly with fewer responses
+    unscored: int = 0  # rows that were dropped because they have no reward
+    responses: int = 0  # read, of rows with several
     kept_responses: int = 0
-    short: int = 0
+    short: int = 0  # rows that keep fewer responses than requested
 
 
 def best_of_n_file(
@@ -355,8 +345,8 @@ def _select(
             picks = [pick(row, index) for index, row in enumerate(chunk.rows, start=chunk.start)]
             selection.rows += chunk.count
             selection.kept += sum(kept is not False for kept, _ in picks)
-            for writer, picks_of_output in zip(writers, zip(*picks, strict=True), strict=False):
-                writer.write(picker.apply(chunk, picks_of_output))
+            for write, picks_of_output in zip(writers, zip(*picks, strict=True), strict=False):
+                write(picker.apply(chunk, picks_of_output))
     for path, unfinished in zip(paths, temporary, strict=True):
         rename(unfinished, path)
 
