@@ -214,7 +214,7 @@ def _read_token_ids(row: Mapping[str, Any], place: Place, *, labels: bool = True
     if row.get("response_ids") is None and ("response_ids" not in row or row.get("chosen_ids") is not None):
         ids = tuple(_read_ids(row.get(field), field, place) for field in TOKENIZED_COLUMNS)
         label = read_label(row, "pairs", 2, place) if labels else Label()
-        return Example((), label=label, fields=TOKENIZED_COLUMNS, response_ids=ids)
+        return Example((), label=label, fields=TOKENIZED_COLUMNS, flags=_flags_of_ids(ids), response_ids=ids)
     values = row["response_ids"]
     if not isinstance(values, list | tuple) or not values:
         place.refuse("response_ids", "is no list of responses", "Give a list with the token ids of each response.")
@@ -229,7 +229,11 @@ def _read_token_ids(row: Mapping[str, Any], place: Place, *, labels: bool = True
             preference_prob=_read_probability(pair["preference_prob"], place) if "preference_prob" in pair else None,
             weight=_read_weight(row, place),
         )
-    return Example((), "scores", label, fields=fields, response_ids=ids)
+    return Example((), "scores", label, fields=fields, flags=_flags_of_ids(ids), response_ids=ids)
+
+
+def _flags_of_ids(ids: Sequence[Sequence[int]]) -> int:
+    return Flag.IDENTICAL if len(ids) > 1 and all(response == ids[0] for response in ids) else 0
 
 
 def _read_ids(value: Any, field: str, place: Place) -> list[int]:

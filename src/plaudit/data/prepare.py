@@ -86,8 +86,8 @@ class RowPreparer:
 
     Training, scoring, evaluation, ``plaudit check`` and the server all prepare rows here.
 
-    >>> from plaudit.data.prepare import RowPreparer
-    >>> (row,) = RowPreparer(None, max_length=2, overlong="truncate_right").prepare([{"response_ids": [[5, 6, 7]]}])
+    >>> preparer = RowPreparer(None, max_length=2, overlong="truncate_right")
+    >>> (row,) = preparer.prepare([{"response_ids": [[5, 6, 7]]}], [0])
     >>> row.ids, row.lengths, row.truncated
     ((array('i', [5, 6]),), [3], True)
     """
@@ -110,9 +110,9 @@ class RowPreparer:
         """Leaves the tokenizer out: encoders have their own copy, and pickles go to every worker process."""
         return {**vars(self), "tokenizer": None}
 
-    def prepare(self, rows: Sequence[Any], first_index: int = 0) -> list[PreparedRow]:
-        """Reads and encodes some rows."""
-        prepared = [self.read(row, index) for index, row in enumerate(rows, start=first_index)]
+    def prepare(self, rows: Iterable[Any], indices: Iterable[int]) -> list[PreparedRow]:
+        """Reads and encodes some rows, given with their indices in the data set."""
+        prepared = [self.read(row, index) for row, index in zip(rows, indices, strict=True)]
         self.encode(prepared)
         return prepared
 
@@ -160,10 +160,11 @@ class RowPreparer:
             shape, responses = _shape_of(example), len(example.fields)
             prepared = PreparedRow(index, shape, responses, row_kind, example.label, example.fields, example=example)
             prepared.ids = example.response_ids
+            prepared.flags = example.flags
             if self.objective is None:
-                prepared.flags = example.flags & _SUSPICIOUS_TO_SCORE
+                prepared.flags &= _SUSPICIOUS_TO_SCORE
             else:
-                self._read_flags_and_prompt(prepared, row, example)
+                prepared.prompt = _prompt_number(row, example)
                 self._check_label(prepared, row, self.objective)
         except DataError as error:
             if self.on_broken == "raise":
@@ -220,14 +221,6 @@ class RowPreparer:
                 message = f"is there, but the first row has no {column}"
                 raise self._error(index, column, message, f"Give all rows a {column}, or none.")
         return row
-
-    def _read_flags_and_prompt(self, prepared: PreparedRow, row: Mapping[str, Any], example: Example) -> None:
-        if example.response_ids is None:
-            prepared.flags, prepared.prompt = example.flags, _number_of(prompt_of(row))
-        else:
-            ids = example.response_ids
-            prepared.prompt = _number_of(list(ids[0][: common_prefix_length(ids)]))
-            prepared.flags = Flag.IDENTICAL if _all_equal(ids) else 0
 
     def _check_label(self, prepared: PreparedRow, row: Mapping[str, Any], objective: Objective) -> None:
         """Holds a row against the objective, which was chosen by the columns or by the first row of a stream."""
@@ -329,7 +322,10 @@ def _size_of(row: PreparedRow) -> int:
     )
 
 
-def _number_of(prompt: Any) -> int:
+def _prompt_number(row: Mapping[str, Any], example: Example) -> int:
+    """Returns a number that is equal for equal prompts."""
+    ids = example.response_ids
+    prompt = prompt_of(row) if ids is None else list(ids[0][: common_prefix_length(ids)])
     text = json.dumps(prompt, sort_keys=True, default=str)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
 
@@ -454,10 +450,7 @@ def _features(preparer: RowPreparer) -> Features:
 
 
 def _prepare_columns(preparer: RowPreparer, batch: Mapping[str, list[Any]], indices: Sequence[int]) -> dict[str, Any]:
-    names = list(batch)
-    raw_rows = [dict(zip(names, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-    rows = [preparer.read(raw, index) for raw, index in zip(raw_rows, indices, strict=True)]
-    preparer.encode(rows)
+    rows = preparer.prepare((dict(zip(batch, raw, strict=True)) for raw in zip(*batch.values(), strict=True)), indices)
     columns: dict[str, Any] = {
         "row": list(indices),
         "flags": [int(row.flags) for row in rows],
