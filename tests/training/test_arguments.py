@@ -185,8 +185,9 @@ def test_model_init_kwargs_beside_a_ready_model_are_said_to_be_ignored(model, da
 
 
 def test_text_that_is_no_json_is_refused(model, dataset, make_trainer):
-    with pytest.raises(ConfigError, match="model_init_kwargs"):
+    with pytest.raises(ConfigError) as error:
         make_trainer(model, dataset, model_init_kwargs="dtype=bfloat16")
+    assert error.value.field == "model_init_kwargs"
 
 
 def test_the_argument_parser_of_transformers_reads_the_config_beside_another(tmp_path):
@@ -233,7 +234,7 @@ def test_padded_widths_are_multiples_of_what_was_asked_for(model, dataset, make_
 def test_a_layout_without_padding_says_that_there_is_nothing_to_pad(model, dataset, make_trainer, caplog):
     trainer = make_trainer(model, dataset, pad_to_multiple_of=16)
     assert trainer.batch_layout == "shared_prefix"
-    assert "`pad_to_multiple_of` does nothing in the shared_prefix layout" in caplog.text
+    assert "`pad_to_multiple_of` has no effect in the shared_prefix layout" in caplog.text
     caplog.clear()
     make_trainer(model, dataset, pad_to_multiple_of=16, batch_layout="padded")
     assert "pad_to_multiple_of" not in caplog.text
@@ -325,14 +326,16 @@ def test_worker_processes_load_the_same_batches(model, dataset, make_trainer, la
 
 def test_several_gpus_in_one_process_are_refused_with_the_launcher_to_use(model, dataset, make_trainer, monkeypatch):
     monkeypatch.setattr(RewardConfig, "n_gpu", property(lambda self: 2))
-    with pytest.raises(ConfigError, match="torchrun"):
+    with pytest.raises(ConfigError) as error:
         make_trainer(model, dataset)
+    assert "torchrun" in error.value.fix
 
 
 def test_a_stream_needs_to_be_told_when_to_stop(model, make_trainer):
     stream = IterableDataset.from_generator(partial(iter, conversation_rows(12)))
-    with pytest.raises(ValueError, match="max_steps"):
+    with pytest.raises(ConfigError) as error:
         make_trainer(model, stream, max_steps=-1)
+    assert error.value.field == "max_steps"
 
 
 def test_the_step_and_the_epoch_are_logged(model, dataset, make_trainer):

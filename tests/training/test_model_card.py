@@ -96,14 +96,12 @@ def test_the_card_says_what_was_really_learned(settings, rows, says, model, make
 
 def test_every_objective_has_words_on_the_card():
     for name in OBJECTIVES:
-        card = render_model_card(
-            name="m",
-            location="m",
-            base_model=None,
-            adapter=False,
-            objective=name,
-            batch_layout="x",
-            settings={},
-            reports={},
-        )
-        assert "Trained on " in card
+        record = {
+            "base_model": None,
+            "adapter": False,
+            "objective": name,
+            "batch_layout": "",
+            "batch_layout_reason": "",
+        }
+        record |= {"settings": {}, "data": {}, "versions": {}, "log_history": []}
+        assert "Trained on " in render_model_card(record, name="m", location="m")

@@ -316,29 +316,30 @@ def test_metadata_beside_pairs_changes_nothing(tokenizer, make_trainer):
 
 
 @pytest.mark.parametrize(
-    ("changes", "field", "says"),
+    ("changes", "field"),
     [
-        ({"scores": [1.0]}, "scores", "1 numbers for 3 responses"),
-        ({"scores": [1.0, float("nan"), 0.0]}, "scores[1]", "nan"),
-        ({"scores": None}, "scores", "null"),
-        ({"responses": []}, "responses", "empty"),
-        ({"weight": -1.0}, "weight", "-1"),
+        ({"scores": [1.0]}, "scores"),
+        ({"scores": [1.0, float("nan"), 0.0]}, "scores[1]"),
+        ({"scores": None}, "scores"),
+        ({"responses": []}, "responses"),
+        ({"weight": -1.0}, "weight"),
     ],
 )
-def test_broken_rankings_are_named(changes, field, says, tokenizer, make_trainer):
+def test_broken_rankings_are_named(changes, field, tokenizer, make_trainer):
     rows = [kwise_rows()[1] | {"weight": 1.0} for _ in range(3)]
     rows[2] |= changes
-    with pytest.raises(DataError, match=says) as caught:
+    with pytest.raises(DataError) as error:
         make_trainer(tiny_model(tokenizer), Dataset.from_list(rows))
-    assert (caught.value.row, caught.value.field) == (2, field)
-    assert caught.value.fix
+    assert (error.value.row, error.value.field) == (2, field)
+    assert error.value.fix
 
 
 @pytest.mark.parametrize("ranks", [[0, 1, 2], [1, 3, 4], [2, 3, 4], [1.5, 1, 2], [1, 1, 4]])
 def test_ranks_with_gaps_are_refused(ranks, tokenizer, make_trainer):
     row = {"prompt": user("q"), "responses": [assistant(w) for w in "abc"], "ranks": ranks}
-    with pytest.raises(DataError, match="ranks"):
+    with pytest.raises(DataError) as error:
         make_trainer(tiny_model(tokenizer), Dataset.from_list([row]))
+    assert error.value.field == "ranks"
 
 
 @pytest.mark.parametrize("ranks", [[1, 1, 2], [1, 1, 3], [3, 1, 2], [1, 2, 2]])
@@ -355,8 +356,9 @@ def test_strength_is_a_probability(preference_prob, tokenizer, make_trainer):
     rows = pair_rows(
         preference_prob=column if not isinstance(preference_prob, str) else ["0.5"] * 3 + [preference_prob] * 5
     )
-    with pytest.raises(DataError, match="preference_prob"):
+    with pytest.raises(DataError) as error:
         make_trainer(tiny_model(tokenizer), Dataset.from_list(rows))
+    assert error.value.field == "preference_prob"
 
 
 def test_rows_that_compare_nothing_are_dropped_and_counted(tokenizer, make_trainer, caplog):
@@ -683,8 +685,9 @@ def test_virtual_tokens_and_text_generation_exclude_each_other(tokenizer, make_t
     peft = pytest.importorskip("peft")
     config = peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=3)
     model = tiny_model(tokenizer, tie_word_embeddings=True)
-    with pytest.raises(ConfigError, match="virtual tokens"):
+    with pytest.raises(ConfigError) as error:
         make_trainer(model, Dataset.from_list(DATA["pairs"]), peft_config=config, lm_loss_coefficient=0.1)
+    assert error.value.field == "lm_loss_coefficient"
 
 
 def test_gradient_checkpointing_changes_nothing(tokenizer, make_trainer):
@@ -743,8 +746,9 @@ def test_odin_gives_length_to_the_other_head(tokenizer, make_trainer):
 
 
 def test_an_encoder_cannot_have_such_heads(tokenizer, make_trainer):
-    with pytest.raises(ConfigError, match="rao_kupper needs a decoder"):
+    with pytest.raises(ConfigError) as error:
         make_trainer(tiny_model(tokenizer, "bert"), Dataset.from_list(DATA["ties"]))
+    assert error.value.field == "objective"
 
 
 def test_the_tie_parameter_finds_the_share_of_ties(tokenizer, make_trainer):

@@ -12,7 +12,7 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoModelForSequenceClassification
 
 from model_builders import tiny_model
-from plaudit import ConfigError, DataCollatorForPreference, RewardConfig
+from plaudit import ConfigError, DataCollatorForPreference
 from plaudit.data.collate import PaddedCollator, SharedPrefixCollator, content_of
 from plaudit.model.aux_heads import FILE_NAME, heads_of
 from plaudit.schema import EncodedExample, Label
@@ -364,15 +364,10 @@ def test_fillers_teach_nothing(tokenizer, make_trainer):
 # --- refusals
 
 
-@pytest.mark.parametrize("size", [1, -2])
-def test_sizes_that_make_no_ensemble_are_refused(size, tmp_path):
-    with pytest.raises(ConfigError, match=r"(?s)`ensemble_size` is .*2 or more"):
-        RewardConfig(str(tmp_path), ensemble_size=size, use_cpu=True)
-
-
 def test_models_without_a_linear_score_head_are_refused(tokenizer, make_trainer):
-    with pytest.raises(ConfigError, match="`ensemble_size` needs a decoder"):
+    with pytest.raises(ConfigError) as error:
         make_trainer(tiny_model(tokenizer, "bert"), rows_of("pairs"), ensemble_size=3)
+    assert error.value.field == "ensemble_size"
 
 
 def test_an_ensemble_of_another_size_is_not_resumed(tokenizer, make_trainer):

@@ -88,6 +88,7 @@ def newest_complete_checkpoint(run_folder: str | os.PathLike[str]) -> Path:
         logger.warning("Skipping %s: it was not written to its end, or is half deleted.", checkpoint)
     raise ConfigError(
         f"there is no complete checkpoint in {str(folder)!r}",
+        field="resume_from_checkpoint",
         fix="Name a checkpoint folder in `resume_from_checkpoint`, or start from the beginning.",
     )
 
@@ -417,16 +418,11 @@ _SETTINGS_ON_CARD = (
 
 
 def render_model_card(
+    record: Mapping[str, Any],
     *,
     name: str,
     location: str,
-    base_model: str | None,
-    adapter: bool,
-    objective: ObjectiveName,
-    batch_layout: str,
-    settings: Mapping[str, Any],
-    reports: Mapping[str, DataReport],
-    logs: Sequence[Mapping[str, float]] = (),
+    base_model: str | None = None,
     datasets: Sequence[str] = (),
     dataset_args: Sequence[str] = (),
     tags: Sequence[str] = (),
@@ -434,23 +430,25 @@ def render_model_card(
     language: str | Sequence[str] | None = None,
     license: str | None = None,
 ) -> str:
-    """Returns the card of a model as Markdown with a YAML header; `location` is the folder or Hub id to load from."""
+    """Returns the card of a run as Markdown with a YAML header; `location` is the folder or Hub id to load from."""
+    base_model = base_model or record["base_model"] or ""
     header: dict[str, Any] = {
-        "library_name": "peft" if adapter else "transformers",
+        "library_name": "peft" if record["adapter"] else "transformers",
         "pipeline_tag": next(iter(tasks), "text-classification"),
         "tags": sorted({*tags}),
         "language": language if isinstance(language, str) else list(language or ()),
         "license": license,
         # The name of a folder would mean nothing to others.
-        "base_model": None if (base_model or "").startswith(("/", ".")) else base_model,
+        "base_model": None if base_model.startswith(("/", ".")) else base_model,
         "datasets": list(datasets),
     }
+    logs, objective = record["log_history"], record["objective"]
     evaluations = [log for log in logs if any(key.startswith("eval_") for key in log)]
     # Each of several evaluation sets has a log of its own.
     last = [log for log in evaluations if log.get("step") == evaluations[-1].get("step")]
-    shown = {key: settings[key] for key in _SETTINGS_ON_CARD if key in settings}
-    if not shown.get("label_smoothing_factor"):
-        shown.pop("label_smoothing_factor", None)
+    settings = {key: record["settings"][key] for key in _SETTINGS_ON_CARD if key in record["settings"]}
+    if not settings.get("label_smoothing_factor"):
+        settings.pop("label_smoothing_factor", None)
     environment = jinja2.Environment(
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
     )
@@ -458,15 +456,14 @@ def render_model_card(
         header=yaml.safe_dump({key: value for key, value in header.items() if value}, sort_keys=False),
         name=name,
         location=location,
-        adapter=adapter,
+        record=record,
         trained=OBJECTIVES[objective].card,
         meaning=OBJECTIVES[objective].meaning,
         evaluation=_table({key: value for log in last for key, value in log.items()}, "runtime", "per_second", "epoch"),
         training=_table(next((log for log in reversed(logs) if "loss" in log), {})),
-        data=[*dataset_args, *(report.summary() for report in reports.values())],
-        settings=_table(shown | {"objective": objective}),
-        batch_layout=batch_layout,
-        versions=_table(installed_versions()),
+        data=[*dataset_args, *(report["summary"] for report in record["data"].values())],
+        settings=_table(settings | {"objective": objective}),
+        versions=_table(record["versions"]),
     )
 
 

@@ -68,20 +68,23 @@ def default_config(model: Any) -> RewardConfig:
 def check_train_dataset(dataset: Any, max_steps: int | None = None) -> None:
     """Raises unless there is one data set or stream, and a stream has a number of steps (None skips that check)."""
     if dataset is None:
-        raise ConfigError("`train_dataset` is required", fix="Pass a `datasets.Dataset` of preferences.")
+        raise ConfigError("is missing", field="train_dataset", fix="Pass a `datasets.Dataset` of preferences.")
     if isinstance(dataset, DatasetDict | IterableDatasetDict | dict):
         raise ConfigError(
-            f"`train_dataset` holds several splits ({', '.join(map(str, dataset))})",
+            f"holds several splits ({', '.join(map(str, dataset))})",
+            field="train_dataset",
             fix=f"Pass one of them, for example `train_dataset=dataset[{next(iter(dataset), 'train')!r}]`.",
         )
     if not isinstance(dataset, Dataset | IterableDataset):
         raise ConfigError(
-            f"`train_dataset` must be a `datasets.Dataset` or `IterableDataset`, got {type(dataset).__name__}",
+            f"must be a `datasets.Dataset` or `IterableDataset`, got {type(dataset).__name__}",
+            field="train_dataset",
             fix="For a list of rows, use `datasets.Dataset.from_list(rows)`.",
         )
     if isinstance(dataset, IterableDataset) and max_steps is not None and max_steps <= 0:
         raise ConfigError(
             "a streamed `train_dataset` has no length, so training would have no end",
+            field="max_steps",
             fix="Set the number of training steps: `max_steps=1000`.",
         )
 
@@ -97,6 +100,7 @@ def check_writable(folder: str | os.PathLike[str] | None) -> None:
         problem = "cannot be written to" if existing.is_dir() else "is not a folder"
         raise ConfigError(
             f"the output folder {str(folder)!r} cannot be written: {str(existing)!r} {problem}",
+            field="output_dir",
             fix="Choose another `output_dir`.",
         )
 
@@ -113,7 +117,7 @@ def check_collator(collator: Any, loss: RewardLoss, dataset: Dataset | IterableD
         problem = "does not provide the lengths of the responses without their prompts"
     else:
         return
-    raise ConfigError(f"a `data_collator` of your own {problem}", fix="Remove `data_collator`.")
+    raise ConfigError(problem, field="data_collator", fix="Remove `data_collator`.")
 
 
 def check_grouping(args: RewardConfig, report: DataReport) -> None:
@@ -125,7 +129,8 @@ def check_grouping(args: RewardConfig, report: DataReport) -> None:
     for name, wanted in needs_all_rows.items():
         if wanted and report.streaming:
             raise ConfigError(
-                f"`{name}` needs to know all rows, and a stream shows them one by one",
+                "needs to know all rows, and a stream shows them one by one",
+                field=name,
                 fix=f"Remove `{name}`, or turn streaming off.",
             )
     if report.prompts is None or args.group_by_prompt or args.train_sampling_strategy != "random":
@@ -200,7 +205,8 @@ def load_model_and_tokenizer(
     if args.eos_token is not None:
         if args.eos_token not in tokenizer.get_vocab():
             raise ConfigError(
-                f"the `eos_token` {args.eos_token!r} is not in the tokenizer's vocabulary",
+                f"{args.eos_token!r} is not in the tokenizer's vocabulary",
+                field="eos_token",
                 fix="Use a token of the vocabulary.",
             )
         tokenizer.eos_token = args.eos_token
@@ -216,14 +222,16 @@ def load_model_and_tokenizer(
 def _init_kwargs(args: RewardConfig, quantization_config: Any) -> dict[str, Any]:
     if isinstance(args.model_init_kwargs, str):
         raise ConfigError(
-            f"`model_init_kwargs` is text that is not a JSON object: {args.model_init_kwargs!r}",
+            f"not a JSON object: {args.model_init_kwargs!r}",
+            field="model_init_kwargs",
             fix='Pass a dict, or JSON such as \'{"dtype": "bfloat16"}\'.',
         )
     init_kwargs = dict(args.model_init_kwargs or {})
     if quantization_config is not None:
         if "quantization_config" in init_kwargs:
             raise ConfigError(
-                "`quantization_config` was passed to the trainer and in `model_init_kwargs`",
+                "was passed to the trainer and in `model_init_kwargs`",
+                field="quantization_config",
                 fix="Remove one of them.",
             )
         init_kwargs["quantization_config"] = quantization_config
@@ -279,24 +287,26 @@ def add_training_heads(model: Any, loss: RewardLoss, *, reads_positions: bool) -
     """
     base_model = base_model_of(model)
     remove_training_heads(base_model)
-    needed_by = {
-        f"the objective {loss.objective.name}": loss.objective.learns_ties,
-        "`length_head_coefficient`": bool(loss.length_head),
-        "`lm_loss_coefficient`": bool(loss.lm_loss),
-        "`ensemble_size`": bool(loss.ensemble_size),
+    settings = {
+        "objective": loss.objective.learns_ties,
+        "length_head_coefficient": loss.length_head,
+        "lm_loss_coefficient": loss.lm_loss,
+        "ensemble_size": loss.ensemble_size,
     }
-    names = [name for name, needed in needed_by.items() if needed]
-    if not names:
+    setting = next((name for name, needs_head in settings.items() if needs_head), None)
+    if setting is None:
         return
     if not reads_positions:
+        name = f"the objective {loss.objective.name}" if setting == "objective" else f"`{setting}`"
         raise ConfigError(
-            f"{' and '.join(names)} needs a decoder with a linear `score` head, which {type(base_model).__name__} "
-            "is not",
-            fix=f"Use another model, or remove {' and '.join(names)}.",
+            f"{name} needs a decoder with a linear `score` head, which {type(base_model).__name__} is not",
+            field=setting,
+            fix=f"Use another model, or remove `{setting}`.",
         )
     if loss.lm_loss and is_prompt_learning(model):
         raise ConfigError(
-            "`lm_loss_coefficient` cannot find the text behind an adapter's virtual tokens",
+            "the text behind an adapter's virtual tokens cannot be found",
+            field="lm_loss_coefficient",
             fix="Use another kind of adapter, or remove `lm_loss_coefficient`.",
         )
     heads = TrainingHeads(

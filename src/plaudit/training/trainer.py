@@ -23,7 +23,7 @@ from plaudit.data.report import DataReport, Purpose
 from plaudit.errors import ConfigError
 from plaudit.metrics import Gather, RewardMetrics, Scored
 from plaudit.model.aux_heads import heads_of, load_heads, save_heads
-from plaudit.model.peft import base_model_of, is_peft_model
+from plaudit.model.peft import base_model_of
 from plaudit.model.shared_prefix import MODEL_KEYS, RewardForward
 from plaudit.objectives import Objective
 from plaudit.schema import TOKENIZED_COLUMNS, TOKENIZED_LIST_COLUMNS, Batch
@@ -311,7 +311,8 @@ class RewardTrainer(Trainer):
         prompts = self.data_reports["train"].prompts
         if prompts is None or len(prompts) != len(dataset):
             raise ConfigError(
-                "`group_by_prompt` knows the rows of `train_dataset` as it was passed in, and they have changed",
+                "`train_dataset` has other rows than when it was passed in",
+                field="group_by_prompt",
                 fix="Pass the data set to `RewardTrainer`, or turn `group_by_prompt` off.",
             )
         return prompts.tolist()
@@ -600,18 +601,7 @@ class RewardTrainer(Trainer):
         super()._save(output_dir, state_dict)
         folder = Path(str(self.args.output_dir) if output_dir is None else output_dir)
         if self.args.should_save:
-            record = run_record(
-                self.args,
-                self.state,
-                model=self.model,
-                base_model=self._base_model,
-                sharded=self.is_fsdp_enabled or self.is_deepspeed_enabled,
-                objective=self.training_objective.name,
-                batch_layout=self.batch_layout,
-                batch_layout_reason=self.batch_layout_reason,
-                reports=self.data_reports,
-            )
-            write_run_record(folder, record)
+            write_run_record(folder, self._run_record())
             write_golden_rows(
                 folder,
                 self._golden_rows,
@@ -626,6 +616,19 @@ class RewardTrainer(Trainer):
         heads = heads_of(self._base_model)
         if heads is not None:
             save_heads(heads, folder, state_dict, self._loss.objective.name)
+
+    def _run_record(self) -> dict[str, Any]:
+        return run_record(
+            self.args,
+            self.state,
+            model=self.model,
+            base_model=self._base_model,
+            sharded=self.is_fsdp_enabled or self.is_deepspeed_enabled,
+            objective=self.training_objective.name,
+            batch_layout=self.batch_layout,
+            batch_layout_reason=self.batch_layout_reason,
+            reports=self.data_reports,
+        )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -656,15 +659,10 @@ class RewardTrainer(Trainer):
         folder = Path(str(self.args.output_dir))
         name = model_name or folder.name
         card = render_model_card(
+            self._run_record(),
             name=name,
             location=self.hub_model_id or name,
-            base_model=finetuned_from or getattr(self._base_model.config, "name_or_path", None),
-            adapter=is_peft_model(self.model),
-            objective=self.training_objective.name,
-            batch_layout=f"{self.batch_layout} ({self.batch_layout_reason})",
-            settings=self.args.to_dict(),
-            reports=self.data_reports,
-            logs=self.state.log_history,
+            base_model=finetuned_from,
             datasets=as_list(dataset_tags or dataset),
             dataset_args=as_list(dataset_args),
             tags=[*self._tag_names, *as_list(tags)],
