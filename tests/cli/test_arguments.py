@@ -283,10 +283,11 @@ def test_quantisation_goes_to_the_trainer_which_refuses_a_second_one(monkeypatch
     assert made[0]["quantization_config"] == "bits"
     assert made[0]["args"].model_init_kwargs == {"device_map": {"": 3}}
     monkeypatch.undo()
-    with pytest.raises(ConfigError, match="`quantization_config` was passed to the trainer and in"):
+    with pytest.raises(ConfigError) as error:
         load_model_and_tokenizer(
             "m", parse_arguments([*flags, "--model_init_kwargs", '{"quantization_config": {}}']).config, None, "bits"
         )
+    assert error.value.field == "quantization_config"
 
 
 def test_adapter():

@@ -339,7 +339,7 @@ def test_ranks_with_gaps_are_refused(ranks, tokenizer, make_trainer):
     row = {"prompt": user("q"), "responses": [assistant(w) for w in "abc"], "ranks": ranks}
     with pytest.raises(DataError) as error:
         make_trainer(tiny_model(tokenizer), Dataset.from_list([row]))
-    assert error.value.field == "ranks"
+    assert error.value.field.startswith("ranks")
 
 
 @pytest.mark.parametrize("ranks", [[1, 1, 2], [1, 1, 3], [3, 1, 2], [1, 2, 2]])
