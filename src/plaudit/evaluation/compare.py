@@ -6,28 +6,23 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.stats import binomtest
 
 from plaudit.errors import ConfigError
 from plaudit.evaluation.results import Difference, PValueMethod
 from plaudit.evaluation.stats import mean_interval, sums_by_cluster
 from plaudit.evaluation.table import ScoredSet
 
-"""A difference with a larger p-value is not called real."""
 FLIPS = 20_000
 _EXACT_CELLS = 50_000_000
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models compared, over all rows and by slice.
-
-    Attributes:
-        overall: Over all comparisons.
-        slices: Column -> value -> difference; their p-values are corrected together.
-    """
+    """Two models compared over all rows and by slice; the p-values of slices are corrected together."""
 
     overall: Difference
-    slices: Mapping[str, Mapping[str, Difference]]
+    slices: Mapping[str, Mapping[str, Difference]]  # column -> value -> difference
 
     @property
     def verdict(self) -> str:
@@ -36,14 +31,10 @@ class Comparison:
 
 
 def sign_flip_test(differences_C: np.ndarray, *, seed: int = 0) -> tuple[float, PValueMethod]:
-    """Two-sided p-value of a sum of differences that would be as likely with the other sign.
+    """Returns the two-sided p-value of a sum of differences whose signs are as likely the other way round.
 
-    Whole numbers are computed exactly, by adding one difference at a time to the distribution of the sum. If all of
-    them are 1, -1 or 0, that is McNemar's exact test. Other numbers, and very many, are flipped at random.
-
-    Args:
-        differences_C: Sum of the differences of each prompt.
-        seed: Decides the random flips.
+    The distribution of whole numbers is computed exactly; if all are 1, -1 or 0, that is McNemar's exact test. Other
+    numbers, and very many, are flipped at random.
 
     Source: McNemar (1947), Psychometrika 12; Fisher (1935), The Design of Experiments, section 21.
 
@@ -52,19 +43,20 @@ def sign_flip_test(differences_C: np.ndarray, *, seed: int = 0) -> tuple[float, 
     """
     apart_C = np.asarray(differences_C, dtype=np.float64)
     apart_C = apart_C[np.abs(apart_C) > 1e-12]
-    whole_C = np.rint(apart_C)
-    sizes_C = np.abs(whole_C).astype(np.int64)
+    whole_C = np.rint(apart_C).astype(np.int64)
+    sizes_C, is_whole = np.abs(whole_C), np.allclose(apart_C, whole_C, atol=1e-9)
+    if is_whole and (sizes_C == 1).all():
+        wins, n = int(np.sum(whole_C > 0)), len(whole_C)
+        return (float(binomtest(wins, n).pvalue) if n else 1.0), "mcnemar-exact"
     total = int(sizes_C.sum())
-    if not np.allclose(apart_C, whole_C, atol=1e-9) or total * len(sizes_C) > _EXACT_CELLS:
+    if not is_whole or total * len(sizes_C) > _EXACT_CELLS:
         return _random_flips(apart_C, seed), "sign-flip"
-    method: PValueMethod = "sign-flip-exact" if (sizes_C > 1).any() else "mcnemar-exact"
     chances = np.zeros(2 * total + 1)
     chances[total] = 1.0
-    for size in sizes_C:
+    for size in sizes_C:  # adds one difference at a time to the distribution of the sum
         chances = (np.roll(chances, size) + np.roll(chances, -size)) / 2
     reached = abs(int(whole_C.sum()))
-    sums = np.abs(np.arange(-total, total + 1))
-    return min(1.0, float(chances[sums >= reached].sum())), method
+    return min(1.0, float(chances[np.abs(np.arange(-total, total + 1)) >= reached].sum())), "sign-flip-exact"
 
 
 def _random_flips(apart_C: np.ndarray, seed: int) -> float:
@@ -79,22 +71,18 @@ def _random_flips(apart_C: np.ndarray, seed: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Correct p-values for having looked at several.
-
-    Args:
-        p_values: One for each test.
+    """Corrects p-values for several tests.
 
     Source: Holm (1979), Scandinavian Journal of Statistics 6.
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
     """
-    order = sorted(range(len(p_values)), key=lambda place: p_values[place])
-    adjusted, highest = [0.0] * len(p_values), 0.0
-    for passed, place in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - passed) * p_values[place]))
-        adjusted[place] = highest
-    return adjusted
+    p_K = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(p_K, kind="stable")
+    corrected_K = np.empty(len(p_K))
+    corrected_K[order] = np.maximum.accumulate(np.minimum(1.0, np.arange(len(p_K), 0, -1) * p_K[order]))
+    return [float(p) for p in corrected_K]
 
 
 def compare_outcomes(
@@ -105,17 +93,7 @@ def compare_outcomes(
     names: tuple[str, str] = ("A", "B"),
     seed: int = 0,
 ) -> Difference:
-    """Compare two models by how they did on the same things.
-
-    Args:
-        first_M: Outcome of the first model on each: 1 for right, 0 for wrong, or between.
-        second_M: Outcome of the second.
-        cluster_M: Number of the prompt of each: what belongs to one prompt is flipped and resampled together.
-        names: Of the two models.
-        seed: Decides the draws.
-
-    Raises:
-        ConfigError: There is nothing to compare, or not equally much.
+    """Compares two models by their outcomes, from 0 (wrong) to 1 (right); what shares a prompt is flipped together.
 
     >>> found = compare_outcomes(np.ones(40), np.repeat([1, 0], 20), np.arange(40), names=("new", "old"))
     >>> found.verdict
@@ -153,39 +131,25 @@ def compare(
     columns: Iterable[str] = (),
     seed: int = 0,
 ) -> Comparison:
-    """Compare the accuracy of two models on the same rows; equal rewards are not right, as everywhere.
+    """Compares the accuracy of two models on the same rows, overall and by the values of some columns.
 
-    Margins are not compared: two models have rewards of different size.
-
-    Args:
-        first: The rows, scored by the first model.
-        second: The same rows, scored by the second.
-        names: Of the two models.
-        columns: Columns whose values make slices.
-        seed: Decides the draws.
-
-    Raises:
-        ConfigError: The rows are not the same, or hold no comparison.
+    Equal rewards are not right, as everywhere. Margins are not compared: the rewards of two models differ in scale.
     """
     _check_same_rows(first, second, names)
-    overall = _accuracy_difference(first, second, names, seed)
+
+    def difference(first: ScoredSet, second: ScoredSet) -> Difference:
+        return compare_outcomes(first.margin_P > 0, second.margin_P > 0, first.cluster_P, names=names, seed=seed)
+
     slices: dict[str, dict[str, Difference]] = {}
     for column in columns:
-        others = second.sliced(column)
-        slices[column] = {
-            name: _accuracy_difference(part, others[name], names, seed)
-            for name, part in first.sliced(column).items()
-            if len(part.margin_P)
-        }
-    return Comparison(overall, adjusted(slices))
+        seconds = second.sliced(column)
+        parts = ((name, part) for name, part in first.sliced(column).items() if len(part.margin_P))
+        slices[column] = {name: difference(part, seconds[name]) for name, part in parts}
+    return Comparison(difference(first, second), adjusted(slices))
 
 
 def adjusted(slices: Mapping[str, Mapping[str, Difference]]) -> dict[str, dict[str, Difference]]:
-    """Correct the p-values of all slices together.
-
-    Args:
-        slices: Column -> value -> difference.
-    """
+    """Corrects the p-values of all slices (column -> value -> difference) together."""
     places = [(column, name) for column, parts in slices.items() for name in parts]
     corrected = holm([slices[column][name].p_value for column, name in places])
     result: dict[str, dict[str, Difference]] = {column: {} for column in slices}
@@ -194,18 +158,14 @@ def adjusted(slices: Mapping[str, Mapping[str, Difference]]) -> dict[str, dict[s
     return result
 
 
-def _accuracy_difference(first: ScoredSet, second: ScoredSet, names: tuple[str, str], seed: int) -> Difference:
-    return compare_outcomes(first.margin_P > 0, second.margin_P > 0, first.cluster_P, names=names, seed=seed)
-
-
 def _check_same_rows(first: ScoredSet, second: ScoredSet, names: tuple[str, str]) -> None:
     if len(first) != len(second):
         fix = "Compare on the rows that both have."
         raise ConfigError(f"{names[0]} was scored on {len(first)} rows and {names[1]} on {len(second)}", fix=fix)
-    for one, other in zip(first, second, strict=True):
-        if (one.row, one.id, one.label, one.cluster) != (other.row, other.id, other.label, other.cluster):
+    for a, b in zip(first, second, strict=True):
+        if (a.row, a.id, a.label, a.cluster) != (b.row, b.id, b.label, b.cluster):
             raise ConfigError(
-                f"the models were not scored on the same rows: row {one.row} of {names[0]} stands where "
-                f"{names[1]} has row {other.row}, or the data says something else about it",
+                f"the models were not scored on the same rows: where {names[0]} has row {a.row}, {names[1]} has row "
+                f"{b.row}, or another label",
                 fix="Score the same rows, in the same order, with both models.",
             )

@@ -1,4 +1,4 @@
-"""What evaluation works on: rows that a reward model has scored, and what the data says about them."""
+"""The scored table, one line per response; and its join with what the data says: rows with rewards, as arrays."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,6 @@ from plaudit.schema import (
     RAW_COLUMNS,
     Example,
     Label,
-    Message,
     RowKind,
     Text,
     comparisons_of,
@@ -30,12 +29,71 @@ from plaudit.schema import (
     response_field,
 )
 
+SCHEMA = pa.schema(
+    {
+        "source": pa.string(),
+        "row": pa.int64(),  # number in its source, counted from 0
+        "id": pa.string(),
+        "response": pa.int32(),  # index in its row
+        "reward": pa.float64(),  # null where the row could not be scored
+        "tokens": pa.int32(),  # without prompt and template; null where no tokenizer is known
+        "variant": pa.string(),  # empty for the row as it is, else the name of a sanity check
+        "flags": pa.int32(),  # sum of plaudit.data.report.Flag
+        "error": pa.string(),
+    }
+)
+"""The scored table: one line per response, and one for a row that could not be scored."""
+
+
+def rewards_by_row(table: pa.Table, variant: str = "") -> dict[tuple[str, int], tuple[float, ...]]:
+    """Returns the rewards of each scored row, by its source and its number there."""
+    return _by_row(table, "reward", variant)
+
+
+def tokens_by_row(table: pa.Table) -> dict[tuple[str, int], tuple[int, ...]]:
+    """Returns the tokens of each response of the rows that have them, by source and number."""
+    return _by_row(table, "tokens", "")
+
+
+def _by_row(table: pa.Table, name: str, variant: str) -> dict[tuple[str, int], Any]:
+    values: dict[tuple[str, int], list[Any]] = {}
+    columns = (table.column(column).to_pylist() for column in ("source", "row", name, "variant"))
+    for source, row, value, found in zip(*columns, strict=True):
+        if found == variant and value is not None:
+            values.setdefault((source, row), []).append(value)
+    return {key: tuple(of_row) for key, of_row in values.items()}
+
+
+def write_tables(path: Path, tables: Mapping[tuple[str, str], pa.Table | None]) -> None:
+    """Writes the tables of several models and suites as one Parquet file, whole or not at all."""
+    parts = []
+    for (model, suite), table in tables.items():
+        if table is not None:
+            names = {"model": [model] * len(table), "suite": [suite] * len(table)}
+            parts.append(pa.table({**names, **dict(zip(table.column_names, table.columns, strict=True))}))
+    if parts:
+        unfinished = path.with_name(path.name + ".part")
+        pq.write_table(pa.concat_tables(parts), unfinished)
+        unfinished.replace(path)
+
+
+def read_tables(path: Path) -> dict[tuple[str, str], pa.Table]:
+    """Reads the tables that :func:`write_tables` wrote, by model and suite; none where the file does not exist."""
+    if not path.is_file():
+        return {}
+    whole = pq.read_table(path)
+    keys = list(zip(whole.column("model").to_pylist(), whole.column("suite").to_pylist(), strict=True))
+    return {
+        key: whole.filter(pa.array([other == key for other in keys])).drop_columns(["model", "suite"])
+        for key in dict.fromkeys(keys)
+    }
+
+
+# ---- rows --------------------------------------------------------------------------------------------------------
+
 
 def as_given(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A raw row without the optional columns that are null in it: evaluation can do without a margin or a weight.
-
-    Args:
-        row: The raw row.
+    """Returns a raw row without the optional columns that are null: evaluation needs neither margin nor weight.
 
     >>> as_given({"chosen": "a", "rejected": "b", "margin": None})
     {'chosen': 'a', 'rejected': 'b'}
@@ -44,54 +102,100 @@ def as_given(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def prompt_key(row: Mapping[str, Any]) -> str:
-    """A name for what a raw row's responses answer: rows with the same prompt have the same.
-
-    Args:
-        row: The raw row.
-
-    >>> prompt_key({"prompt": "2+2="}) == prompt_key({"prompt": "2+2=", "chosen": "4", "rejected": "5"})
-    True
-    """
+    """Returns a hash of the prompt of a raw row: rows with the same prompt have the same."""
     text = json.dumps(prompt_of(row), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def response_texts(row: Mapping[str, Any], example: Example) -> tuple[str, ...]:
-    """The responses of a row as plain text, without their prompt.
+    """Returns the responses of a row as plain text, without their prompt.
 
-    Of conversations that hold their prompt it is what follows the messages that all share, up to the last of the
-    user; of plain text without a prompt of its own it is the whole text.
-
-    Args:
-        row: The raw row.
-        example: The same row, read.
+    Of conversations that include their prompt it is what follows the messages that all share, up to the last one of
+    the user; of plain text without a prompt it is the whole text.
 
     >>> raw = {"prompt": "2+2=", "chosen": "4", "rejected": "5"}
     >>> response_texts(raw, read_example(raw, row_number=0))
     ('4', '5')
     """
     prompt = prompt_of(row)
-    own = row.get("prompt") is not None
     if not example.conversational:
-        start = len(prompt) if own and isinstance(prompt, str) else 0
+        start = len(prompt) if row.get("prompt") is not None and isinstance(prompt, str) else 0
         return tuple(str(response)[start:] for response in example.responses)
-    held = isinstance(prompt, list | tuple)
-    return tuple(_spoken(response[len(prompt) if held else 0 :]) for response in example.responses)
+    start = len(prompt) if isinstance(prompt, list | tuple) else 0
+    return tuple(_message_texts(response[start:]) for response in example.responses)
 
 
-def _spoken(messages: Text) -> str:
-    """The contents of messages, one after the other; calls of tools count as they are written."""
+def _message_texts(messages: Text) -> str:
+    """Joins the contents of messages; tool calls count as they are written."""
     parts = []
     for message in messages:
         if isinstance(message, Mapping):
+            calls = message.get("tool_calls")
             parts.append(content_text(message.get("content") or ""))
-            parts.extend(_calls(message))
+            parts.append(json.dumps(calls, ensure_ascii=False, default=str) if calls else "")
     return "\n".join(part for part in parts if part)
 
 
-def _calls(message: Message) -> list[str]:
-    calls = message.get("tool_calls")
-    return [json.dumps(calls, ensure_ascii=False, default=str)] if calls else []
+@dataclass(frozen=True)
+class ScoredRow:
+    """One row with the rewards of its N responses; a reward that is not finite raises `DataError`.
+
+    >>> ScoredRow(3, (1.5, 0.5)).ratings
+    (1.0, 0.0)
+    >>> ScoredRow(3, (1.5, float("nan")))
+    Traceback (most recent call last):
+        ...
+    plaudit.errors.DataError: row 3, field `rejected`: the reward is nan
+      Fix: Look at the model: it gives no finite reward for this response.
+    """
+
+    row: int
+    rewards: tuple[float, ...]
+    label: Label = field(default_factory=Label)
+    row_kind: RowKind = "pairs"
+    prompt: str = ""  # rows that share it are resampled together; empty: the row stands alone
+    id: str = ""
+    tokens: tuple[int, ...] | None = None  # of each response, without the prompt
+    characters: tuple[int, ...] | None = None
+    texts: tuple[str, ...] | None = None
+    columns: Mapping[str, Any] = field(default_factory=dict)  # values to slice by
+    gold: tuple[float, ...] | None = None  # a second opinion on each response, higher is better
+
+    def __post_init__(self) -> None:
+        expected = len(self.label.ratings)
+        for name in ("rewards", "tokens", "characters", "texts", "gold"):
+            values = getattr(self, name)
+            if values is not None and len(values) != expected:
+                raise DataError(
+                    f"{len(values)} {name} for {expected} responses", row=self.row, fix="Give one per response."
+                )
+        for index, reward in enumerate(self.rewards):
+            if not math.isfinite(reward):
+                fix = "Look at the model: it gives no finite reward for this response."
+                place = response_field(self.row_kind, index)
+                raise DataError(f"the reward is {float(reward)}", row=self.row, field=place, fix=fix)
+
+    @property
+    def ratings(self) -> tuple[float, ...]:
+        """How good each response is by the data, higher is better."""
+        return ratings_of(self.label)
+
+    @property
+    def listed(self) -> bool:
+        """Whether the row ranks several responses, rather than being a pair or a single response."""
+        return self.row_kind in ("scores", "ranks")
+
+    @property
+    def gold_scores(self) -> tuple[float, ...] | None:
+        """The gold score of each response: `gold`, or else the scores of the data."""
+        if self.gold is not None:
+            return self.gold
+        return self.label.ratings if self.row_kind == "scores" else None
+
+    @property
+    def cluster(self) -> str:
+        """The prompt, or a name of the row's own where it has none."""
+        return self.prompt or f"row {self.row}"
 
 
 def scored_row(
@@ -106,24 +210,11 @@ def scored_row(
     dataset_name: str | None = None,
     features: Mapping[str, Any] | None = None,
 ) -> ScoredRow:
-    """Join a raw row with its rewards.
+    """Joins a raw row, of any kind that Plaudit reads, with the rewards of its responses.
 
-    Args:
-        row: The raw row, in any form that Plaudit reads.
-        rewards: Reward of each response, in the order of the row.
-        row_number: Its index in the data set, counted from 0.
-        row_id: Its name in the source.
-        tokens: Tokens of each response, without the prompt.
-        columns: Values to slice by (None: all columns that are not part of the preference).
-        gold: Gold score of each response (None: those of the form ``"scores"``).
-        dataset_name: Which data set it is, for messages.
-        features: Types of the columns as `datasets` declares them.
+    Without `columns`, all columns that are not part of the preference are kept for slicing.
 
-    Raises:
-        DataError: The row cannot be read, or a reward is missing or not finite.
-
-    >>> raw = {"prompt": "2+2=", "chosen": "4", "rejected": "five", "source": "sums"}
-    >>> row = scored_row(raw, [1.0, 0.5], row_number=0)
+    >>> row = scored_row({"prompt": "2+2=", "chosen": "4", "rejected": "five", "source": "sums"}, [1.0, 0.5], row_number=0)
     >>> row.texts, row.characters, row.columns
     (('4', 'five'), (1, 4), {'source': 'sums'})
     """
@@ -146,95 +237,11 @@ def scored_row(
     )
 
 
-LengthUnit: TypeAlias = Literal["tokens", "characters"]
-
-
-@dataclass(frozen=True)
-class ScoredRow:
-    """One row, its N responses scored.
-
-    Attributes:
-        row: Index of the row in its data set, counted from 0.
-        rewards: Reward of each response.
-        label: What the data says about the responses.
-        form: In which form it says so.
-        prompt: Stands for the prompt: rows that share it are not independent and are resampled together. Empty: the
-            row stands alone.
-        id: Name of the row in its source; empty where it has none.
-        tokens: Tokens of each response, without the prompt.
-        characters: Characters of each response, without the prompt.
-        texts: Each response, without the prompt.
-        columns: Values by which rows can be sliced.
-        gold: A second opinion on each response, such as the score of a stronger judge, higher is better.
-
-    Raises:
-        DataError: A reward is NaN or infinite, or a value is missing for a response; the message names the row.
-
-    >>> ScoredRow(3, (1.5, 0.5)).ratings
-    (1.0, 0.0)
-    >>> ScoredRow(3, (1.5, float("nan")))
-    Traceback (most recent call last):
-        ...
-    plaudit.errors.DataError: row 3, field `rejected`: the reward is nan
-      Fix: Look at the model: it gives no finite reward for this response.
-    """
-
-    row: int
-    rewards: tuple[float, ...]
-    label: Label = field(default_factory=Label)
-    row_kind: RowKind = "pairs"
-    prompt: str = ""
-    id: str = ""
-    tokens: tuple[int, ...] | None = None
-    characters: tuple[int, ...] | None = None
-    texts: tuple[str, ...] | None = None
-    columns: Mapping[str, Any] = field(default_factory=dict)
-    gold: tuple[float, ...] | None = None
-
-    def __post_init__(self) -> None:
-        expected = len(self.label.ratings)
-        for name in ("rewards", "tokens", "characters", "texts", "gold"):
-            values = getattr(self, name)
-            if values is not None and len(values) != expected:
-                fix = "Give one for each response."
-                raise DataError(f"{len(values)} {name} for {expected} responses", row=self.row, dataset=None, fix=fix)
-        for index, reward in enumerate(self.rewards):
-            if not math.isfinite(reward):
-                fix = "Look at the model: it gives no finite reward for this response."
-                place = response_field(self.row_kind, index)
-                raise DataError(f"the reward is {float(reward)}", row=self.row, field=place, fix=fix)
-
-    @property
-    def ratings(self) -> tuple[float, ...]:
-        """How good each response is by the data, higher is better."""
-        return ratings_of(self.label)
-
-    @property
-    def listed(self) -> bool:
-        """Whether the row ranks several responses, rather than being a pair or a single response."""
-        return self.row_kind in ("scores", "ranks")
-
-    @property
-    def gold_scores(self) -> tuple[float, ...] | None:
-        """The gold score of each response: `gold`, or else the scores of a row of the form ``"scores"``."""
-        if self.gold is not None:
-            return self.gold
-        return self.label.ratings if self.row_kind == "scores" else None
-
-    @property
-    def cluster(self) -> str:
-        """The prompt, or a name of the row's own where it has none."""
-        return self.prompt or f"row {self.row}"
-
-
 class ScoredSet(Sequence[ScoredRow]):
     """Scored rows, with their responses and comparisons as arrays.
 
-    A comparison is a pair of responses of one row of which the data calls one better. Pairs that the data calls a
-    tie are none. A row of N responses gives up to N(N-1)/2.
-
-    Args:
-        rows: The rows.
+    A comparison is a pair of responses of one row of which the data calls one better; a row of N responses gives up
+    to N(N-1)/2. Pairs that the data calls a tie are none.
 
     >>> scored = ScoredSet([ScoredRow(0, (2.0, 0.5)), ScoredRow(1, (0.0, 1.0), Label(preference_prob=0.25))])
     >>> scored.margin_P.tolist()
@@ -277,9 +284,9 @@ class ScoredSet(Sequence[ScoredRow]):
     def _comparisons(self) -> tuple[np.ndarray, np.ndarray]:
         better, worse, start = [], [], 0
         for row in self.rows:
-            for one, other in comparisons_of(row.ratings):
-                better.append(start + one)
-                worse.append(start + other)
+            for i, j in comparisons_of(row.ratings):
+                better.append(start + i)
+                worse.append(start + j)
             start += len(row.rewards)
         return np.array(better, dtype=np.int64), np.array(worse, dtype=np.int64)
 
@@ -295,13 +302,8 @@ class ScoredSet(Sequence[ScoredRow]):
 
     @cached_property
     def margin_P(self) -> np.ndarray:
-        """Reward of the better response less that of the worse one, shape (P,)."""
+        """Reward of the better response minus that of the worse one, shape (P,)."""
         return self.rewards_N[self.better_P] - self.rewards_N[self.worse_P]
-
-    @property
-    def row_P(self) -> np.ndarray:
-        """Position of the row of each comparison, shape (P,)."""
-        return self.row_N[self.better_P]
 
     @property
     def cluster_P(self) -> np.ndarray:
@@ -311,54 +313,28 @@ class ScoredSet(Sequence[ScoredRow]):
     @cached_property
     def preference_prob_P(self) -> np.ndarray:
         """Probability that the better response is better, 1 where the data gives none, shape (P,)."""
-        preference_probs = [row.label.preference_prob for row in self.rows]
-        known_G = np.array([1.0 if one is None else max(one, 1 - one) for one in preference_probs])
-        return known_G[self.row_P] if len(self.rows) else np.empty(0)
+        probs = (row.label.preference_prob for row in self.rows)
+        prob_G = np.array([1.0 if prob is None else max(prob, 1 - prob) for prob in probs])
+        return prob_G[self.row_N[self.better_P]] if len(self.rows) else np.empty(0)
 
-    def lengths_N(self, unit: LengthUnit) -> np.ndarray:
-        """Length of each response, without its prompt, shape (N,).
-
-        Args:
-            unit: What to count.
-
-        Raises:
-            DataError: A row has no such lengths.
-        """
-        return np.array(self._each(unit), dtype=np.float64)
-
-    def texts_N(self) -> list[str]:
-        """Each response, without its prompt.
-
-        Raises:
-            DataError: A row has no texts.
-        """
-        return self._each("texts")
-
-    def _each(self, name: str) -> list[Any]:
+    def each(self, name: str) -> list[Any]:
+        """Returns the tokens, characters or texts of all responses; a row without them raises `DataError`."""
         values: list[Any] = []
         for row in self.rows:
-            value = getattr(row, name)
-            if value is None:
+            of_row = getattr(row, name)
+            if of_row is None:
                 raise DataError(f"has no {name}", row=row.row, fix="Score the rows with their responses' texts.")
-            values.extend(value)
+            values.extend(of_row)
         return values
 
     def where(self, keep: Callable[[ScoredRow], bool]) -> ScoredSet:
-        """The rows for which a condition holds.
-
-        Args:
-            keep: The condition.
-        """
+        """Returns the rows for which a condition holds."""
         return ScoredSet(row for row in self.rows if keep(row))
 
     def sliced(self, column: str) -> dict[str, ScoredSet]:
-        """Split by the values of a column, in the order of their names; rows without a value are the slice ``(none)``.
+        """Splits by the values of a column, in the order of their names; rows without a value are ``(none)``.
 
-        Args:
-            column: Name of the column.
-
-        Raises:
-            ConfigError: No row has such a column.
+        A column that no row has raises `ConfigError`.
         """
         if self.rows and not any(column in row.columns for row in self.rows):
             known = sorted({name for row in self.rows for name in row.columns})
@@ -371,54 +347,3 @@ class ScoredSet(Sequence[ScoredRow]):
             value = row.columns.get(column)
             parts.setdefault("(none)" if value is None else str(value), []).append(row)
         return {name: ScoredSet(parts[name]) for name in sorted(parts)}
-
-
-SCHEMA = pa.schema(
-    {
-        "source": pa.string(),
-        "row": pa.int64(),  # number in its source, counted from 0
-        "id": pa.string(),
-        "response": pa.int32(),  # index in its row
-        "reward": pa.float64(),  # null for a row that could not be scored
-        "tokens": pa.int32(),  # without prompt and template
-        "variant": pa.string(),  # empty for the row as it is, else the sanity check that it belongs to
-        "flags": pa.int32(),
-        "error": pa.string(),
-    }
-)
-"""The scored table: one line per response."""
-
-
-def rewards_by_row(table: pa.Table, variant: str = "") -> dict[tuple[str, int], tuple[float, ...]]:
-    """Returns the rewards of each scored row, by its source and its number there."""
-    rewards: dict[tuple[str, int], list[float]] = {}
-    columns = (table.column(name).to_pylist() for name in ("source", "row", "reward", "variant"))
-    for source, row, reward, found in zip(*columns, strict=True):
-        if found == variant and reward is not None:
-            rewards.setdefault((source, row), []).append(reward)
-    return {key: tuple(values) for key, values in rewards.items()}
-
-
-def write_tables(path: Path, tables: Mapping[tuple[str, str], pa.Table | None]) -> None:
-    """Writes the tables of several models and suites as one Parquet file, whole or not at all."""
-    parts = []
-    for (model, suite), table in tables.items():
-        if table is not None:
-            names = {"model": [model] * len(table), "suite": [suite] * len(table)}
-            parts.append(pa.table({**names, **dict(zip(table.column_names, table.columns, strict=True))}))
-    if parts:
-        unfinished = path.with_name(path.name + ".part")
-        pq.write_table(pa.concat_tables(parts), unfinished)
-        unfinished.replace(path)
-
-
-def read_tables(path: Path) -> dict[tuple[str, str], pa.Table]:
-    """Reads what :func:`write_tables` wrote; nothing where there is no such file."""
-    if not path.is_file():
-        return {}
-    whole = pq.read_table(path)
-    keys = list(zip(whole.column("model").to_pylist(), whole.column("suite").to_pylist(), strict=True))
-    return {
-        key: whole.filter(pa.array([other == key for other in keys])).drop_columns(["model", "suite"])
-        for key in dict.fromkeys(keys)
-    }

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn, cast
+from typing import Any, ClassVar, NamedTuple, NoReturn, cast
 
 import numpy as np
 from datasets import Dataset
@@ -14,241 +14,73 @@ from plaudit.data.load import load_preference_dataset
 from plaudit.data.parse import kind_of, read_example
 from plaudit.errors import ConfigError, DataError
 from plaudit.evaluation.compare import Comparison, adjusted, compare_outcomes
-from plaudit.evaluation.results import Proportion, SliceResult, SuiteResult
+from plaudit.evaluation.results import SliceResult, SuiteResult
 from plaudit.evaluation.stats import mean_interval, proportion
 from plaudit.evaluation.table import ScoredRow, ScoredSet, as_given, response_texts, scored_row
 from plaudit.schema import quoted
 
+_BROKEN = "Correct the row, or download the file again."
+
 
 @dataclass(frozen=True)
 class SourceRow:
-    """One row as it stands in a file.
-
-    Attributes:
-        source: The file.
-        row: Index of the row in it, counted from 0.
-        values: Its columns.
-    """
+    """One row of a published file."""
 
     source: str
-    row: int
+    row: int  # counted from 0
     values: Mapping[str, Any]
 
     def refuse(self, field: str, message: str, fix: str) -> NoReturn:
-        """Raise the error about one field of the row."""
+        """Raises the error about a field of the row."""
         raise DataError(message, row=self.row, field=field, dataset=self.source, fix=fix)
 
     def text(self, field: str) -> str:
-        """Read a text.
-
-        Args:
-            field: The column.
-
-        Raises:
-            DataError: It holds none.
-        """
+        """Returns the text in a column, or raises `DataError`."""
         value = self.values.get(field)
         if not isinstance(value, str):
-            self.refuse(field, f"is {kind_of(value)}, not text", "Mend the row, or download the file again.")
+            self.refuse(field, f"is {kind_of(value)}, not text", _BROKEN)
         return value
 
     def texts(self, field: str, count: int | None = None) -> list[str]:
-        """Read a list of texts.
-
-        Args:
-            field: The column.
-            count: How many there must be (None: at least one).
-
-        Raises:
-            DataError: It holds no such list.
-        """
-        value = self.values.get(field)
-        fix = "Mend the row, or download the file again."
-        if not isinstance(value, list | tuple) or not value or (count is not None and len(value) != count):
-            wanted = f"{count} texts" if count is not None else "texts"
-            found = f"a list of {len(value)}" if isinstance(value, list | tuple) else kind_of(value)
-            self.refuse(field, f"is {found}, not a list of {wanted}", fix)
-        for index, one in enumerate(value):
-            if not isinstance(one, str):
-                self.refuse(f"{field}[{index}]", f"is {kind_of(one)}, not text", fix)
-        return list(value)
+        """Returns the texts in a column, at least one of them or as many as `count`, or raises `DataError`."""
+        values = self.values.get(field)
+        if not isinstance(values, list | tuple) or not values or (count is not None and len(values) != count):
+            wanted = "texts" if count is None else f"{count} texts"
+            found = f"a list of {len(values)}" if isinstance(values, list | tuple) else kind_of(values)
+            self.refuse(field, f"is {found}, not a list of {wanted}", _BROKEN)
+        for index, value in enumerate(values):
+            if not isinstance(value, str):
+                self.refuse(f"{field}[{index}]", f"is {kind_of(value)}, not text", _BROKEN)
+        return list(values)
 
     def choice(self, field: str, choices: Sequence[Any]) -> Any:
-        """Read one of a few values.
-
-        Args:
-            field: The column.
-            choices: What it may hold.
-
-        Raises:
-            DataError: It holds something else.
-        """
+        """Returns the value in a column if it is among the choices, or raises `DataError`."""
         value = self.values.get(field)
         if value not in choices or isinstance(value, bool):
-            known = ", ".join(repr(one) for one in choices)
-            self.refuse(field, f"is {value!r}", f"It must be one of: {known}.")
+            self.refuse(field, f"is {value!r}", f"Use one of: {', '.join(map(repr, choices))}.")
         return value
-
-
-def read_source(source: str, *, split: str, columns: Sequence[str]) -> Iterator[SourceRow]:
-    """Read the rows of one file, folder or data set on the Hub.
-
-    Args:
-        source: Its name.
-        split: The split to load; a single file is read whatever it is called.
-        columns: Columns that it must have.
-
-    Raises:
-        DataError: It cannot be read, or lacks a column; the message names file and column.
-    """
-    dataset = load_source(source, split)
-    check_source_columns(dataset.column_names, columns, source)
-    for row, values in enumerate(dataset):
-        yield SourceRow(source, row, values)
-
-
-def load_source(source: str, split: str) -> Dataset:
-    """Load one file, folder or data set on the Hub.
-
-    Args:
-        source: Its name.
-        split: The split to load. A single file is read whatever it is called, and so is a folder none of whose files
-            begins with the name of the split.
-
-    Raises:
-        DataError: It cannot be read.
-    """
-    path = Path(source).expanduser()
-    if path.is_file():
-        dataset = load_preference_dataset(source)
-    elif path.is_dir() and not (path / "dataset_dict.json").is_file():
-        # Downloaded from the Hub, a folder may hold splits of any name, which are not to be read together.
-        own = sorted(str(one.relative_to(path)) for one in path.rglob(f"{split}[-.]*") if one.is_file())
-        dataset = load_preference_dataset(source, data_files=own or None)
-    else:
-        dataset = load_preference_dataset(source, split=split)
-    return cast(Dataset, dataset.with_format(None))
-
-
-def check_source_columns(names: Sequence[str] | None, columns: Sequence[str], source: str) -> None:
-    """Refuse a source that lacks a column.
-
-    Args:
-        names: The columns that it has.
-        columns: Those that it must have.
-        source: Its name.
-
-    Raises:
-        DataError: One is missing.
-    """
-    missing = [name for name in columns if name not in (names or ())]
-    if missing:
-        raise DataError(
-            f"has no column {quoted(missing)}; its columns are {quoted(names or ())}",
-            field=missing[0],
-            dataset=source,
-            fix="Name the published file of the suite; for other data, name the file itself as the suite.",
-        )
-
-
-def conversation_pair(prompt: str, chosen: str, rejected: str) -> dict[str, Any]:
-    """A pair of single-turn conversations.
-
-    Args:
-        prompt: What the user says.
-        chosen: The better answer.
-        rejected: The worse one.
-
-    >>> conversation_pair("2+2=", "4", "5")["chosen"]
-    [{'role': 'assistant', 'content': '4'}]
-    """
-    return {
-        "prompt": [{"role": "user", "content": prompt}],
-        "chosen": [{"role": "assistant", "content": chosen}],
-        "rejected": [{"role": "assistant", "content": rejected}],
-    }
-
-
-def conversation_list(prompt: str, better: Sequence[str], worse: Sequence[str]) -> dict[str, Any]:
-    """Several answers to one prompt, good ones first, with the scores 1 and 0.
-
-    Args:
-        prompt: What the user says.
-        better: The good answers.
-        worse: The bad ones.
-
-    >>> conversation_list("2+2=", ["4"], ["5", "6"])["scores"]
-    [1.0, 0.0, 0.0]
-    """
-    return {
-        "prompt": [{"role": "user", "content": prompt}],
-        "responses": [[{"role": "assistant", "content": text}] for text in (*better, *worse)],
-        "scores": [1.0] * len(better) + [0.0] * len(worse),
-    }
-
-
-def suite_rows(
-    rows: Iterator[SourceRow], convert: Callable[[SourceRow], tuple[str, dict[str, Any], dict[str, Any]]], start: int
-) -> list[SuiteRow]:
-    """Turn source rows into rows of a suite, and see that each can be read.
-
-    Args:
-        rows: The rows of one source.
-        convert: Gives the id, the raw row and the columns to slice by.
-        start: Number of the first.
-
-    Raises:
-        DataError: A row is broken; the message names file, row and field.
-    """
-    converted: list[SuiteRow] = []
-    for row in rows:
-        row_id, raw, columns = convert(row)
-        read_example(raw, row_number=row.row, dataset_name=row.source)
-        converted.append(SuiteRow(start + len(converted), row_id, raw, columns, row.source))
-    return converted
 
 
 @dataclass(frozen=True)
 class SuiteRow:
-    """One row of a suite.
+    """One row of a suite, in a form that Plaudit reads."""
 
-    Attributes:
-        row: Its index over all sources of the suite, in their order, counted from 0.
-        id: Its name.
-        raw: The row in a form that Plaudit reads: what is scored.
-        columns: Values to slice by.
-        source: Where it comes from.
-        features: Types of the raw columns as `datasets` declares them, where the row is as it was in the source.
-    """
-
-    row: int
+    row: int  # index over all sources of the suite, counted from 0
     id: str
     raw: Mapping[str, Any]
-    columns: Mapping[str, Any]
+    columns: Mapping[str, Any]  # values to slice by
     source: str
-    features: Mapping[str, Any] | None = None
+    number: int  # index in its source, counted from 0
+    features: Mapping[str, Any] | None = None  # types of the raw columns, where `datasets` declares them
 
     def texts(self) -> tuple[str, ...]:
-        """The responses as plain text, without their prompt.
-
-        Raises:
-            DataError: The row cannot be read.
-        """
-        example = read_example(
-            as_given(self.raw), row_number=self.row, dataset_name=self.source, features=self.features
-        )
+        """Returns the responses as plain text, without their prompt."""
+        raw = as_given(self.raw)
+        example = read_example(raw, row_number=self.number, dataset_name=self.source, features=self.features)
         return response_texts(self.raw, example)
 
-    def scored(self, rewards: Sequence[float], *, tokens: Sequence[int] | None = None) -> ScoredRow:
-        """Join the row with the rewards of its responses.
-
-        Args:
-            rewards: Reward of each response, in the order of the row.
-            tokens: Tokens of each response, without the prompt.
-
-        Raises:
-            DataError: A reward is missing or not finite.
-        """
+    def scored(self, rewards: Sequence[float], tokens: Sequence[int] | None = None) -> ScoredRow:
+        """Joins the row with the rewards of its responses."""
         return scored_row(
             self.raw,
             rewards,
@@ -261,204 +93,214 @@ class SuiteRow:
         )
 
 
-class Suite:
-    """A benchmark: reads its published files, and applies its published rule.
+class Headline(NamedTuple):
+    """Score of a suite, the numbers between it and the slices, and what the reader must know."""
 
-    Attributes:
-        name: By which it is called.
-        title: As it calls itself.
-        hub_id: Where it is on the Hub; empty where no data set there can be loaded.
-        hub_split: The split to load.
-        rule: How its numbers come about, in words.
-        reference: Where that is published.
+    score: float
+    scores: Mapping[str, float]
+    notes: Sequence[str]
+
+
+class Suite:
+    """A benchmark: converts the rows of its published files, and applies its published rule.
+
+    A subclass declares the class variables, `convert` and `headline`. Where a row is not a pair, it defines `outcome`.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
-    hub_id: ClassVar[str] = ""
+    hub_id: ClassVar[str] = ""  # empty where no data set on the Hub can be loaded
     hub_split: ClassVar[str] = "train"
     rule: ClassVar[str]
-    reference: ClassVar[str]
+    reference: ClassVar[str]  # where the rule is published
+    columns: ClassVar[tuple[str, ...]]  # that a source must have
+    slice_column: ClassVar[str]
 
-    def load(self, source: str | Sequence[str] | None = None, *, split: str | None = None) -> list[SuiteRow]:
-        """Read the rows of the suite.
+    def convert(self, row: SourceRow) -> tuple[str, dict[str, Any], dict[str, Any]]:
+        """Returns the id of a row, the row in a form that Plaudit reads, and the columns to slice by."""
+        raise NotImplementedError
+
+    def headline(self, scored: ScoredSet, slices: Sequence[SliceResult], outcomes: Mapping[int, float]) -> Headline:
+        """Returns the score of the suite from its slices and the outcome of each row, with notes on missing parts."""
+        raise NotImplementedError
+
+    def outcome(self, row: ScoredRow) -> float:
+        """Returns how well the model did on a row, from 0 to 1; for pairs whether the better response wins."""
+        if len(row.rewards) != 2 or row.ratings[0] == row.ratings[1]:
+            fix = "Score the rows of the suite as they are."
+            raise DataError("is not a pair with a better response", row=row.row, dataset=self.name, fix=fix)
+        return float((row.rewards[0] - row.rewards[1]) * (row.ratings[0] - row.ratings[1]) > 0)
+
+    def columns_of(self, source: str, names: Sequence[str]) -> Sequence[str]:
+        """Returns the columns that a source with such columns must have."""
+        return self.columns
+
+    def files_in(self, place: str) -> Sequence[str]:
+        """Returns the sources in a place that the user names."""
+        return [place]
+
+    def group_of(self, name: str) -> str | None:
+        """Returns the larger part of the suite that a slice counts in; None where it does not count."""
+        return ""
+
+    def slice_result(self, name: str, part: ScoredSet, outcomes: Sequence[float]) -> SliceResult | None:
+        """Returns the result of a slice; None where it has no score."""
+        return slice_result(name, part, outcomes, group=self.group_of(name) or "")
+
+    def load(self, place: str | Sequence[str] | None = None, *, split: str | None = None) -> list[SuiteRow]:
+        """Reads the rows of the suite.
 
         Args:
-            source: A local file or folder, a name on the Hub, or several of them (None: the suite's own place there).
+            place: A local file or folder, a name on the Hub, or several of them (None: the suite's own on the Hub).
             split: The split to load (None: the one that the suite is scored on).
 
         Raises:
-            ConfigError: There is no source, and the suite has no place on the Hub.
+            ConfigError: No place is given, and the suite has none on the Hub.
             DataError: A source cannot be read, lacks a column, or has a broken row.
         """
-        rows: list[SuiteRow] = []
-        for place in self.sources(source):
-            rows += self.read(place, split or self.hub_split, len(rows))
-        return rows
-
-    def read(self, place: str, split: str, start: int) -> list[SuiteRow]:
-        """Read the rows of one source.
-
-        Args:
-            place: Its name.
-            split: The split to load.
-            start: Number of the first row.
-
-        Raises:
-            DataError: It cannot be read, lacks a column, or has a broken row.
-        """
-        raise NotImplementedError
-
-    def score(self, scored: ScoredSet) -> SuiteResult:
-        """Apply the rule.
-
-        Args:
-            scored: The rows of the suite, scored.
-
-        Raises:
-            DataError: There are no rows, or they are not the suite's.
-        """
-        raise NotImplementedError
-
-    def sources(self, source: str | Sequence[str] | None) -> list[str]:
-        """The places to read.
-
-        Args:
-            source: What the user named.
-
-        Raises:
-            ConfigError: Nothing, and the suite has no place of its own.
-        """
-        if source is not None:
-            return [source] if isinstance(source, str) else list(source)
-        if not self.hub_id:
+        if place is None and not self.hub_id:
             raise ConfigError(
                 f"{self.title} has no data set on the Hub that can be loaded",
-                fix=f"Name a local file, as in `{self.name}=FILE`. {self.reference}",
+                fix=f"Pass a local file, as in `{self.name}=FILE`. {self.reference}",
             )
-        return [self.hub_id]
+        rows: list[SuiteRow] = []
+        for named in [place or self.hub_id] if isinstance(place, str | None) else place:
+            for source in self.files_in(named):
+                rows += self.read(load_source(source, split or self.hub_split), source, start=len(rows))
+        return rows
+
+    def read(self, dataset: Dataset, source: str, *, start: int) -> list[SuiteRow]:
+        """Converts the rows of a source, and checks that each can be read."""
+        names = dataset.column_names
+        check_source_columns(names, self.columns_of(source, names), source)
+        rows = []
+        for number, values in enumerate(dataset):
+            row_id, raw, columns = self.convert(SourceRow(source, number, values))
+            read_example(raw, row_number=number, dataset_name=source)
+            rows.append(SuiteRow(start + number, row_id, raw, columns, source, number))
+        return rows
+
+    def score(self, scored: ScoredSet) -> SuiteResult:
+        """Applies the rule; parts without rows are left out of the means, and a note says so."""
+        if not len(scored):
+            raise DataError("has no scored rows", dataset=self.name, fix="Score at least one row.")
+        slices: list[SliceResult] = []
+        outcomes: dict[int, float] = {}
+        for name, part in scored.sliced(self.slice_column).items():
+            if self.group_of(name) is None:
+                continue
+            right = [self.outcome(row) for row in part]
+            outcomes |= {row.row: value for row, value in zip(part, right, strict=True)}
+            result = self.slice_result(name, part, right)
+            slices += [] if result is None else [result]
+        return self.result(scored, slices, outcomes, self.headline(scored, slices, outcomes), self.slice_column)
 
     def result(
         self,
         scored: ScoredSet,
-        score: float,
         slices: Sequence[SliceResult],
         outcomes: Mapping[int, float],
-        *,
+        headline: Headline,
         slice_column: str,
-        scores: Mapping[str, float] | None = None,
-        notes: Sequence[str] = (),
     ) -> SuiteResult:
-        """Put a result together.
-
-        Args:
-            scored: The rows.
-            score: The headline number.
-            slices: The parts.
-            outcomes: Row -> how well the model did on it.
-            slice_column: Column by whose values two models are compared; empty for none.
-            scores: Numbers between the parts and the headline.
-            notes: What the reader must know.
-        """
+        """Puts the result together; models are compared by the values of `slice_column`, if that is not empty."""
         counted = [(row, cluster) for row, cluster in zip(scored, scored.cluster_G, strict=True) if row.row in outcomes]
         return SuiteResult(
             suite=self.name,
-            score=score,
+            score=headline.score,
             rows=len(counted),
             slices=tuple(slices),
-            scores=dict(scores or {}),
+            scores=dict(headline.scores),
             rule=self.rule,
             reference=self.reference,
-            notes=tuple(notes),
+            notes=tuple(headline.notes),
             outcomes={row.row: outcomes[row.row] for row, _ in counted},
             clusters={row.row: int(cluster) for row, cluster in counted},
             slice_of={row.row: str(row.columns.get(slice_column)) for row, _ in counted} if slice_column else {},
         )
 
 
-def require_rows(scored: ScoredSet, suite: str) -> None:
-    """Refuse an empty set.
+def load_source(source: str, split: str) -> Dataset:
+    """Loads one file, folder or data set on the Hub.
 
-    Args:
-        scored: The rows.
-        suite: Name of the suite.
-
-    Raises:
-        DataError: There are no rows.
+    A single file is read whatever its name is, and so is a folder in which no file name begins with the split.
     """
-    if not len(scored):
-        raise DataError("has no scored rows", dataset=suite, fix="Score at least one row.")
+    path = Path(source).expanduser()
+    if path.is_file():
+        dataset = load_preference_dataset(source)
+    elif path.is_dir() and not (path / "dataset_dict.json").is_file():
+        # Downloaded from the Hub, a folder may hold splits of any name, which must not be read together.
+        own = sorted(str(file.relative_to(path)) for file in path.rglob(f"{split}[-.]*") if file.is_file())
+        dataset = load_preference_dataset(source, data_files=own or None)
+    else:
+        dataset = load_preference_dataset(source, split=split)
+    return cast(Dataset, dataset.with_format(None))
+
+
+def check_source_columns(names: Sequence[str], columns: Sequence[str], source: str) -> None:
+    """Raises `DataError` if a source lacks a column."""
+    missing = [name for name in columns if name not in names]
+    if missing:
+        raise DataError(
+            f"has no column {quoted(missing)}; its columns are {quoted(names)}",
+            field=missing[0],
+            dataset=source,
+            fix="Pass the published file of the suite; for other data, pass the file itself as the suite.",
+        )
+
+
+def conversation_pair(prompt: str, chosen: str, rejected: str) -> dict[str, Any]:
+    """Returns a pair of single-turn conversations.
+
+    >>> conversation_pair("2+2=", "4", "5")["chosen"]
+    [{'role': 'assistant', 'content': '4'}]
+    """
+    return {
+        "prompt": [{"role": "user", "content": prompt}],
+        "chosen": [{"role": "assistant", "content": chosen}],
+        "rejected": [{"role": "assistant", "content": rejected}],
+    }
+
+
+def conversation_list(prompt: str, better: Sequence[str], worse: Sequence[str]) -> dict[str, Any]:
+    """Returns several responses to one prompt, good ones first, with the ratings 1 and 0.
+
+    >>> conversation_list("2+2=", ["4"], ["5", "6"])["scores"]
+    [1.0, 0.0, 0.0]
+    """
+    return {
+        "prompt": [{"role": "user", "content": prompt}],
+        "responses": [[{"role": "assistant", "content": text}] for text in (*better, *worse)],
+        "scores": [1.0] * len(better) + [0.0] * len(worse),
+    }
+
+
+def missing_parts(names: Sequence[str], slices: Sequence[SliceResult], note: str) -> list[str]:
+    """Returns the note on the named slices that have no rows, with `{}` replaced by their names; none if all do."""
+    missing = [name for name in names if name not in {part.name for part in slices}]
+    return [note.format(", ".join(missing))] if missing else []
 
 
 def mean_margin(scored: ScoredSet) -> float | None:
-    """Mean margin over all comparisons; None where there are none.
-
-    Args:
-        scored: The rows.
-    """
+    """Returns the mean margin over all comparisons; None without comparisons."""
     return float(scored.margin_P.mean()) if len(scored.margin_P) else None
 
 
 def slice_result(name: str, scored: ScoredSet, outcomes: Sequence[float], *, group: str = "") -> SliceResult:
-    """The result of a slice whose score is the mean over its rows.
-
-    Args:
-        name: Of the slice.
-        scored: Its rows.
-        outcomes: How well the model did on each, from 0 to 1.
-        group: The larger part that it counts in.
-    """
+    """Returns the result of a slice whose score is the mean over its rows."""
     outcome_G = np.asarray(outcomes, dtype=np.float64)
     if np.isin(outcome_G, (0.0, 1.0)).all():
-        share: Proportion = proportion(outcome_G, scored.cluster_G)
-        return SliceResult(name, len(scored), float(outcome_G.mean()), share.interval, mean_margin(scored), group)
-    interval = mean_interval(outcome_G, scored.cluster_G)
+        interval = proportion(outcome_G, scored.cluster_G).interval
+    else:
+        interval = mean_interval(outcome_G, scored.cluster_G)
     return SliceResult(name, len(scored), float(outcome_G.mean()), interval, mean_margin(scored), group)
 
 
-def pair_outcomes(scored: ScoredSet, suite: str) -> list[float]:
-    """1 for each row whose better response has the higher reward, 0 for others, equal rewards among them.
-
-    Args:
-        scored: Pairs.
-        suite: Name of the suite.
-
-    Raises:
-        DataError: A row is no pair with a better response.
-    """
-    outcomes = []
-    for row in scored:
-        if len(row.rewards) != 2 or row.ratings[0] == row.ratings[1]:
-            fix = "Score the rows that the suite gave."
-            raise DataError("is no pair with a better response", row=row.row, dataset=suite, fix=fix)
-        sign = 1 if row.ratings[0] > row.ratings[1] else -1
-        outcomes.append(float(sign * (row.rewards[0] - row.rewards[1]) > 0))
-    return outcomes
-
-
-def by_row(scored: ScoredSet, values: Iterable[Any]) -> dict[int, Any]:
-    """Row number -> value.
-
-    Args:
-        scored: The rows.
-        values: One for each.
-    """
-    return {row.row: value for row, value in zip(scored, values, strict=True)}
-
-
 def compare_results(first: SuiteResult, second: SuiteResult, *, names: tuple[str, str] = ("A", "B")) -> Comparison:
-    """Compare two models by their results on the same suite: row by row, overall and by slice.
+    """Compares two models by their results on the same rows of a suite, overall and by slice.
 
-    What is compared is the mean outcome over rows, which weighs rows alike; the headline number of a suite may weigh
-    its parts otherwise.
-
-    Args:
-        first: Result of the first model.
-        second: Result of the second.
-        names: Of the two models.
-
-    Raises:
-        ConfigError: The results are of different suites or rows.
+    The mean outcome over rows is compared, which weighs rows alike; the headline of a suite may weigh its parts
+    otherwise. Results of different suites or rows raise `ConfigError`.
     """
     if first.suite != second.suite or list(first.outcomes) != list(second.outcomes):
         raise ConfigError(
@@ -467,13 +309,13 @@ def compare_results(first: SuiteResult, second: SuiteResult, *, names: tuple[str
             fix="Score the same rows of the same suite with both models.",
         )
     rows = list(first.outcomes)
-    one_G, other_G = (np.array([result.outcomes[row] for row in rows]) for result in (first, second))
+    first_G, second_G = (np.array([result.outcomes[row] for row in rows]) for result in (first, second))
     cluster_G = np.array([first.clusters[row] for row in rows])
     slice_G = np.array([first.slice_of.get(row, "") for row in rows])
     parts = {
         str(name): compare_outcomes(
-            one_G[slice_G == name], other_G[slice_G == name], cluster_G[slice_G == name], names=names
+            first_G[slice_G == name], second_G[slice_G == name], cluster_G[slice_G == name], names=names
         )
         for name in np.unique(slice_G)
     }
-    return Comparison(compare_outcomes(one_G, other_G, cluster_G, names=names), adjusted({"slice": parts}))
+    return Comparison(compare_outcomes(first_G, second_G, cluster_G, names=names), adjusted({"slice": parts}))

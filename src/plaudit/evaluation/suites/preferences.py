@@ -3,55 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
+from datasets import Dataset
 
 from plaudit.data.parse import read_example
 from plaudit.errors import DataError
 from plaudit.evaluation.results import SuiteResult
 from plaudit.evaluation.stats import best_found
-from plaudit.evaluation.suites.base import (
-    Suite,
-    SuiteRow,
-    check_source_columns,
-    load_source,
-    require_rows,
-    slice_result,
-)
+from plaudit.evaluation.suites.base import Headline, Suite, SuiteRow, check_source_columns, slice_result
 from plaudit.evaluation.table import ScoredRow, ScoredSet, as_given
 from plaudit.schema import RAW_COLUMNS, check_columns
 
 
 class Preferences(Suite):
-    """Any file or data set on the Hub that Plaudit reads: pairs, rankings, labels.
+    """Any file or data set on the Hub that Plaudit reads: pairs, rankings, labels; sliced by some columns."""
 
-    Args:
-        slices: Columns to slice by.
-    """
-
-    name: ClassVar[str] = "preferences"
-    title: ClassVar[str] = "Preferences"
-    rule: ClassVar[str] = (
+    name = "preferences"
+    title = "Preferences"
+    rule = (
         "A pair is right if the better response has the higher reward, a ranking if the response with the highest "
         "reward is one of the best (a share of it where several have the highest), a label if the reward is on its "
         "side of zero. Rows that say nothing is better, and ratings, do not count. Score: mean over rows."
     )
-    reference: ClassVar[str] = "the metrics of training: plaudit.metrics"
+    reference = "the metrics of training: plaudit.metrics"
 
     def __init__(self, slices: Sequence[str] = ()) -> None:
         self.slices = tuple(slices)
 
-    def read(self, place: str, split: str, start: int) -> list[SuiteRow]:
-        """Read the rows of one source, like :meth:`Suite.read`."""
-        dataset = load_source(place, split)
-        check_columns(dataset.column_names, place)
-        check_source_columns(dataset.column_names, self.slices, place)
-        return preference_rows(dataset, place, start=start, slices=self.slices, features=dataset.features)
+    def read(self, dataset: Dataset, source: str, *, start: int) -> list[SuiteRow]:
+        """Keeps the rows as they are, and checks that each can be read."""
+        check_columns(dataset.column_names, source)
+        check_source_columns(dataset.column_names, self.slices, source)
+        return preference_rows(dataset, source, start=start, slices=self.slices, features=dataset.features)
 
     def score(self, scored: ScoredSet) -> SuiteResult:
-        """Apply the rule, like :meth:`Suite.score`."""
-        require_rows(scored, self.name)
+        """Applies the rule."""
+        if not len(scored):
+            raise DataError("has no scored rows", dataset=self.name, fix="Score at least one row.")
         outcomes = {row.row: value for row in scored if (value := outcome_of(row)) is not None}
         if not outcomes:
             fix = "Give rows in which a response is better than another, or is good or bad."
@@ -66,7 +56,7 @@ class Preferences(Suite):
         silent = len(scored) - len(counted)
         notes = [f"{silent} rows say nothing that can be right or wrong, and do not count."] if silent else []
         column = self.slices[0] if self.slices else ""
-        return self.result(counted, overall.score, [overall, *slices], outcomes, slice_column=column, notes=notes)
+        return self.result(counted, [overall, *slices], outcomes, Headline(overall.score, {}, notes), column)
 
 
 def preference_rows(
@@ -77,33 +67,22 @@ def preference_rows(
     slices: Sequence[str] = (),
     features: Mapping[str, Any] | None = None,
 ) -> list[SuiteRow]:
-    """Turn raw preferences into rows of a suite, and see that each can be read.
+    """Turns raw preferences into rows of a suite, and checks that each can be read.
 
-    Args:
-        rows: The raw rows.
-        source: Where they come from.
-        start: Number of the first.
-        slices: Columns to slice by that a preference is read from; all others are kept in any case.
-        features: Types of the columns as `datasets` declares them.
-
-    Raises:
-        DataError: A row is broken; the message names source, row and field.
+    Columns that a preference is not read from are kept for slicing; of the others, those in `slices`.
     """
-    found = []
+    converted = []
     for number, values in enumerate(rows):
         raw = as_given(values)
         read_example(raw, row_number=number, dataset_name=source, features=features)
         columns = {name: value for name, value in raw.items() if name not in RAW_COLUMNS or name in slices}
         row_id = str(raw.get("id") if raw.get("id") is not None else number)
-        found.append(SuiteRow(start + number, row_id, raw, columns, source, features))
-    return found
+        converted.append(SuiteRow(start + number, row_id, raw, columns, source, number, features))
+    return converted
 
 
 def outcome_of(row: ScoredRow) -> float | None:
-    """How well a model did on one row, from 0 to 1; None where there is nothing to be right about.
-
-    Args:
-        row: The row.
+    """Returns how well a model did on a row, from 0 to 1; None where nothing can be right or wrong.
 
     >>> outcome_of(ScoredRow(0, (1.0, 1.0))), outcome_of(ScoredRow(0, (2.0, 1.0)))
     (0.0, 1.0)

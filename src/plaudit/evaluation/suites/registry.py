@@ -1,15 +1,16 @@
-"""Finds a suite by its name, or takes a file or a data set on the Hub as one."""
+"""Finds a suite by its name, or takes a file, a data set on the Hub or rows in memory as one."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import pyarrow as pa
 from datasets import Dataset, IterableDataset
 
 from plaudit.data.load import kind_of_file
@@ -22,10 +23,90 @@ from plaudit.evaluation.suites.preferences import Preferences, preference_rows
 from plaudit.evaluation.suites.reward_bench import RewardBench
 from plaudit.evaluation.suites.reward_bench_2 import RewardBench2
 from plaudit.evaluation.suites.rm_bench import RMBench
+from plaudit.evaluation.table import ScoredSet, rewards_by_row, tokens_by_row
 from plaudit.schema import RAW_COLUMNS, check_columns, columns_read, row_kind_of
 
-_NOT_GIVEN: dict[str, Any] = {"margin": 0.0, "preference_prob": 1.0, "tie": False, "weight": 1.0}
-"""What an optional column holds where a row says nothing: the same as saying nothing."""
+SUITES: dict[str, type[Suite]] = {
+    suite.name: suite for suite in (RewardBench, RewardBench2, RMBench, LLMBar, JudgeBench)
+}
+"""Name -> suite, for those with a rule of their own."""
+MOST_SLICES = 100
+Rows: TypeAlias = Dataset | IterableDataset | Sequence[Mapping[str, Any]]
+SuiteLike: TypeAlias = str | PathLike[str] | Rows
+"""A name as for `--suite`, or rows in memory."""
+Suites: TypeAlias = SuiteLike | Sequence[SuiteLike] | Mapping[str, SuiteLike]
+# The value of an optional column that means the same as no value.
+_NEUTRAL: dict[str, Any] = {"margin": 0.0, "preference_prob": 1.0, "tie": False, "weight": 1.0}
+
+
+@dataclass(frozen=True)
+class LoadedSuite:
+    """The rows of a suite, and the rule that judges them."""
+
+    label: str  # its name in the results; no two suites have the same
+    suite: Suite
+    rows: tuple[SuiteRow, ...]
+    sources: tuple[str, ...]
+    total: int  # rows that were read
+
+    def at_most(self, count: int | None, seed: int) -> LoadedSuite:
+        """Draws some of the rows at random (None: all); they keep their order."""
+        if count is None or count >= len(self.rows):
+            return self
+        drawn = np.random.default_rng(seed).permutation(len(self.rows))[:count]
+        return replace(self, rows=tuple(self.rows[index] for index in sorted(drawn.tolist())))
+
+    def columns(self, wanted: Iterable[str]) -> list[str]:
+        """Returns those of some columns that rows have; one with too many values to slice by raises `ConfigError`."""
+        present = []
+        for name in wanted:
+            values = {str(row.columns[name]) for row in self.rows if row.columns.get(name) is not None}
+            if len(values) > MOST_SLICES:
+                raise ConfigError(
+                    f"the column `{name}` has {len(values)} different values: too many to slice by",
+                    fix=f"Slice by a column with at most {MOST_SLICES} values.",
+                )
+            if any(name in row.columns for row in self.rows):
+                present.append(name)
+        return present
+
+    def joined(self, table: pa.Table) -> ScoredSet:
+        """Joins the rows with a table of their rewards; rows without rewards are left out."""
+        rewards, tokens = rewards_by_row(table), tokens_by_row(table)
+        keys = ((row, (row.source, row.number)) for row in self.rows)
+        return ScoredSet(row.scored(rewards[key], tokens.get(key)) for row, key in keys if key in rewards)
+
+
+@dataclass(frozen=True)
+class SuiteSource:
+    """A suite and where its rows are: in a place, in memory, or (neither given) in the suite's own place on the Hub."""
+
+    label: str
+    suite: Suite
+    place: str | None = None
+    rows: Rows | None = None
+    split: str | None = None  # None: the one that the suite is scored on
+
+    def load(self) -> LoadedSuite:
+        """Reads the rows; a broken row raises `DataError` that names file, row and field."""
+        rows = self._from_memory() if self.rows is not None else self.suite.load(self.place, split=self.split)
+        if not rows:
+            raise DataError("has no rows", dataset=self.label, fix="Pass a suite with at least one row.")
+        sources = tuple(dict.fromkeys(row.source for row in rows))
+        return LoadedSuite(self.label, self.suite, tuple(rows), sources, len(rows))
+
+    def _from_memory(self) -> list[SuiteRow]:
+        given: Any = self.rows
+        features = getattr(given, "features", None)
+        if isinstance(given, Dataset | IterableDataset):
+            given = given.with_format(None)
+        rows = [dict(row) if isinstance(row, Mapping) else row for row in given]
+        for number, row in enumerate(rows):
+            if not isinstance(row, Mapping):
+                fix = "Give each row as a mapping of columns."
+                raise DataError(f"is {kind_of(row)}", row=number, dataset=self.label, fix=fix)
+        check_columns(dict.fromkeys(name for row in rows for name in row), self.label)
+        return preference_rows(rows, self.label, features=features)
 
 
 def suite_dataset(suite: SuiteLike, *, split: str | None = None, max_rows: int | None = None, seed: int = 0) -> Dataset:
@@ -37,12 +118,12 @@ def suite_dataset(suite: SuiteLike, *, split: str | None = None, max_rows: int |
 
     Args:
         suite: A name, a name with its file, a file, a data set on the Hub, or rows, as for :func:`plaudit.evaluate`.
-        split: Split of a data set that has no suite of its own.
-        max_rows: Most rows, drawn at random.
-        seed: Decides which.
+        split: Split of a data set without a rule of its own.
+        max_rows: Maximum number of rows, drawn at random.
+        seed: Seed of the draw.
 
     Returns:
-        The rows, with the columns that preferences are read from; others are left out.
+        The rows, with the columns that preferences are read from; others are dropped.
 
     Raises:
         ConfigError: There is no such suite.
@@ -56,192 +137,55 @@ def suite_dataset(suite: SuiteLike, *, split: str | None = None, max_rows: int |
     raws = [{name: row.raw[name] for name in RAW_COLUMNS if row.raw.get(name) is not None} for row in loaded.rows]
     read = {name for raw in raws for name in columns_read(row_kind_of(raw))}
     present = [name for name in RAW_COLUMNS if name in read and any(name in raw for raw in raws)]
-    filled = [{name: raw.get(name, _NOT_GIVEN.get(name)) for name in present} for raw in raws]
-    return Dataset.from_list(filled)
-
-
-Rows: TypeAlias = Dataset | IterableDataset | Sequence[Mapping[str, Any]]
-SuiteLike: TypeAlias = str | PathLike[str] | Rows
-"""A name as for `--suite`, or rows in memory."""
-Suites: TypeAlias = SuiteLike | Sequence[SuiteLike] | Mapping[str, SuiteLike]
-MOST_SLICES = 100
-"""Values of a column above which it is no column to slice by."""
-
-
-@dataclass(frozen=True)
-class SuiteSource:
-    """A suite and where its rows are.
-
-    Attributes:
-        label: What it is called in the results; no two are called the same.
-        suite: Its rule.
-        place: Its file, folder or data set (None: the suite's own on the Hub).
-        rows: Its rows, where they are in memory.
-        split: The split to load (None: the one that the suite is scored on).
-    """
-
-    label: str
-    suite: Suite
-    place: str | None = None
-    rows: Rows | None = None
-    split: str | None = None
-
-    def load(self) -> LoadedSuite:
-        """Read the rows.
-
-        Raises:
-            DataError: They cannot be read; the message names file, row and field.
-        """
-        rows = self.suite.load(self.place, split=self.split) if self.rows is None else self._from_memory(self.rows)
-        if not rows:
-            raise DataError("has no rows", dataset=self.label, fix="Name a suite with at least one row.")
-        return LoadedSuite.of(rows)
-
-    def _from_memory(self, given: Rows) -> list[SuiteRow]:
-        if isinstance(given, Dataset | IterableDataset):
-            given = given.with_format(None)
-            found: list[Mapping[str, Any]] = [dict(row) for row in given]
-            features = given.features
-        else:
-            found, features = list(given), None
-        for number, row in enumerate(found):
-            if not isinstance(row, Mapping):
-                fix = "Give each row as a mapping of columns."
-                raise DataError(f"is {kind_of(row)}", row=number, dataset=self.label, fix=fix)
-        check_columns(dict.fromkeys(name for row in found for name in row), self.label)
-        return preference_rows(found, self.label, features=features)
-
-
-@dataclass(frozen=True)
-class LoadedSuite:
-    """Rows of a suite, and the number at which those of each source begin.
-
-    Attributes:
-        rows: The rows to score.
-        starts: Source -> number of its first row.
-        total: Rows that were read.
-    """
-
-    rows: tuple[SuiteRow, ...]
-    starts: Mapping[str, int]
-    total: int
-
-    @classmethod
-    def of(cls, rows: Sequence[SuiteRow]) -> LoadedSuite:
-        """All rows of a suite.
-
-        Args:
-            rows: Them, in order.
-        """
-        starts: dict[str, int] = {}
-        for row in rows:
-            starts.setdefault(row.source, row.row)
-        return cls(tuple(rows), starts, len(rows))
-
-    def at_most(self, count: int | None, seed: int) -> LoadedSuite:
-        """Draw some of the rows at random; they keep their order.
-
-        Args:
-            count: How many (None: all).
-            seed: Decides which.
-        """
-        if count is None or count >= len(self.rows):
-            return self
-        drawn = np.random.default_rng(seed).permutation(len(self.rows))[:count]
-        return LoadedSuite(tuple(self.rows[place] for place in sorted(drawn.tolist())), self.starts, self.total)
-
-    def number_in_source(self, row: SuiteRow) -> int:
-        """Index of a row in its file, counted from 0.
-
-        Args:
-            row: The row.
-        """
-        return row.row - self.starts[row.source]
-
-    def columns(self, wanted: Iterable[str]) -> list[str]:
-        """Those of some columns that rows have.
-
-        Args:
-            wanted: Names of columns.
-
-        Raises:
-            ConfigError: One has too many values to slice by.
-        """
-        found = []
-        for name in wanted:
-            values = {str(row.columns[name]) for row in self.rows if row.columns.get(name) is not None}
-            if len(values) > MOST_SLICES:
-                raise ConfigError(
-                    f"the column `{name}` has {len(values)} different values: too many to slice by",
-                    fix=f"Slice by a column with at most {MOST_SLICES} values.",
-                )
-            if any(name in row.columns for row in self.rows):
-                found.append(name)
-        return found
+    return Dataset.from_list([{name: raw.get(name, _NEUTRAL.get(name)) for name in present} for raw in raws])
 
 
 def resolve_suites(suites: Suites, *, split: str | None = None) -> list[SuiteSource]:
-    """Find what was named, and see that named files are there, before anything is computed.
+    """Finds the suites that are named, and checks that named files exist, before anything is computed.
 
-    Args:
-        suites: A suite, several, or several by a label of their own.
-        split: Split of data sets that have no suite of their own.
-
-    Raises:
-        ConfigError: There is no such suite, or none was named.
-        DataError: A file is not there.
-
-    >>> [one.label for one in resolve_suites([[{"chosen": "a", "rejected": "b"}], [{"chosen": "a", "rejected": "b"}]])]
+    >>> rows = [{"chosen": "a", "rejected": "b"}]
+    >>> [source.label for source in resolve_suites([rows, rows])]
     ['rows', 'rows-2']
     """
     if isinstance(suites, Mapping):
-        named: list[tuple[str | None, SuiteLike]] = list(suites.items())
+        named: list[tuple[str | None, Any]] = list(suites.items())
+    elif isinstance(suites, str | PathLike | Dataset | IterableDataset):
+        named = [(None, suites)]
     else:
-        named = [(None, one) for one in _several(suites)]
+        given = list(suites)
+        rows = bool(given) and all(isinstance(entry, Mapping) for entry in given)
+        named = [(None, given)] if rows else [(None, entry) for entry in given]
     if not named:
         raise ConfigError("no suite is named", fix="Name at least one, such as `rewardbench` or a file of pairs.")
-    found: list[SuiteSource] = []
-    for label, one in named:
-        source = _source_of(one, split)
-        taken = [other.label for other in found]
-        label = source.label if label is None else str(label)
-        if label in taken:
-            label = next(f"{label}-{n}" for n in range(2, len(taken) + 3) if f"{label}-{n}" not in taken)
-        found.append(SuiteSource(label, source.suite, source.place, source.rows, source.split))
-    return found
+    sources: dict[str, SuiteSource] = {}
+    for own, entry in named:
+        source = _source_of(entry, split)
+        label = source.label if own is None else str(own)
+        if label in sources:
+            label = next(f"{label}-{n}" for n in range(2, len(sources) + 3) if f"{label}-{n}" not in sources)
+        sources[label] = replace(source, label=label)
+    return list(sources.values())
 
 
-def _several(suites: Any) -> list[Any]:
-    if isinstance(suites, str | PathLike | Dataset | IterableDataset):
-        return [suites]
-    given = list(suites)
-    return [given] if given and all(isinstance(one, Mapping) for one in given) else given
-
-
-def _source_of(one: Any, split: str | None) -> SuiteSource:
-    if not isinstance(one, str | PathLike):
-        if not isinstance(one, Dataset | IterableDataset | list | tuple):
-            raise ConfigError(
-                f"a suite is given as {kind_of(one)}", fix="Give a name, a file, a data set, or a list of rows."
-            )
-        return SuiteSource("rows", Preferences(), rows=one)
-    suite, place = find_suite(str(one))
-    generic = isinstance(suite, Preferences)
+def _source_of(suite: Any, split: str | None) -> SuiteSource:
+    if not isinstance(suite, str | PathLike):
+        if not isinstance(suite, Dataset | IterableDataset | list | tuple):
+            fix = "Give a name, a file, a data set, or a list of rows."
+            raise ConfigError(f"a suite is given as {kind_of(suite)}", fix=fix)
+        return SuiteSource("rows", Preferences(), rows=suite)
+    rule, place = find_suite(str(suite))
     if place is not None:
-        _require_there(place)
-    label = _label_of(place) if generic and place is not None else suite.name
-    return SuiteSource(label, suite, place, split=split if generic else None)
-
-
-def _require_there(place: str) -> None:
-    path = Path(place).expanduser()
-    looks_local = kind_of_file(path) is not None or place.startswith((".", "/", "~"))
-    if looks_local and not path.exists():
-        raise DataError(f"{place}: there is no such file or folder", fix="Look at the name of the file.")
+        path = Path(place).expanduser()
+        looks_local = kind_of_file(path) is not None or place.startswith((".", "/", "~"))
+        if looks_local and not path.exists():
+            raise DataError(f"{place}: there is no such file or folder", fix="Check the name of the file.")
+    if not isinstance(rule, Preferences) or place is None:
+        return SuiteSource(rule.name, rule, place)
+    return SuiteSource(_label_of(place), rule, place, split=split)
 
 
 def _label_of(place: str) -> str:
-    """What a file or a data set is called.
+    """Names a file or a data set in the results.
 
     >>> _label_of("data/dev.jsonl.gz"), _label_of("owner/name"), _label_of("data/v1.2.parquet")
     ('dev', 'name', 'v1.2')
@@ -252,45 +196,32 @@ def _label_of(place: str) -> str:
     return Path(path.name.removesuffix(".gz")).stem
 
 
-SUITES: dict[str, type[Suite]] = {
-    suite.name: suite for suite in (RewardBench, RewardBench2, RMBench, LLMBar, JudgeBench)
-}
-"""Name -> suite, for those with a rule of their own."""
-
-
-def _plain(name: str) -> str:
-    return "".join(letter for letter in name.lower() if letter.isalnum())
-
-
 def find_suite(text: str, *, slices: Sequence[str] = ()) -> tuple[Suite, str | None]:
-    """Find what a user names: a suite, a suite with its file (``llmbar=FILE``), a file, or a data set on the Hub.
+    """Finds a suite, a suite with its file (``llmbar=FILE``), a file, or a data set on the Hub by what a user wrote.
 
-    Args:
-        text: What the user wrote. Capitals, spaces and hyphens in names do not matter.
-        slices: Columns to slice by, for files and data sets without a rule of their own.
+    Returns the suite and the place to read it from (None: the suite's own on the Hub); an unknown name raises
+    `ConfigError`. Capitals, spaces and hyphens in names do not matter.
 
-    Returns:
-        The suite, and the source to pass to :meth:`Suite.load` (None: the suite's own place on the Hub).
-
-    Raises:
-        ConfigError: There is no such suite; the message names those that there are.
-
-    >>> suite, source = find_suite("RewardBench-2=rb2.parquet")
-    >>> suite.name, source
+    >>> suite, place = find_suite("RewardBench-2=rb2.parquet")
+    >>> suite.name, place
     ('rewardbench2', 'rb2.parquet')
     >>> find_suite("pairs.jsonl")[0].name
     'preferences'
     """
-    name, separator, source = text.partition("=")
-    by_plain = {_plain(known): suite for known, suite in SUITES.items()}
-    if _plain(name) in by_plain and not Path(text).exists():
-        return by_plain[_plain(name)](), source if separator else None
-    if separator and _plain(name) == Preferences.name:
-        return Preferences(slices), source
+
+    def plain(name: str) -> str:
+        return "".join(letter for letter in name.lower() if letter.isalnum())
+
+    name, separator, place = text.partition("=")
+    by_plain = {plain(known): suite for known, suite in SUITES.items()}
+    if plain(name) in by_plain and not Path(text).exists():
+        return by_plain[plain(name)](), place if separator else None
+    if separator and plain(name) == Preferences.name:
+        return Preferences(slices), place
     if Path(text).expanduser().exists() or kind_of_file(Path(text)) is not None or "/" in text:
         return Preferences(slices), text
-    close = difflib.get_close_matches(_plain(name), list(by_plain), n=3, cutoff=0.5)
-    meant = f"Did you mean {' or '.join(f'`{by_plain[one].name}`' for one in close)}? " if close else ""
+    close = difflib.get_close_matches(plain(name), list(by_plain), n=3, cutoff=0.5)
+    meant = f"Did you mean {' or '.join(f'`{by_plain[match].name}`' for match in close)}? " if close else ""
     raise ConfigError(
         f"there is no suite {name!r}",
         fix=f"{meant}Suites: {', '.join(SUITES)}; or a preference file, or a data set on the Hub as `owner/name`.",
