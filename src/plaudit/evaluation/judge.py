@@ -1,71 +1,216 @@
-"""What to look at: the most confident mistakes with their texts, and how rewards are spread."""
+"""Judges a scored table: pure functions of rewards and of what the data says, free of torch."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
+import pyarrow as pa
 
 from plaudit.data.parse import content_text, prompt_of
-from plaudit.evaluation.results import Histogram, Margins, Mistake
-from plaudit.evaluation.suites.base import SuiteRow
+from plaudit.data.report import Flag
+from plaudit.errors import ConfigError, DataError
+from plaudit.evaluation.bias import format_bias, length_bias
+from plaudit.evaluation.checks import sanity_checks
+from plaudit.evaluation.compare import Comparison, compare
+from plaudit.evaluation.results import Dropped, Histogram, Margins, Mistake, ModelComparison, SuiteEvaluation
+from plaudit.evaluation.stats import best_of_n_curve, by_slice, calibrate, statistics_of
+from plaudit.evaluation.suites.base import Suite, SuiteRow, compare_results
+from plaudit.evaluation.suites.preferences import Preferences
 from plaudit.evaluation.suites.registry import LoadedSuite
 from plaudit.evaluation.table import ScoredRow, ScoredSet
 from plaudit.schema import comparisons_of
 
-_LONGEST_OF_MISTAKES = 4000
-_CUT = " […] "
-
-
-def shortened(text: str, longest: int = _LONGEST_OF_MISTAKES) -> str:
-    """A text, its middle cut out if it is very long.
-
-    Args:
-        text: The text.
-        longest: Most characters.
-
-    >>> shortened("abcdefghijklmnop", 11)
-    'abc […] nop'
-    """
-    if len(text) <= longest:
-        return text
-    half = (longest - len(_CUT)) // 2
-    return text[:half] + _CUT + text[len(text) - half :]
-
-
+Overlong: TypeAlias = Literal["drop", "truncate_left", "truncate_right", "error"]
+"""Treatment of a row with a response of more than ``max_length`` tokens."""
+OnBroken: TypeAlias = Literal["raise", "drop"]
+"""Treatment of a row that cannot be scored, such as one that the chat template refuses."""
 BINS = 40
 POINTS = 2000
+_ROWS_NAMED = 10
+_LONGEST_TEXT = 4000
+_SUSPICIOUS = {
+    Flag.EMPTY_RESPONSE: "have an empty response",
+    Flag.LAST_MESSAGE_NOT_ASSISTANT: "end with a message that is not the assistant's",
+}
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """How suites are scored and judged, as for :func:`plaudit.evaluate`."""
+
+    max_length: int | None = None
+    overlong: Overlong = "drop"
+    errors: OnBroken = "raise"
+    slices: tuple[str, ...] = ()
+    max_rows: int | None = None
+    seed: int = 0
+    sanity_rows: int = 16
+    mistakes: int = 10
+
+    def __post_init__(self) -> None:
+        for name, choices in (("overlong", get_args(Overlong)), ("errors", get_args(OnBroken))):
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"`{name}` is {getattr(self, name)!r}", fix=f"Use one of: {', '.join(choices)}.")
+        for name in ("max_length", "max_rows"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ConfigError(f"`{name}` is {getattr(self, name)}", fix="Use at least 1, or None.")
+
+
+def judge(
+    table: pa.Table,
+    suite: LoadedSuite,
+    settings: EvaluationSettings,
+    *,
+    temperature: float = 1.0,
+    dtype: str = "float32",
+) -> SuiteEvaluation:
+    """Judges the scored responses of a suite.
+
+    Margins are divided by `temperature` to make them probabilities; `dtype` is that in which the model computes, and
+    decides the tolerance of sanity checks. A table without a scored row raises `DataError`.
+    """
+    dropped = tuple(_dropped(table, settings))
+    scored = suite.joined(table)
+    if not len(scored):
+        reasons = ", ".join(f"{group.count} {group.reason}" for group in dropped)
+        fix = "Raise `max_length`, or truncate long rows with `overlong`."
+        raise DataError(f"has no row that could be scored ({reasons})", dataset=suite.label, fix=fix)
+    seed, columns = settings.seed, suite.columns(settings.slices)
+    result = rule_of(suite, columns).score(scored)
+    compared = len(scored.margin_P) > 0
+    unit: Literal["tokens", "characters"] = "characters" if any(row.tokens is None for row in scored) else "tokens"
+    notes = [f"{group.count} rows are dropped: {group.reason}." for group in dropped]
+    if suite.total > len(suite.rows):
+        drawn = f"{len(suite.rows)} of {suite.total} rows, drawn at random"
+        notes.append(f"{drawn}: not the published score, and less certain.")
+    notes += [f"No column `{name}` to slice by." for name in settings.slices if name not in columns]
+    return SuiteEvaluation(
+        name=suite.label,
+        suite=suite.suite.name,
+        title=suite.suite.title,
+        sources=suite.sources,
+        rows_in_source=suite.total,
+        rows_left_out=suite.total - len(suite.rows),
+        rows=len(scored),
+        responses=len(scored.rewards_N),
+        dropped=dropped,
+        seconds=0.0,
+        result=result,
+        statistics=statistics_of(scored, seed=seed),
+        slices=by_slice(scored, columns, seed=seed),
+        calibration=calibrate(_divided(scored, temperature), seed=seed),
+        length=length_bias(scored, unit=unit, seed=seed) if compared else None,
+        format=format_bias(scored, seed=seed) if compared else (),
+        checks=sanity_checks(table, suite, scored, dtype=dtype),
+        best_of_n=best_of_n_curve(scored, seed=seed),
+        mistakes=confident_mistakes(scored, suite, most=settings.mistakes, temperature=temperature),
+        histogram=reward_histogram(scored),
+        margins=margin_histogram(scored),
+        points=length_points(scored, seed=seed),
+        notes=(*notes, *_suspicions(table, settings), *result.notes),
+        table=table,
+    )
+
+
+def rule_of(suite: LoadedSuite, columns: Sequence[str]) -> Suite:
+    """Returns the rule of a suite; preferences are sliced by the columns given."""
+    return Preferences(columns) if isinstance(suite.suite, Preferences) else suite.suite
+
+
+def _divided(scored: ScoredSet, temperature: float) -> ScoredSet:
+    if temperature == 1.0:
+        return scored
+    return ScoredSet(replace(row, rewards=tuple(reward / temperature for reward in row.rewards)) for row in scored)
+
+
+def compare_models(
+    names: tuple[str, str],
+    suite: LoadedSuite,
+    first: ScoredSet,
+    second: ScoredSet,
+    settings: EvaluationSettings,
+    *,
+    baseline: bool = False,
+) -> ModelComparison:
+    """Compares two models on the rows of a suite that both have scored, by the suite's rule and by slice."""
+    everywhere = {row.row for row in first} | {row.row for row in second}
+    common = {row.row for row in first} & {row.row for row in second}
+    first, second = (scored.where(lambda row: row.row in common) for scored in (first, second))
+    rule = rule_of(suite, ())
+    by_rule: Comparison = compare_results(rule.score(first), rule.score(second), names=names)
+    slices = {} if isinstance(rule, Preferences) else dict(by_rule.slices)
+    columns = suite.columns(settings.slices)
+    if columns and len(first.margin_P):
+        slices |= dict(compare(first, second, names=names, columns=columns, seed=settings.seed).slices)
+    left_out = len(everywhere) - len(common)
+    return ModelComparison(names, suite.label, len(common), left_out, by_rule.overall, slices, baseline)
+
+
+# ---- rows that are dropped or look wrong -------------------------------------------------------------------------
+
+
+def _lines(table: pa.Table) -> Iterator[tuple[int, int, str | None]]:
+    """Yields number, flags and error of each row as it is."""
+    names = ("row", "response", "variant", "flags", "error")
+    for row, response, variant, flags, error in zip(*(table.column(name).to_pylist() for name in names), strict=True):
+        if response == 0 and not variant:
+            yield row, flags, error
+
+
+def _dropped(table: pa.Table, settings: EvaluationSettings) -> Iterator[Dropped]:
+    broken = [(row, flags, error) for row, flags, error in _lines(table) if error is not None]
+    for overlong in (True, False):
+        group = [(row, error) for row, flags, error in broken if bool(flags & Flag.OVERLONG) is overlong]
+        if group:
+            reason = f"more than {settings.max_length} tokens" if overlong else "cannot be scored"
+            rows = tuple(row for row, _ in group[:_ROWS_NAMED])
+            yield Dropped(reason, len(group), rows, None if overlong else group[0][1])
+
+
+def _suspicions(table: pa.Table, settings: EvaluationSettings) -> Iterator[str]:
+    words = {
+        **_SUSPICIOUS,
+        Flag.OVERLONG: f"had more than {settings.max_length} tokens and were truncated ({settings.overlong})",
+    }
+    for flag, text in words.items():
+        rows = [row for row, flags, error in _lines(table) if error is None and flags & flag]
+        if rows:
+            yield f"{len(rows)} rows {text} ({named_rows(rows)})."
+
+
+def named_rows(rows: Sequence[int], count: int | None = None) -> str:
+    """Names the first of some rows.
+
+    >>> named_rows([3]), named_rows([3, 5], 17)
+    ('row 3', 'rows 3, 5, ...')
+    """
+    count = len(rows) if count is None else count
+    shown = ", ".join(map(str, rows[:_ROWS_NAMED])) + (", ..." if count > len(rows[:_ROWS_NAMED]) else "")
+    return f"row{'s' * (count > 1)} {shown}"
+
+
+# ---- mistakes ----------------------------------------------------------------------------------------------------
 
 
 def confident_mistakes(
     scored: ScoredSet, suite: LoadedSuite, *, most: int, temperature: float = 1.0
 ) -> tuple[Mistake, ...]:
-    """The mistakes that a model is surest of, one a row, the surest first.
-
-    Args:
-        scored: The rows, scored, with their texts.
-        suite: The same rows as they were read.
-        most: How many to return.
-        temperature: What margins are divided by to make them probabilities.
-    """
-    wrong = []
-    for row in scored:
-        margin, better, worse = _worst(row)
-        if margin < 0:
-            wrong.append((margin, row.row, row, better, worse))
-    wrong.sort(key=lambda one: one[:2])
-    read = {row.row: row for row in suite.rows}
+    """Returns the most confident mistakes with their texts, at most one per row, the most confident first."""
+    wrong = [(*worst, row) for row in scored if (worst := _worst(row))[0] < 0]
+    wrong.sort(key=lambda mistake: (mistake[0], mistake[3].row))
+    rows = {row.row: row for row in suite.rows}
     return tuple(
-        _mistake(row, read[row.row], suite, (margin, better, worse), temperature)
-        for margin, _, row, better, worse in wrong[:most]
+        _mistake(row, rows[row.row], margin, better, worse, temperature) for margin, better, worse, row in wrong[:most]
     )
 
 
 def _worst(row: ScoredRow) -> tuple[float, int | None, int | None]:
-    """The most wrong comparison of a row: its margin, and which responses it compares."""
+    """Returns the most wrong comparison of a row: its margin, and which responses it compares."""
     if row.row_kind == "labels":
         good = row.label.ratings[0] > 0.5
         return (row.rewards[0], 0, None) if good else (-row.rewards[0], None, 0)
@@ -76,46 +221,33 @@ def _worst(row: ScoredRow) -> tuple[float, int | None, int | None]:
 
 
 def _mistake(
-    row: ScoredRow,
-    read: SuiteRow,
-    suite: LoadedSuite,
-    worst: tuple[float, int | None, int | None],
-    temperature: float,
+    scored: ScoredRow, row: SuiteRow, margin: float, better: int | None, worse: int | None, temperature: float
 ) -> Mistake:
-    margin, better, worse = worst
+    def of(values: Any, index: int | None) -> Any:
+        return None if index is None or values is None else values[index]
 
-    def of(values: Any, place: int | None) -> Any:
-        return None if place is None or values is None else values[place]
-
-    texts = [shortened(text) for text in row.texts or ()]
+    texts = [shortened(text) for text in scored.texts or ()]
+    columns = {name: str(value) for name, value in row.columns.items() if isinstance(value, str | int | float | bool)}
     return Mistake(
-        row=suite.number_in_source(read),
-        id=row.id,
-        source=read.source,
-        kind="label" if row.row_kind == "labels" else "comparison",
+        row=row.number,
+        id=scored.id,
+        source=row.source,
+        kind="label" if scored.row_kind == "labels" else "comparison",
         margin=margin,
         confidence=1 / (1 + math.exp(max(margin / temperature, -700.0))),
-        prompt=shortened(prompt_text(read.raw)),
+        prompt=shortened(prompt_text(row.raw)),
         better=of(texts, better),
         worse=of(texts, worse),
-        better_reward=of(row.rewards, better),
-        worse_reward=of(row.rewards, worse),
-        better_tokens=of(row.tokens, better),
-        worse_tokens=of(row.tokens, worse),
-        columns=_short_columns(row.columns),
+        better_reward=of(scored.rewards, better),
+        worse_reward=of(scored.rewards, worse),
+        better_tokens=of(scored.tokens, better),
+        worse_tokens=of(scored.tokens, worse),
+        columns={name: value for name, value in columns.items() if len(value) <= 80},
     )
 
 
-def _short_columns(columns: Mapping[str, Any]) -> dict[str, str]:
-    short = {name: str(value) for name, value in columns.items() if isinstance(value, str | int | float | bool)}
-    return {name: value for name, value in short.items() if len(value) <= 80}
-
-
 def prompt_text(raw: Mapping[str, Any]) -> str:
-    """What a raw row's responses answer, to be read by people; empty where it cannot be told.
-
-    Args:
-        raw: The row.
+    """Returns the prompt of a raw row for people to read; empty where there is none.
 
     >>> prompt_text({"prompt": [{"role": "user", "content": "2+2?"}], "chosen": "4", "rejected": "5"})
     'user: 2+2?'
@@ -123,23 +255,31 @@ def prompt_text(raw: Mapping[str, Any]) -> str:
     prompt = prompt_of(raw)
     if isinstance(prompt, str):
         return prompt
-    if not isinstance(prompt, list | tuple):
-        return ""
     lines = []
-    for message in prompt:
-        said = content_text(message.get("content") or "")
+    for message in prompt if isinstance(prompt, list | tuple) else ():
         calls = message.get("tool_calls")
-        said += json.dumps(calls, ensure_ascii=False, default=str) if calls else ""
-        lines.append(f"{message.get('role')}: {said}")
+        text = content_text(message.get("content") or "")
+        lines.append(f"{message.get('role')}: {text}{json.dumps(calls, ensure_ascii=False, default=str) if calls else ''}")
     return "\n".join(lines)
 
 
-def reward_histogram(scored: ScoredSet) -> Histogram | None:
-    """How rewards of better and of worse responses are spread; None where there are none.
+def shortened(text: str, longest: int = _LONGEST_TEXT) -> str:
+    """Returns a text without its middle if it is longer than `longest` characters.
 
-    Args:
-        scored: The rows.
+    >>> shortened("abcdefghijklmnop", 11)
+    'abc […] nop'
     """
+    if len(text) <= longest:
+        return text
+    half = (longest - len(" […] ")) // 2
+    return text[:half] + " […] " + text[len(text) - half :]
+
+
+# ---- distributions -----------------------------------------------------------------------------------------------
+
+
+def reward_histogram(scored: ScoredSet) -> Histogram | None:
+    """Returns the distribution of the rewards of better and of worse responses; None where there are none."""
     better, worse = list(scored.rewards_N[scored.better_P]), list(scored.rewards_N[scored.worse_P])
     for row in scored:
         if row.row_kind == "labels":
@@ -151,11 +291,7 @@ def reward_histogram(scored: ScoredSet) -> Histogram | None:
 
 
 def margin_histogram(scored: ScoredSet) -> Margins | None:
-    """How margins are spread; None without comparisons.
-
-    Args:
-        scored: The rows.
-    """
+    """Returns the distribution of margins; None without comparisons."""
     if not len(scored.margin_P):
         return None
     edges = _edges(scored.margin_P)
@@ -170,28 +306,21 @@ def _edges(values: np.ndarray) -> np.ndarray:
     return np.linspace(low, high, BINS + 1)
 
 
-def _counts(values: Any, edges: np.ndarray) -> tuple[int, ...]:
-    return tuple(int(count) for count in np.histogram(values, bins=edges)[0])
+def _counts(values: Iterable[float], edges: np.ndarray) -> tuple[int, ...]:
+    return tuple(int(count) for count in np.histogram(np.asarray(values), bins=edges)[0])
 
 
 def length_points(scored: ScoredSet, *, most: int = POINTS, seed: int = 0) -> tuple[tuple[int, float, str], ...]:
-    """Length, reward and quality of responses: ``"better"``, ``"worse"``, or ``"other"``.
-
-    Args:
-        scored: The rows, with tokens.
-        most: How many responses to return; more are drawn from at random.
-        seed: Decides which.
-    """
-    points = []
-    for row in scored:
-        if row.tokens is None:
-            continue
-        for index, (tokens, reward) in enumerate(zip(row.tokens, row.rewards, strict=True)):
-            points.append((int(tokens), float(reward), _quality(row, index)))
+    """Returns tokens, reward and quality ("better", "worse" or "other") of at most `most` responses, drawn at random."""
+    points = [
+        (int(tokens), float(reward), _quality(row, index))
+        for row in scored
+        for index, (tokens, reward) in enumerate(zip(row.tokens or (), row.rewards, strict=False))
+    ]
     if len(points) <= most:
         return tuple(points)
     drawn = np.random.default_rng(seed).permutation(len(points))[:most]
-    return tuple(points[place] for place in sorted(drawn.tolist()))
+    return tuple(points[index] for index in sorted(drawn.tolist()))
 
 
 def _quality(row: ScoredRow, index: int) -> str:
