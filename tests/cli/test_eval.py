@@ -150,7 +150,7 @@ def test_a_broken_suite_keeps_the_one_before_it(run, models, file, rows, tmp_pat
     code, _, err = run(models[0], "--suite", file, broken, "--output", tmp_path / "out", "--sanity-rows", "0")
     assert code == 2
     assert "broken.jsonl data set, row 2, field `chosen`" in err
-    assert "Stopped early; what was reached is in" in err
+    assert "Stopped early; the results so far are in" in err
     assert Evaluation.load(tmp_path / "out")["pairs"].rows == 40
 
 

@@ -9,8 +9,7 @@ from sklearn.linear_model import LogisticRegression
 
 from evaluation.scored_rows import pairs
 from plaudit.errors import DataError
-from plaudit.evaluation.bias import correlate, format_bias, length_bias, length_controlled_accuracy
-from plaudit.evaluation.stats import markdown_counts
+from plaudit.evaluation.bias import correlate, format_bias, length_bias, length_controlled_accuracy, markdown_counts
 from plaudit.evaluation.table import ScoredRow, ScoredSet
 
 
@@ -26,7 +25,7 @@ def scored(random):
 
 def test_correlation_overall_and_within_prompts(scored):
     found = length_bias(scored).correlation
-    rewards, lengths, cluster = scored.rewards_N, scored.lengths_N("tokens"), scored.cluster_N
+    rewards, lengths, cluster = scored.rewards_N, np.array(scored.each("tokens")), scored.cluster_N
     assert found.pearson == pytest.approx(stats.pearsonr(rewards, lengths).statistic)
     assert found.spearman == pytest.approx(stats.spearmanr(rewards, lengths).statistic)
     centred = [one - np.array([one[cluster == own].mean() for own in cluster]) for one in (rewards, lengths)]

@@ -175,7 +175,7 @@ def test_a_sharded_model_is_refused(bar):
     class Arguments:
         fsdp = "full_shard"
 
-    with pytest.raises(ConfigError, match="cut it up"):
+    with pytest.raises(ConfigError, match="FSDP or DeepSpeed"):
         SuiteCallback(bar).on_train_begin(Arguments(), None, None)
 
 

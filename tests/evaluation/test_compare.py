@@ -132,7 +132,7 @@ def test_other_rows_cannot_be_compared():
     first, second = models([1, 0, 1], [1, 1, 1])
     with pytest.raises(ConfigError, match="A was scored on 3 rows and B on 2"):
         compare(first, second[:2])
-    with pytest.raises(ConfigError, match="row 0 of A stands where B has row 1"):
+    with pytest.raises(ConfigError, match="where A has row 0, B has row 1"):
         compare(first[:2], second[1:])
     with pytest.raises(ConfigError, match="nothing to compare"):
         compare(first[:0], second[:0])

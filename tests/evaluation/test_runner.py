@@ -149,7 +149,7 @@ def test_models_are_compared_on_rows_that_both_have_scored(folder, rows, tmp_pat
     assert (found.comparisons[0].rows, found.comparisons[0].left_out) == (40, 3)
     (dropped,) = found.models[1]["pairs"].dropped
     assert (dropped.reason, dropped.count, dropped.rows) == ("more than 100 tokens", 3, (0, 1, 2))
-    assert "3 rows are left out: more than 100 tokens." in found.models[1]["pairs"].notes
+    assert "3 rows are dropped: more than 100 tokens." in found.models[1]["pairs"].notes
     assert next(iter(found.models[1]["pairs"].rewards)) == ("pairs", 3)
 
 
@@ -157,10 +157,10 @@ def test_long_rows_are_dropped_cut_or_refused(folder, rows, caplog):
     long = [rows[0], {**rows[1], "chosen": said("assistant", "word " * 20)}, *rows[2:6]]
     found = plaudit.evaluate(folder, long, max_length=100, sanity_rows=0)["rows"]
     assert (found.rows, found.dropped[0].rows) == (5, (1,))
-    assert "rows: 1 rows are left out: more than 100 tokens (rows 1)." in caplog.text
+    assert "rows: 1 rows are dropped: more than 100 tokens (row 1)." in caplog.text
     cut = plaudit.evaluate(folder, long, max_length=100, overlong="truncate_left", sanity_rows=0)["rows"]
     assert cut.rows == 6
-    assert any(note.startswith("1 rows had more than 100 tokens and were cut (truncate_left)") for note in cut.notes)
+    assert any("100 tokens and were truncated (truncate_left)" in note for note in cut.notes)
     with pytest.raises(DataError, match=r"rows data set, row 1, field `chosen`: has \d+ tokens"):
         plaudit.evaluate(folder, long, max_length=100, overlong="error")
     with pytest.raises(DataError, match=r"has no row that could be scored \(6 more than 5 tokens\)"):
@@ -232,7 +232,7 @@ def test_models_that_give_no_reward_are_refused(folder, rows, tmp_path):
 
 
 def test_slices_are_refused_before_scoring(folder, rows, monkeypatch):
-    monkeypatch.setattr(RewardModel, "score", None)
+    monkeypatch.setattr(RewardModel, "score_prepared", None)
     with pytest.raises(ConfigError, match="no column `sources`") as error:
         plaudit.evaluate(folder, rows, slices="sources")
     assert "Slice by one of: source." in str(error.value)
@@ -305,7 +305,11 @@ def test_results_survive_saving(found, tmp_path):
     assert loaded["pairs"].statistics == found["pairs"].statistics
     assert evaluation_page(loaded) == evaluation_page(found)
     assert "| source=x | 14 |" in evaluation_page(found)
-    assert pq.read_table(tmp_path / "results" / "rewards.parquet").column("row").to_pylist()[::2] == list(range(40))
+    table = pq.read_table(tmp_path / "results" / "rewards.parquet")
+    lines = table.group_by("variant", use_threads=False).aggregate([([], "count_all")]).to_pylist()
+    sizes = {"": 80, "swapped labels": 32, "batch size": 32, "padding": 32}
+    assert {line["variant"]: line["count_all"] for line in lines} == sizes
+    assert table.column("row").to_pylist()[:80:2] == list(range(40))
     with pytest.raises(ConfigError, match="there is no evaluation"):
         Evaluation.load(tmp_path)
     (tmp_path / "results" / "evaluation.json").write_text('{"format": "plaudit evaluation", "version": 7}')

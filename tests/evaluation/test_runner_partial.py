@@ -45,20 +45,20 @@ def bad(rows, tmp_path):
 def scored(monkeypatch):
     """Counts rows that models score."""
     counts = []
-    score = RewardModel.score
+    score = RewardModel.score_prepared
 
     def counting(self, given, **options):
         counts.append(len(given))
         return score(self, given, **options)
 
-    monkeypatch.setattr(RewardModel, "score", counting)
+    monkeypatch.setattr(RewardModel, "score_prepared", counting)
     return counts
 
 
 def test_nan_is_named_and_what_was_reached_is_kept(folder, rows, good, bad, tmp_path, caplog):
     with pytest.raises(DataError, match=r"bad.jsonl data set, row 6, field `rejected`: the reward is nan"):
         plaudit.evaluate(folder, [good, bad], output=tmp_path / "out")
-    assert "Stopped early; what was reached is in" in caplog.text
+    assert "Stopped early; the results so far are in" in caplog.text
     kept = Evaluation.load(tmp_path / "out")
     assert not kept.complete
     assert [one.name for one in kept.suites] == ["good"]
@@ -129,10 +129,10 @@ def test_other_results_are_not_lost(folder, good, rows, tmp_path):
 def test_an_interruption_keeps_what_was_reached(folder, good, rows, tmp_path, monkeypatch):
     evaluate_suite = runner.evaluate_suite
 
-    def interrupted(model, source, *arguments, **options):
-        if source.label == "later":
+    def interrupted(model, suite, *arguments, **options):
+        if suite.label == "later":
             raise KeyboardInterrupt
-        return evaluate_suite(model, source, *arguments, **options)
+        return evaluate_suite(model, suite, *arguments, **options)
 
     monkeypatch.setattr(runner, "evaluate_suite", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -13,6 +13,7 @@ from evaluation.scored_rows import listed, pairs
 from plaudit.errors import ConfigError, DataError
 from plaudit.evaluation.results import to_plain
 from plaudit.evaluation.stats import (
+    SAMPLES,
     by_slice,
     cluster_bootstrap,
     correlation,
@@ -21,7 +22,6 @@ from plaudit.evaluation.stats import (
     pair_statistics,
     proportion,
     ranking_statistics,
-    ranks_of,
     ratio,
     spearman,
     statistics_of,
@@ -121,11 +121,11 @@ def test_the_bootstrap_equals_drawing_prompts_by_hand():
     values, cluster = np.array([1.0, 2.0, 5.0, 9.0, 0.0]), np.array([0, 0, 1, 2, 2])
     generator = np.random.default_rng(0)
     means = []
-    for _ in range(500):
+    for _ in range(SAMPLES):
         drawn = generator.integers(3, size=3)
         means.append(np.mean(np.concatenate([values[cluster == one] for one in drawn])))
     columns = np.stack((values, np.ones(5)), axis=1)
-    found = cluster_bootstrap(columns, cluster, ratio, samples=500)
+    found = cluster_bootstrap(columns, cluster, ratio)
     assert tuple(found) == pytest.approx(np.quantile(means, [0.025, 0.975]))
 
 
@@ -137,7 +137,6 @@ def test_one_prompt_has_no_bootstrap_interval():
 def test_rank_correlations_are_those_of_scipy(points):
     first, second = np.array(points).T
     constant = np.ptp(first) == 0 or np.ptp(second) == 0
-    assert ranks_of(first).tolist() == stats.rankdata(first).tolist()
     if constant:
         assert kendall_tau(first, second) == 0
         assert spearman(first, second) is None

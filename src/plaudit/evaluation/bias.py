@@ -116,6 +116,7 @@ def length_bias(
     longer_right, longer_wrong = share(right_P, difference_P > 0), share(right_P, difference_P < 0)
     both = None if longer_right.value is None or longer_wrong.value is None else longer_right.value + longer_wrong.value
     edges = bins_of_equal_mass(difference_P, bins) if len(difference_P) else np.empty(0)
+    by_length = [LengthBin(low, high, share(right_P, inside_P)) for low, high, inside_P in in_bins(difference_P, edges)]
     return LengthBias(
         unit=unit,
         correlation=correlate(scored.rewards_N, lengths_N, scored.cluster_N, seed=seed),
@@ -125,9 +126,7 @@ def length_bias(
         accuracy_longer_wrong=longer_wrong,
         balanced_accuracy=None if both is None else both / 2,
         controlled=length_controlled_accuracy(right_P, difference_P, cluster_P),
-        bins=tuple(LengthBin(low, high, share(right_P, inside_P)) for low, high, inside_P in in_bins(difference_P, edges))
-        if len(edges)
-        else (),
+        bins=tuple(by_length),
     )
 
 

@@ -1,4 +1,4 @@
-"""Suites while a model trains: evaluated when its trainer evaluates, in time to choose the best checkpoint."""
+"""Evaluates suites while a model trains, in time to choose the best checkpoint."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from transformers import (
 )
 
 from plaudit.errors import ConfigError
+from plaudit.evaluation.judge import EvaluationSettings, OnBroken, Overlong
 from plaudit.evaluation.results import SuiteEvaluation
-from plaudit.evaluation.row_scoring import OnBroken, Overlong, ScoringSettings, as_it_was
-from plaudit.evaluation.run import EvaluationSettings, evaluate_suite, say_dropped
-from plaudit.evaluation.suites.registry import LoadedSuite, Suites, SuiteSource, resolve_suites
+from plaudit.evaluation.score import evaluate_suite, log_dropped, model_for, unchanged
+from plaudit.evaluation.suites.registry import Suites, resolve_suites
 from plaudit.inference.reward_model import RewardModel
 
 logger = logging.getLogger("plaudit")
@@ -36,12 +36,12 @@ class SuiteCallback(TrainerCallback):
     Args:
         suites: As for :func:`plaudit.evaluate`; read at once, so that a broken file is found before the training.
         slices: Columns by whose values results are split, in the suites that have them.
-        max_rows: Most rows of each suite, drawn at random, always the same ones.
-        seed: Decides which.
-        max_length: Most tokens of a response with its prompt; by default that of the trainer, if it has one.
-        overlong: What happens to a row that has more, as for :func:`plaudit.evaluate`.
-        errors: What happens to a row that cannot be scored.
-        max_tokens_per_batch: Most tokens of a batch; see `RewardModel`.
+        max_rows: Maximum number of rows of each suite, drawn at random, always the same ones.
+        seed: Seed of the draw.
+        max_length: Maximum number of tokens of a response with its prompt; by default that of the trainer.
+        overlong: Treatment of a longer row, as for :func:`plaudit.evaluate`.
+        errors: Treatment of a row that cannot be scored, as for :func:`plaudit.evaluate`.
+        max_tokens_per_batch: Maximum number of tokens of a batch; see `RewardModel`.
 
     Attributes:
         results: Name of a suite -> its results at the last evaluation.
@@ -64,12 +64,10 @@ class SuiteCallback(TrainerCallback):
         max_tokens_per_batch: int | None = None,
     ) -> None:
         self._settings = EvaluationSettings(
-            ScoringSettings(max_length, overlong, errors), tuple(slices), max_rows, seed, sanity_rows=0, mistakes=0
+            max_length, overlong, errors, tuple(slices), max_rows, seed, sanity_rows=0, mistakes=0
         )
         self._max_tokens = max_tokens_per_batch
-        self._suites: list[tuple[SuiteSource, LoadedSuite]] = [
-            (source, source.load().at_most(max_rows, seed)) for source in resolve_suites(suites)
-        ]
+        self._suites = [source.load().at_most(max_rows, seed) for source in resolve_suites(suites)]
         self._trainer: Trainer | None = None
         self._round: tuple[int, bool] | None = None
         self._seen: set[str] = set()
@@ -92,22 +90,22 @@ class SuiteCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Refuse a model that is cut up between processes."""
+        """Raises `ConfigError` if the model is split between processes."""
         self._training, self._round = True, None
         if getattr(args, "fsdp", None) or getattr(args, "deepspeed", None):
             raise ConfigError(
-                "`SuiteCallback` scores the whole model on each process, and FSDP or DeepSpeed cut it up",
+                "`SuiteCallback` needs the whole model on each process, and FSDP or DeepSpeed split it",
                 fix="Evaluate suites as data sets: eval_dataset={'name': suite_dataset('name=FILE')}.",
             )
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Forget what was evaluated: the best checkpoint may be loaded now."""
+        """Forgets what was evaluated: the best checkpoint may be loaded now."""
         self._training, self._round = False, None
 
     def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Evaluate the suites, and add their metrics to those of the trainer.
+        """Evaluates the suites, and adds their metrics to those of the trainer.
 
         With several evaluation sets the trainer calls this once for each; suites are evaluated at the first.
         """
@@ -122,23 +120,23 @@ class SuiteCallback(TrainerCallback):
         metrics.update(self._metrics)
 
     def _evaluate(self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, args: Any) -> dict[str, float]:
-        with as_it_was(model):
+        first = not self.results
+        with unchanged(model):
             scorer = RewardModel(
                 model,
                 tokenizer,
                 batch_layout="padded" if getattr(args, "batch_layout", "auto") == "padded" else "auto",
                 max_tokens_per_batch=self._max_tokens,
-                max_length=self._settings.scoring.max_length or getattr(args, "max_length", None),
+                max_length=self._settings.max_length or getattr(args, "max_length", None),
             )
-            first = not self.results
-            self.results = {
-                source.label: evaluate_suite(scorer, source, suite, self._settings) for source, suite in self._suites
-            }
-        for found in self.results.values() if first else ():
-            say_dropped(found)
-        return {
-            f"eval_{name}": value for found in self.results.values() for name, value in suite_metrics(found).items()
-        }
+            view = model_for(scorer, self._settings)
+            self.results = {suite.label: evaluate_suite(view, suite, self._settings) for suite in self._suites}
+        metrics: dict[str, float] = {}
+        for name, evaluated in self.results.items():
+            if first:
+                log_dropped(evaluated)
+            metrics |= {f"eval_{name}_{key}": value for key, value in suite_metrics(evaluated).items()}
+        return metrics
 
     def _log(self, metrics: Mapping[str, float], state: TrainerState) -> None:
         if self._trainer is not None:
@@ -152,22 +150,17 @@ class SuiteCallback(TrainerCallback):
             logger.info("%s", ", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
 
 
-def suite_metrics(found: SuiteEvaluation) -> dict[str, float]:
-    """Numbers of a suite that a trainer can log, by name.
-
-    Args:
-        found: Its results.
-    """
-    pairs, rankings = found.statistics.pairs, found.statistics.rankings
-    accuracy = found.accuracy
+def suite_metrics(evaluated: SuiteEvaluation) -> dict[str, float]:
+    """Returns the numbers of a suite that a trainer can log, by name."""
+    pairs, rankings, accuracy = evaluated.statistics.pairs, evaluated.statistics.rankings, evaluated.accuracy
     values: dict[str, float | None] = {
-        "score": found.score,
+        "score": evaluated.score,
         "accuracy": None if accuracy is None else accuracy.value,
         "margin": None if pairs is None else pairs.margin,
         "best_of_n": None if rankings is None else rankings.best_of_n,
-        **{one.name: one.score for one in found.result.slices if one.name != "all"},
+        **{part.name: part.score for part in evaluated.result.slices if part.name != "all"},
     }
-    for column, parts in found.slices.items():
+    for column, parts in evaluated.slices.items():
         for name, part in parts.items():
             values.setdefault(f"{column}={name}", None if part.pairs is None else part.pairs.accuracy.value)
-    return {f"{found.name}_{name}": value for name, value in values.items() if value is not None}
+    return {name: value for name, value in values.items() if value is not None}

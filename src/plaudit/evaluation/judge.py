@@ -259,7 +259,9 @@ def prompt_text(raw: Mapping[str, Any]) -> str:
     for message in prompt if isinstance(prompt, list | tuple) else ():
         calls = message.get("tool_calls")
         text = content_text(message.get("content") or "")
-        lines.append(f"{message.get('role')}: {text}{json.dumps(calls, ensure_ascii=False, default=str) if calls else ''}")
+        lines.append(
+            f"{message.get('role')}: {text}{json.dumps(calls, ensure_ascii=False, default=str) if calls else ''}"
+        )
     return "\n".join(lines)
 
 
@@ -311,7 +313,7 @@ def _counts(values: Iterable[float], edges: np.ndarray) -> tuple[int, ...]:
 
 
 def length_points(scored: ScoredSet, *, most: int = POINTS, seed: int = 0) -> tuple[tuple[int, float, str], ...]:
-    """Returns tokens, reward and quality ("better", "worse" or "other") of at most `most` responses, drawn at random."""
+    """Returns tokens, reward and quality ("better", "worse", "other") of at most `most` responses, drawn at random."""
     points = [
         (int(tokens), float(reward), _quality(row, index))
         for row in scored

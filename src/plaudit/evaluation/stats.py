@@ -194,7 +194,7 @@ def kendall_tau(first_N: np.ndarray, second_N: np.ndarray) -> float:
     """
     if np.ptp(first_N) == 0 or np.ptp(second_N) == 0:
         return 0.0
-    return float(kendalltau(first_N, second_N, method="asymptotic").statistic)
+    return float(kendalltau(first_N, second_N).statistic)
 
 
 def correlation(first_M: np.ndarray, second_M: np.ndarray) -> float | None:
@@ -426,9 +426,9 @@ def halves(scored: ScoredSet, *, seed: int = 0) -> tuple[ScoredSet, ScoredSet]:
 
 
 def calibrate(scored: ScoredSet, *, bins: int = BINS, seed: int = 0) -> Calibration | None:
-    """Judges all comparisons as probabilities, fits a temperature on one half of the prompts, and tests it on the other.
+    """Judges all comparisons as probabilities; returns None without comparisons.
 
-    Returns None without comparisons.
+    A temperature is fitted on one half of the prompts, and tested on the other.
 
     >>> from plaudit.evaluation.table import ScoredRow
     >>> found = calibrate(ScoredSet([ScoredRow(n, (0.0, 0.0)) for n in range(4)]))

@@ -214,7 +214,8 @@ def scored_row(
 
     Without `columns`, all columns that are not part of the preference are kept for slicing.
 
-    >>> row = scored_row({"prompt": "2+2=", "chosen": "4", "rejected": "five", "source": "sums"}, [1.0, 0.5], row_number=0)
+    >>> raw = {"prompt": "2+2=", "chosen": "4", "rejected": "five", "source": "sums"}
+    >>> row = scored_row(raw, [1.0, 0.5], row_number=0)
     >>> row.texts, row.characters, row.columns
     (('4', 'five'), (1, 4), {'source': 'sums'})
     """

@@ -289,10 +289,9 @@ def mean_margin(scored: ScoredSet) -> float | None:
 def slice_result(name: str, scored: ScoredSet, outcomes: Sequence[float], *, group: str = "") -> SliceResult:
     """Returns the result of a slice whose score is the mean over its rows."""
     outcome_G = np.asarray(outcomes, dtype=np.float64)
-    if np.isin(outcome_G, (0.0, 1.0)).all():
-        interval = proportion(outcome_G, scored.cluster_G).interval
-    else:
-        interval = mean_interval(outcome_G, scored.cluster_G)
+    is_share = np.isin(outcome_G, (0.0, 1.0)).all()
+    measure = proportion(outcome_G, scored.cluster_G) if is_share else None
+    interval = mean_interval(outcome_G, scored.cluster_G) if measure is None else measure.interval
     return SliceResult(name, len(scored), float(outcome_G.mean()), interval, mean_margin(scored), group)
 
 

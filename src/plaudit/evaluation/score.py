@@ -1,0 +1,225 @@
+"""Scores the rows of a suite, and variants of some of them for sanity checks, into one table."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from torch import nn
+
+from plaudit.data.parse import read_example
+from plaudit.data.report import Flag
+from plaudit.errors import DataError
+from plaudit.evaluation.checks import ALONE, PADDED, SWAPPED, swap_labels
+from plaudit.evaluation.judge import EvaluationSettings, judge, named_rows
+from plaudit.evaluation.results import SuiteEvaluation
+from plaudit.evaluation.suites.base import SuiteRow
+from plaudit.evaluation.suites.registry import LoadedSuite
+from plaudit.evaluation.table import SCHEMA, as_given
+from plaudit.inference.files import CHUNK_SIZE, Processes, RowScores, score_in_chunks
+from plaudit.inference.io import RowList
+from plaudit.inference.reward_model import RewardModel
+from plaudit.model.head import score_heads_of
+from plaudit.model.peft import base_model_of
+from plaudit.model.shared_prefix import BatchLayout
+from plaudit.schema import RAW_COLUMNS, response_field, row_kind_of
+
+logger = logging.getLogger("plaudit")
+
+
+@contextlib.contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Restores a model's forward methods, modes and attention after scoring; a trainer may have wrapped its forward."""
+    base = base_model_of(model)
+    changed = [base, *score_heads_of(base)]
+    forwards = [module.__dict__.get("forward") for module in changed]
+    modes = [(module, module.training) for module in model.modules()]
+    attention = base.config._attn_implementation
+    expands = getattr(base, "expand_shared_prefix", None)
+    try:
+        yield
+    finally:
+        for module, forward in zip(changed, forwards, strict=True):
+            if forward is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.forward = forward
+        if base.config._attn_implementation != attention:
+            base.set_attn_implementation(attention)
+        if expands is None and hasattr(base, "expand_shared_prefix"):
+            del base.expand_shared_prefix
+        for module, training in modes:
+            module.training = training
+
+
+def model_for(model: RewardModel, settings: EvaluationSettings, **options: Any) -> RewardModel:
+    """Returns a view of a model that scores as the settings say; options replace those of the model."""
+    shares = model.batch_layout == "shared_prefix"
+    layout: BatchLayout = options.pop("batch_layout", "auto" if shares else "padded")
+    limits = [limit for limit in (settings.max_length, model.max_length) if limit is not None]
+    disabled, logger.disabled = logger.disabled, True  # the model itself has given the warnings
+    try:
+        return RewardModel(
+            model.model,
+            model.processing_class,
+            batch_layout=layout,
+            max_tokens_per_batch=options.pop("max_tokens_per_batch", model.max_tokens_per_batch),
+            max_length=min(limits, default=None),
+            overlong="nan" if settings.overlong == "drop" else settings.overlong,
+            calibration=model.calibration,
+            name=model.name,
+        )
+    finally:
+        logger.disabled = disabled
+
+
+def evaluate_suite(
+    model: RewardModel,
+    suite: LoadedSuite,
+    settings: EvaluationSettings,
+    *,
+    folder: Path | None = None,
+    progress: bool = False,
+) -> SuiteEvaluation:
+    """Scores a suite with a view of :func:`model_for`, and judges the table."""
+    table, seconds = score_suite(model, suite, settings, folder=folder, progress=progress)
+    evaluated = judge(
+        table,
+        suite,
+        replace(settings, max_length=model.max_length),
+        temperature=model.calibration.temperature if model.calibration is not None else 1.0,
+        dtype=str(model.dtype).removeprefix("torch."),
+    )
+    return replace(evaluated, seconds=seconds)
+
+
+def log_dropped(evaluated: SuiteEvaluation) -> None:
+    """Logs which rows were dropped."""
+    for group in evaluated.dropped:
+        rows = named_rows(group.rows, group.count)
+        logger.warning("%s: %d rows are dropped: %s (%s).", evaluated.name, group.count, group.reason, rows)
+
+
+def score_suite(
+    model: RewardModel,
+    suite: LoadedSuite,
+    settings: EvaluationSettings,
+    *,
+    folder: Path | None = None,
+    progress: bool = False,
+) -> tuple[pa.Table, float]:
+    """Returns the table of a suite scored by a view of :func:`model_for`, and the seconds that its rows took.
+
+    Scoring resumes from the finished chunks in a folder. A row that cannot be scored, or has a reward that is not
+    finite, raises `DataError` that names source, row and field.
+    """
+    start = time.perf_counter()
+    tables = [score_rows(model, suite.rows, settings, folder=folder, progress=progress)]
+    seconds = time.perf_counter() - start
+    scored = [row for row in suite.rows if (row.source, row.number) in _scored_keys(tables[0])]
+    drawn = np.random.default_rng(settings.seed).permutation(len(scored))[: max(settings.sanity_rows, 0)]
+    if len(drawn):
+        rows = [scored[index] for index in sorted(drawn.tolist())]
+        listed = [row for row in rows if row_kind_of(row.raw) in ("pairs", "scores", "ranks")]
+        swapped = [replace(row, raw=swap_labels(row.raw)) for row in listed]
+        alone = model_for(model, settings, max_tokens_per_batch=1)
+        tables.append(score_rows(model, swapped, settings, variant=SWAPPED))
+        tables.append(score_rows(alone, rows, settings, variant=ALONE))
+        tables.append(_score_padded(model, rows, settings))
+    return pa.concat_tables(tables), seconds
+
+
+def _scored_keys(table: pa.Table) -> set[tuple[str, int]]:
+    columns = (table.column(name).to_pylist() for name in ("source", "row", "reward"))
+    return {(source, row) for source, row, reward in zip(*columns, strict=True) if reward is not None}
+
+
+def _score_padded(model: RewardModel, rows: Sequence[SuiteRow], settings: EvaluationSettings) -> pa.Table:
+    """Scores the shortest rows in one rectangle with the longest, which pads them as much as possible."""
+    tokens = max(model.max_tokens_per_batch, 8 * (model.max_length or 2048))
+    padded = model_for(model, settings, batch_layout="padded", max_tokens_per_batch=tokens)
+    ordered = sorted(rows, key=lambda row: sum(map(len, row.texts())))
+    half = (len(ordered) + 1) // 2
+    # One pair of rows after the other: more at a time would take more memory than the model had.
+    pairs = zip(ordered[:half], reversed(ordered[len(ordered) - half :]), strict=True)
+    together = ([short] if short is long else [short, long] for short, long in pairs)
+    return pa.concat_tables([score_rows(padded, pair, settings, variant=PADDED) for pair in together])
+
+
+def score_rows(
+    model: RewardModel,
+    rows: Sequence[SuiteRow],
+    settings: EvaluationSettings,
+    *,
+    variant: str = "",
+    folder: Path | None = None,
+    progress: bool = False,
+) -> pa.Table:
+    """Returns the table of some rows, source by source."""
+    lines: list[tuple[Any, ...]] = []
+    sources = itertools.groupby(rows, key=lambda row: (row.source, id(row.features)))
+    for number, (_, of_source) in enumerate(sources):
+        members = list(of_source)
+        # Other columns could be taken for responses, such as messages kept beside a pair.
+        raws = [{name: value for name, value in row.raw.items() if name in RAW_COLUMNS} for row in members]
+        # Chunks are worth keeping if there are several; several processes each score all rows.
+        resumable = folder is not None and len(members) > CHUNK_SIZE and Processes.current().count == 1
+        kept = folder / str(number) if folder is not None and resumable else None
+        if kept is not None:
+            kept.mkdir(parents=True, exist_ok=True)
+        given = RowList(raws, members[0].source, members[0].features)
+        scored = list(zip(members, score_in_chunks(model, given, kept, errors="nan", progress=progress), strict=True))
+        for start in range(0, len(scored), CHUNK_SIZE):
+            lines += _lines(model, scored[start : start + CHUNK_SIZE], settings, variant)
+    columns = list(zip(*lines, strict=True)) or [()] * len(SCHEMA)
+    return pa.table([pa.array(column, kind.type) for column, kind in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
+
+
+def _lines(
+    model: RewardModel, batch: Sequence[tuple[SuiteRow, RowScores]], settings: EvaluationSettings, variant: str
+) -> Iterator[tuple[Any, ...]]:
+    texts = [row.texts() if scores.error is None and not variant else () for row, scores in batch]
+    flat = [text for of_row in texts for text in of_row]
+    ids = iter(model.processing_class(flat, add_special_tokens=False)["input_ids"] if flat else ())
+    for (row, scores), of_row in zip(batch, texts, strict=True):
+        if scores.error is not None:
+            error = scores.error
+            named = DataError(error.message, row=row.number, field=error.field, dataset=row.source, fix=error.fix)
+            if settings.errors == "raise" and not (scores.flags & Flag.OVERLONG and settings.overlong == "drop"):
+                raise named
+            yield row.source, row.number, row.id, 0, None, None, variant, scores.flags, str(named)
+            continue
+        if not all(map(math.isfinite, scores.rewards)):
+            raise _not_finite(model, row, scores.rewards)
+        tokens: list[int | None] = [len(next(ids)) for _ in of_row] or [None] * len(scores.rewards)
+        for index, (reward, count) in enumerate(zip(scores.rewards, tokens, strict=True)):
+            yield row.source, row.number, row.id, index, reward, count, variant, scores.flags, None
+
+
+def _not_finite(model: RewardModel, row: SuiteRow, rewards: Sequence[float]) -> DataError:
+    """Returns the error about a row with a reward that is NaN or infinite."""
+    example = read_example(as_given(row.raw), row_number=row.number, features=row.features)
+    beside = {"tools": example.tools, "chat_template_kwargs": example.chat_template_kwargs}
+    # One by one: computed together, what is wrong with one response spreads to those beside it.
+    alone = [
+        model.score(response if isinstance(response, str) else {"messages": response, **beside}, errors="nan")
+        for response in example.responses
+    ]
+    values = rewards if all(map(math.isfinite, alone)) else alone
+    index = next(index for index, value in enumerate(values) if not math.isfinite(value))
+    return DataError(
+        f"the reward is {float(values[index])}",
+        row=row.number,
+        field=response_field(example.row_kind, index),
+        dataset=row.source,
+        fix="Look at the model (its dtype, a damaged checkpoint) and at the text of the row.",
+    )
