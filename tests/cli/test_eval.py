@@ -125,8 +125,8 @@ def test_a_calibration_that_does_not_help_is_not_written(run, models, rows, tmp_
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--suite", "{file}"], "required: model"),
-        (["{model}"], "required: --suite"),
+        (["--suite", "{file}"], "no model is named"),
+        (["{model}"], "no suite is named"),
         (["{model}", "--suit", "{file}"], "Did you mean `--suite`?"),
         (["{model}", "--suite", "rewardbenc"], "Did you mean `rewardbench`"),
         (["{model}", "--suite", "nothing.jsonl"], "nothing.jsonl: there is no such file"),
@@ -152,6 +152,16 @@ def test_a_broken_suite_keeps_the_one_before_it(run, models, file, rows, tmp_pat
     assert "broken.jsonl data set, row 2, field `chosen`" in err
     assert "Stopped early; the results so far are in" in err
     assert Evaluation.load(tmp_path / "out")["pairs"].rows == 40
+
+
+def test_rewards_that_score_wrote_are_judged(run, models, file, tmp_path):
+    scored = tmp_path / "scored.jsonl"
+    assert main(["score", str(models[0]), str(file), "--output", str(scored)]) == 0
+    code, out, err = run("--rewards", scored, "--slice", "source")
+    assert (code, err) == (0, "")
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert any(re.fullmatch(r"score 40 80\.0% 65\.2% to 89\.5% \+\d\.\d\d", line) for line in lines)
+    assert run(models[0], "--rewards", scored)[0] == 2
 
 
 def test_help_names_every_setting(run):

