@@ -44,7 +44,7 @@ def test_the_model_is_served_with_the_settings(folder, started, monkeypatch):
     assert main(["serve", folder, *settings.split(), *names.split()]) == 0
     ((model, settings, listener),) = started
     assert (model.overlong, model.max_length, model.batch_layout) == ("truncate_left", 99, "padded")
-    assert (settings.max_wait_ms, settings.max_body_bytes, settings.name) == (7.0, 2**19, "mine")
+    assert (settings.max_wait_ms, settings.max_body_bytes, settings.served_model_name) == (7.0, 2**19, "mine")
     assert settings.api_key == "from the environment"
     assert settings.host == "127.0.0.1"
     assert listener.fileno() == -1  # closed
@@ -76,7 +76,7 @@ def test_wrong_command_lines(capsys, started, arguments, words):
 
 
 def test_a_taken_port_is_said_before_the_model_is_loaded(capsys):
-    from plaudit.serve.schemas import ServerSettings
+    from plaudit.serve.settings import ServerSettings
 
     with server.bind(ServerSettings(port=0)) as taken:
         taken.listen()
@@ -98,7 +98,7 @@ def test_the_missing_extra_is_named(monkeypatch, capsys, started):
     [("127.0.0.1", None, False), ("0.0.0.0", None, True), ("0.0.0.0", "k", False), ("::1", None, False)],
 )
 def test_an_open_address_without_a_key_is_warned_of(monkeypatch, caplog, host, key, warns):
-    from plaudit.serve.schemas import ServerSettings
+    from plaudit.serve.settings import ServerSettings
 
     class Idle:
         def __init__(self, *arguments):

@@ -15,7 +15,7 @@ from builders import tiny_tokenizer
 from model_builders import tiny_model
 from plaudit import RewardModel
 from plaudit.serve.app import RewardServer, bind, create_app
-from plaudit.serve.schemas import ServerSettings
+from plaudit.serve.settings import ServerSettings
 
 
 class WatchedModel(RewardModel):

@@ -9,7 +9,7 @@ import pytest
 
 from plaudit.errors import ConfigError
 from plaudit.serve.app import bind, key_of
-from plaudit.serve.schemas import ServerSettings
+from plaudit.serve.settings import ServerSettings
 from serve.conftest import LiveServer, read_all, until
 
 NESTED = b"[" * 200_000
@@ -103,7 +103,7 @@ def test_a_body_of_10_megabytes(client):
 
 
 def test_a_body_of_unknown_length_is_cut_off_while_it_arrives(make_model):
-    with LiveServer(make_model(), max_body_bytes=100_000) as server, server.connect() as connection:
+    with LiveServer(make_model(), max_body_mb=0.1) as server, server.connect() as connection:
         connection.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
         chunk = b"2710\r\n" + b"x" * 10_000 + b"\r\n"
         sent = 0
@@ -270,7 +270,7 @@ def test_settings_that_cannot_work():
     for settings, words in (
         ({"port": 70_000}, "port"),
         ({"max_queue": 0}, "max_queue"),
-        ({"max_body_bytes": 0}, "max_body_bytes"),
+        ({"max_body_mb": 0}, "max_body_mb"),
         ({"max_wait_ms": -1}, "max_wait_ms"),
         ({"texts": "html"}, "texts"),
         ({"api_key": " "}, "api_key"),
@@ -286,7 +286,7 @@ def test_settings_that_cannot_work():
 
 def test_bodies_that_are_too_much_together(make_model, monkeypatch):
     monkeypatch.setattr("plaudit.serve.service._BODIES", 2)
-    with LiveServer(make_model(), max_body_bytes=1000) as server:
+    with LiveServer(make_model(), max_body_mb=1000 / 2**20) as server:
         slow = [server.connect() for _ in range(2)]
         for connection in slow:
             connection.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 990\r\n\r\n" + b"x" * 980)

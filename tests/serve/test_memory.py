@@ -8,7 +8,7 @@ import tracemalloc
 import pytest
 
 from plaudit.data.encode import TextEncoder
-from plaudit.serve import schemas as texts
+from plaudit.serve import handlers as texts
 
 
 def kept(encoder, texts_at_a_time=100, words=10):
@@ -42,5 +42,5 @@ def test_a_server_sets_its_own_limit(serve, make_model):
     client = serve()
     assert client.post("/score", json={"prompt": "2+2=", "response": "4"}).status_code == 200
     preparation = client.app.state.service._preparation
-    assert [one.cache_bytes for one in preparation._encoders.values()] == [texts.WORD_BYTES]
+    assert [one.cache_bytes for one in preparation.encoders.values()] == [texts.WORD_BYTES]
     assert texts.WholeTexts(make_model().processing_class)._encoder.cache_bytes == texts.WORD_BYTES < 2**23

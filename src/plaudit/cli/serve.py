@@ -11,7 +11,7 @@ from plaudit.cli.console import log_lines, say
 from plaudit.errors import ConfigError
 
 API_KEY_VARIABLE = "PLAUDIT_API_KEY"
-SERVER = "plaudit.serve.schemas:ServerSettings"
+SERVER = "plaudit.serve.settings:ServerSettings"
 _NEEDED = {"fastapi": "fastapi", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client"}
 
 SERVE = Command(
@@ -35,14 +35,10 @@ SERVE = Command(
             port="Port to listen on; 0 picks a free one.",
             api_key="Key that clients must send as `Authorization: Bearer KEY`. Other users of the machine can read "
             f"command lines; the environment variable {API_KEY_VARIABLE} does the same.",
-            served_model_name=about("Name of the model in responses. Default: MODEL.", parameter="name"),
+            served_model_name="Name of the model in responses. Default: MODEL.",
             max_wait_ms="How long the first request of a batch waits for others, in milliseconds.",
             max_queue="Maximum number of waiting responses; further requests get status 429.",
-            max_body_mb=about(
-                "Maximum size of a request body, in MiB; larger ones get status 413.",
-                parameter="max_body_bytes",
-                unit=2**20,
-            ),
+            max_body_mb="Maximum size of a request body, in MiB; larger ones get status 413.",
             read_timeout="Maximum time to receive a request body, in seconds.",
             stop_timeout="Maximum time to answer accepted requests when the server stops, in seconds.",
             texts="Whether the texts of /get_reward and /classify are rendered by the chat template, or plain; auto "
@@ -70,7 +66,7 @@ def run_serve(arguments: Sequence[str]) -> int:
         raise ConfigError(f"serving needs {', '.join(missing)}", fix="Run: pip install 'plaudit[serve]'")
     from plaudit.inference.reward_model import RewardModel
     from plaudit.serve.app import bind, serve
-    from plaudit.serve.schemas import ServerSettings
+    from plaudit.serve.settings import ServerSettings
 
     settings = ServerSettings(**{"api_key": os.environ.get(API_KEY_VARIABLE), **calls[SERVER]})
     with log_lines():

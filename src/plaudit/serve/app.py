@@ -1,4 +1,4 @@
-"""The routes of a server."""
+"""The application behind a server, its key, and the server itself."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from plaudit.errors import ConfigError
 from plaudit.inference.reward_model import RewardModel
-from plaudit.serve import schemas as forms
 from plaudit.serve.batching import ServerMetrics
-from plaudit.serve.errors import RequestError, stopping
-from plaudit.serve.schemas import BODIES, DESCRIPTION, ServerSettings, error_answers
+from plaudit.serve.errors import ERROR_ANSWERS, RequestError, stopping
+from plaudit.serve.handlers import ROUTES, Route
 from plaudit.serve.service import ScoringService
+from plaudit.serve.settings import ServerSettings
 from plaudit.version import __version__
 
 OPEN_ROUTES = frozenset({"/health", "/docs", "/openapi.json"})
@@ -37,14 +37,7 @@ OPEN_ROUTES = frozenset({"/health", "/docs", "/openapi.json"})
 
 
 class Gate:
-    """Lets requests with the right key pass, and counts all.
-
-    Args:
-        app: What is behind it.
-        api_key: The key (None: everybody passes).
-        metrics: Where requests are counted.
-        routes: Paths to count by name; others count as ``other``, so that nobody can make up endless names.
-    """
+    """Lets requests with the right key pass, and counts all."""
 
     def __init__(self, app: ASGIApp, api_key: str | None, metrics: ServerMetrics, routes: Collection[str]) -> None:
         self._app, self._metrics, self._routes = app, metrics, frozenset(routes)
@@ -112,7 +105,11 @@ def _unauthorized() -> RequestError:
     )
 
 
-_FORMS = {"/score": forms.score, "/rank": forms.rank, "/get_reward": forms.get_reward, "/classify": forms.classify}
+DESCRIPTION = (
+    "Rewards of a reward model, the same as `RewardModel.score` gives in Python: raw, higher is better, and only "
+    "differences between responses to the same prompt mean something. Requests that arrive together are computed "
+    'together. Every error has the body `{"error": {"message", "field", "fix"}}`.'
+)
 
 
 def create_app(model: RewardModel, settings: ServerSettings | None = None) -> FastAPI:
@@ -136,30 +133,32 @@ def create_app(model: RewardModel, settings: ServerSettings | None = None) -> Fa
 
     app = FastAPI(title="Plaudit", version=__version__, description=DESCRIPTION, lifespan=lifespan, redoc_url=None)
     app.state.service, app.state.settings = service, settings
-    for path, form in _FORMS.items():
-        _add_form(app, path, form, service)
+    for path, route in ROUTES.items():
+        _add_route(app, path, route, service)
     _add_facts(app, service, model)
     app.add_exception_handler(RequestError, _refused)
     app.add_exception_handler(HTTPException, _no_such_route)
     app.add_exception_handler(Exception, _broken)
-    routes = {*_FORMS, "/health", "/metrics", "/v1/models", "/docs", "/openapi.json"}
+    routes = {*ROUTES, "/health", "/metrics", "/v1/models", "/docs", "/openapi.json"}
     app.add_middleware(Gate, api_key=settings.api_key, metrics=service.metrics, routes=routes)
     return app
 
 
-def _add_form(app: FastAPI, path: str, form: Any, service: ScoringService) -> None:
-    async def route(request: Request) -> Response:
-        return await service.answer(request, form)
+def _add_route(app: FastAPI, path: str, route: Route, service: ScoringService) -> None:
+    async def answer(request: Request) -> Response:
+        return await service.answer(request, route.handler)
 
-    body = BODIES[path]
+    examples = {name: {"value": value} for name, value in route.examples.items()}
+    content = {"application/json": {"schema": route.request, "examples": examples}}
+    example = {"application/json": {"example": route.example_answer}}
     app.post(
         path,
         name=path.strip("/"),
-        summary=body.summary,
-        description=body.description,
-        responses={200: {"content": {"application/json": {"example": body.answer}}}, **error_answers()},
-        openapi_extra={"requestBody": body.schema()},
-    )(route)
+        summary=route.summary,
+        description=route.description,
+        responses={200: {"model": route.answer, "content": example}, **ERROR_ANSWERS},
+        openapi_extra={"requestBody": {"required": True, "content": content}},
+    )(answer)
 
 
 def _add_facts(app: FastAPI, service: ScoringService, model: RewardModel) -> None:
@@ -210,13 +209,7 @@ logger = logging.getLogger("plaudit")
 
 
 class RewardServer(uvicorn.Server):
-    """A uvicorn server that, told to stop, answers what it accepted and refuses what is new, and then ends.
-
-    Args:
-        model: The reward model.
-        settings: Where it listens, and limits.
-        ready: Called with the address once requests are taken.
-    """
+    """A uvicorn server that, told to stop, answers what it accepted and refuses what is new, and then ends."""
 
     def __init__(
         self, model: RewardModel, settings: ServerSettings, ready: Callable[[str], object] = lambda address: None
@@ -243,12 +236,7 @@ class RewardServer(uvicorn.Server):
             self._ready(_url(sockets[0]))
 
     def handle_exit(self, sig: int, frame: FrameType | None = None) -> None:
-        """Stop: once accepted requests are answered, or, told a second time, at once.
-
-        Args:
-            sig: The signal.
-            frame: Where it came.
-        """
+        """Stop: once accepted requests are answered, or, told a second time, at once."""
         if self._deadline is not None:
             self.force_exit = self.should_exit = True
             return

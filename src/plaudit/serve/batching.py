@@ -22,11 +22,7 @@ _POWERS = tuple(float(2**power) for power in range(0, 18, 1))
 
 
 class ServerMetrics:
-    """Counters, gauges and histograms of one server, in a registry of its own.
-
-    Args:
-        waiting: Says how many responses wait.
-    """
+    """Counters, gauges and histograms of one server, in a registry of its own."""
 
     def __init__(self, waiting: Callable[[], float] = lambda: 0.0) -> None:
         self.registry = registry = CollectorRegistry()
@@ -105,23 +101,14 @@ class Job:
         self.left = len(self.rows)
 
     def put(self, index: int, rewards: list[float]) -> None:
-        """Take the rewards of one row.
-
-        Args:
-            index: Which row.
-            rewards: One for each response.
-        """
+        """Take the rewards of one row."""
         self.rewards[index] = rewards
         self.left -= 1
         if not self.left and not self.done.done():
             self.done.set_result(self.rewards)
 
     def fail(self, error: BaseException) -> None:
-        """Give up, unless the rewards are there.
-
-        Args:
-            error: Why.
-        """
+        """Give up, unless the rewards are there."""
         if not self.done.done():
             self.done.set_exception(error)
 
@@ -129,15 +116,7 @@ class Job:
 class Batcher:
     """Collects rows into batches and has them computed, one batch at a time, first come first served.
 
-    Rows that arrive while a batch runs go into the next one. All methods but the computing run on the event loop.
-
-    Args:
-        compute: Computes rewards; called in a thread of its own.
-        max_tokens: Most tokens of a batch; a row that has more makes one of its own.
-        max_wait: How long the first row of a batch waits for others, in seconds.
-        max_queue: Most responses that wait.
-        metrics: Where batches are counted.
-    """
+    Rows that arrive while a batch runs go into the next one. All methods but the computing run on the event loop."""
 
     def __init__(
         self, compute: Compute, *, max_tokens: int, max_wait: float, max_queue: int, metrics: ServerMetrics
@@ -172,14 +151,7 @@ class Batcher:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def refuse_if_full(self, more: int = 1) -> None:
-        """Refuse a request that would have to wait too long.
-
-        Args:
-            more: Responses that it brings.
-
-        Raises:
-            RequestError: The queue is full (429), or the request is larger than any queue (413).
-        """
+        """Refuse a request that would have to wait too long."""
         if more > self._max_queue:
             raise RequestError(
                 413,
@@ -196,14 +168,7 @@ class Batcher:
             )
 
     def submit(self, rows: Sequence[QueuedRow]) -> Job:
-        """Queue the rows of a request.
-
-        Args:
-            rows: Its rows, at least one.
-
-        Raises:
-            RequestError: The queue is full.
-        """
+        """Queue the rows of a request."""
         self.refuse_if_full(sum(len(row.ids) for row in rows))
         job = Job(rows, asyncio.get_running_loop().create_future(), time.monotonic())
         for index, row in enumerate(rows):
@@ -213,11 +178,7 @@ class Batcher:
         return job
 
     def drop(self, job: Job) -> None:
-        """Take the rows of a request off the queue: nobody waits for them any more.
-
-        Args:
-            job: Its rows.
-        """
+        """Take the rows of a request off the queue: nobody waits for them any more."""
         job.done.cancel()
         dropped = self._forget(job)
         if dropped:

@@ -1,10 +1,11 @@
-"""Requests that are refused: each error has a status, a reason, and one form of body."""
+"""Requests that are refused: each error has a status, a reason, and the same form of body."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import BaseModel
 from starlette.responses import JSONResponse
 
 from plaudit.errors import PlauditError
@@ -12,13 +13,6 @@ from plaudit.errors import PlauditError
 
 class RequestError(PlauditError):
     """A request that is not answered with rewards.
-
-    Args:
-        status: HTTP status.
-        message: What is wrong.
-        field: Where in the body it is wrong.
-        fix: What the client can do about it.
-        headers: Headers of the answer.
 
     >>> RequestError(422, "is empty", field="query").body()
     {'error': {'message': 'is empty', 'field': 'query'}}
@@ -37,24 +31,46 @@ class RequestError(PlauditError):
         super().__init__(message, field=field, fix=fix)
 
     def body(self) -> dict[str, Any]:
-        """What the client is told."""
-        told = {"message": self.message, "field": self.field, "fix": self.fix}
-        return {"error": {name: text for name, text in told.items() if text is not None}}
+        """Returns the body of the answer."""
+        parts = {"message": self.message, "field": self.field, "fix": self.fix}
+        return {"error": {name: text for name, text in parts.items() if text is not None}}
 
     def response(self) -> JSONResponse:
-        """The answer to the request."""
-        # A request may hold half of a pair of surrogates, which no UTF-8 can say.
-        return JSONResponse(_sayable(self.body()), self.status, self.headers)
+        """Returns the answer to the request."""
+        # A request may hold half of a pair of surrogates, which UTF-8 cannot encode.
+        parts = {name: text.encode("utf-8", "backslashreplace").decode() for name, text in self.body()["error"].items()}
+        return JSONResponse({"error": parts}, self.status, self.headers)
 
 
-def _sayable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _sayable(one) for name, one in value.items()}
-    return value.encode("utf-8", "backslashreplace").decode("utf-8") if isinstance(value, str) else value
+class ErrorDetail(BaseModel):
+    """What is wrong, where, and what to do."""
+
+    message: str
+    field: str | None = None
+    fix: str | None = None
+
+
+class ErrorAnswer(BaseModel):
+    """The body of every error."""
+
+    error: ErrorDetail
+
+
+ERROR_ANSWERS: dict[int | str, dict[str, Any]] = {
+    status: {"description": reason, "model": ErrorAnswer}
+    for status, reason in {
+        401: "The API key is missing or wrong.",
+        413: "The body is too large, or the request larger than the queue.",
+        422: "The body is not JSON in UTF-8, or something in it cannot be scored: `field` says what.",
+        429: "The queue is full; `Retry-After` says when to try again.",
+        500: "The model could not compute it.",
+        503: "The server is stopping.",
+    }.items()
+}
+"""The errors of each route that takes rows, for its OpenAPI page."""
 
 
 def stopping() -> RequestError:
-    """The error of new requests while the server stops."""
-    return RequestError(
-        503, "the server is stopping", fix="Send the request to another server.", headers={"Connection": "close"}
-    )
+    """Returns the error of new requests while the server stops."""
+    fix = "Send the request to another server."
+    return RequestError(503, "the server is stopping", fix=fix, headers={"Connection": "close"})

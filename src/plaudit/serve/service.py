@@ -1,4 +1,4 @@
-"""From the body of a request to its answer: read, prepared, queued, computed; and when a request is refused."""
+"""Answers a request: reads its body, prepares and queues its rows, and computes their rewards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NoReturn, TypeAlias
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from plaudit.data.prepare import PreparedRow, RowPreparer
 from plaudit.errors import ConfigError
@@ -21,31 +21,27 @@ from plaudit.model.peft import base_model_of
 from plaudit.prefix_tree import common_prefix_length
 from plaudit.serve.batching import Batcher, QueuedRow, ServerMetrics
 from plaudit.serve.errors import RequestError, stopping
-from plaudit.serve.schemas import WORD_BYTES, Question, Scored, Served, ServerSettings, WholeTexts
+from plaudit.serve.handlers import WORD_BYTES, Question, Scored, Served, WholeTexts
+from plaudit.serve.settings import ServerSettings
 
 _DRAIN_SECONDS = 2.0
 
 
 async def read_body(request: Request, *, max_bytes: int, timeout: float, hold: Callable[[int], object]) -> bytes:
-    """Read a body; what is too large is cut off while it arrives.
-
-    Args:
-        request: The request.
-        max_bytes: Most bytes.
-        timeout: Most seconds.
-        hold: Told how many bytes are kept in memory each time that some arrive; may refuse them.
-
-    Raises:
-        RequestError: It is too large (413), too slow (408), or compressed (415).
-        ClientDisconnect: The client hung up.
-    """
+    """Read a body; what is too large is cut off while it arrives."""
+    too_large = RequestError(
+        413,
+        f"the body has more than {max_bytes:,} bytes",
+        fix="Send fewer rows at a time, or start the server with a larger --max_body_mb.",
+        headers={"Connection": "close"},
+    )
     encoding = request.headers.get("content-encoding", "identity")
     if encoding != "identity":
         raise RequestError(415, f"the body is compressed ({encoding})", fix="Send it as it is.")
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > max_bytes:
         await _drain(request, max_bytes, 0 if int(declared) > 4 * max_bytes else int(declared))
-        raise _too_large(max_bytes)
+        raise too_large
     parts, size = [], 0
     try:
         async with asyncio.timeout(timeout):
@@ -62,17 +58,8 @@ async def read_body(request: Request, *, max_bytes: int, timeout: float, hold: C
     if size > max_bytes:
         parts.clear()
         await _drain(request, max_bytes, max_bytes)
-        raise _too_large(max_bytes)
+        raise too_large
     return b"".join(parts)
-
-
-def _too_large(max_bytes: int) -> RequestError:
-    return RequestError(
-        413,
-        f"the body has more than {max_bytes:,} bytes",
-        fix="Send fewer rows at a time, or start the server with a larger --max_body_mb.",
-        headers={"Connection": "close"},
-    )
 
 
 async def _drain(request: Request, max_bytes: int, expected: int) -> None:
@@ -152,7 +139,7 @@ def _refuse_half_characters(value: Any, place: str) -> None:
             _refuse_half_characters(one, f"{place}[{index}]")
 
 
-Form: TypeAlias = Callable[[Any, Served], Question]
+Handler: TypeAlias = Callable[[Any, Served], Question]
 _HUNG_UP = 499
 """What the metrics call a request whose client did not wait; nobody is told."""
 _BODIES = 16
@@ -181,7 +168,7 @@ class ScoringService:
         self._vocabulary = embedding_rows(base_model)
         label = dict(base_model.config.id2label or {}).get(0, "reward")
         self.served = Served(
-            settings.name or model.name, str(label), WholeTexts(model.processing_class, settings.texts)
+            settings.served_model_name or model.name, str(label), WholeTexts(model.processing_class, settings.texts)
         )
         self.metrics = ServerMetrics(lambda: float(self.batcher.responses))
         self.batcher = Batcher(
@@ -221,22 +208,14 @@ class ScoringService:
 
     # ---- one request ------------------------------------------------------------------------------------------
 
-    async def answer(self, request: Request, form: Form) -> Response:
-        """Answer a request.
-
-        Args:
-            request: The request.
-            form: What its body means.
-
-        Raises:
-            RequestError: It is refused.
-        """
+    async def answer(self, request: Request, handler: Handler) -> Response:
+        """Answer a request."""
         if self.stopping:
             raise stopping()
         self.batcher.refuse_if_full()
         with self._counted():
             try:
-                return await self._answer(request, form)
+                return await self._answer(request, handler)
             except ClientDisconnect:
                 return Response(status_code=_HUNG_UP)
 
@@ -248,13 +227,15 @@ class ScoringService:
         finally:
             self.active -= 1
 
-    async def _answer(self, request: Request, form: Form) -> Response:
+    async def _answer(self, request: Request, handler: Handler) -> Response:
         with self._memory_for_a_body() as hold:
             limits = self._settings
             body = await read_body(request, max_bytes=limits.max_body_bytes, timeout=limits.read_timeout, hold=hold)
             if self.stopping:
                 raise stopping()
-            question, rows = await asyncio.get_running_loop().run_in_executor(self._thread, self._prepare, body, form)
+            question, rows = await asyncio.get_running_loop().run_in_executor(
+                self._thread, self._prepare, body, handler
+            )
         queued = [QueuedRow(row.ids, self._tokens_of(row.ids)) for row in rows if row.ids is not None]
         rewards: list[list[float]] = []
         if queued:
@@ -264,7 +245,8 @@ class ScoringService:
                 return Response(status_code=_HUNG_UP)
             rewards = job.done.result()
         self.metrics.truncated.inc(sum(row.truncated for row in rows))
-        return JSONResponse(question.answer(_scored(rows, rewards)))
+        answer = question.answer(_scored(rows, rewards)).model_dump_json(exclude_unset=True)
+        return Response(answer, media_type="application/json")
 
     @contextlib.contextmanager
     def _memory_for_a_body(self) -> Iterator[Callable[[int], None]]:
@@ -288,8 +270,8 @@ class ScoringService:
         finally:
             self._bytes -= held
 
-    def _prepare(self, body: bytes, form: Form) -> tuple[Question, list[PreparedRow]]:
-        question = form(parse_json(body), self.served)
+    def _prepare(self, body: bytes, handler: Handler) -> tuple[Question, list[PreparedRow]]:
+        question = handler(parse_json(body), self.served)
         for index, row in enumerate(question.rows):
             _refuse_template(row, index, question)
         try:
@@ -305,13 +287,13 @@ class ScoringService:
             fix = row.error.fix
             if row.overlong:
                 fix = "Shorten it, or start the server with --overlong truncate_left."
-            raise RequestError(422, row.error.message, field=question.place(index, row.error.field), fix=fix)
+            raise RequestError(422, row.error.message, field=question.locate(index, row.error.field), fix=fix)
         for ids in row.ids or ():
             if max(ids) >= self._vocabulary:
                 raise RequestError(
                     422,
                     f"has token id {max(ids)}; the model has {self._vocabulary} tokens",
-                    field=question.place(index, None),
+                    field=question.locate(index, None),
                     fix="Use this model's tokenizer.",
                 )
 
@@ -344,7 +326,7 @@ async def _hang_up(request: Request) -> None:
 def _refuse_template(row: Any, index: int, question: Question) -> None:
     """Refuse templates that come with a request: they are programs, and would change what a reward means."""
     settings = row.get("chat_template_kwargs") if isinstance(row, Mapping) else None
-    field = question.place(index, "chat_template_kwargs")
+    field = question.locate(index, "chat_template_kwargs")
     if isinstance(settings, str):
         raise RequestError(422, "is a text, not an object", field=field, fix="Send an object.")
     if isinstance(settings, Mapping) and "chat_template" in settings:
@@ -360,8 +342,5 @@ def _scored(rows: Sequence[PreparedRow], rewards: Sequence[list[float]]) -> list
     for row in rows:
         found = next(there) if row.ids is not None else [float("nan")] * row.responses
         tokens = sum(map(len, row.ids or (array("i"),)))
-        if row.shape == "one":
-            scored.append(Scored(found[0], tokens, row.truncated))
-        else:
-            scored.append(Scored((found[0], found[1]) if row.shape == "pair" else found, tokens, row.truncated))
+        scored.append(Scored(found[0] if row.shape == "one" else list(found), tokens, row.truncated))
     return scored
