@@ -40,7 +40,7 @@ def random_tensors(count: int, size: int = 20, scale: float = 3.0) -> list[torch
     return [scale * torch.randn(size, generator=generator, dtype=torch.float64) for _ in range(count)]
 
 
-def random_strengths(size: int = 20) -> torch.Tensor:
+def random_preference_probs(size: int = 20) -> torch.Tensor:
     """Sure, unsure and tied comparisons."""
     preference_probs = torch.rand(size, generator=torch.Generator().manual_seed(8), dtype=torch.float64)
     preference_probs[::4], preference_probs[1::4] = 0.5, 1.0
@@ -60,25 +60,25 @@ def assert_gradient(loss: Callable[..., torch.Tensor], *inputs: torch.Tensor) ->
 
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("with_strength", [False, True])
+@pytest.mark.parametrize("with_preference_prob", [False, True])
 @pytest.mark.parametrize("with_margin", [False, True])
-def test_bradley_terry_is_the_negative_log_likelihood(with_margin, with_strength, label_smoothing):
+def test_bradley_terry_is_the_negative_log_likelihood(with_margin, with_preference_prob, label_smoothing):
     better, worse, margin = random_tensors(3)
     margin_P = margin if with_margin else None
-    preference_prob_P = random_strengths() if with_strength else None
+    preference_prob_P = random_preference_probs() if with_preference_prob else None
     loss = partial(bradley_terry_loss, preference_prob_P=preference_prob_P, label_smoothing=label_smoothing)
 
     ahead = (better - worse - (margin if with_margin else 0)).numpy()
-    p = preference_prob_P.numpy() if with_strength else np.ones(20)
+    p = preference_prob_P.numpy() if with_preference_prob else np.ones(20)
     # The label is flipped with probability label_smoothing.
     p = p * (1 - label_smoothing) + (1 - p) * label_smoothing
     assert_equal(loss(better, worse, margin_P), -p * log_expit(ahead) - (1 - p) * log_expit(-ahead))
     assert_gradient(loss, better, worse, *([margin] if with_margin else []))
 
 
-def test_bradley_terry_with_strengths_is_the_log_loss_of_a_sample_with_these_shares():
+def test_bradley_terry_with_preference_probs_is_the_log_loss_of_a_sample_with_these_shares():
     better, worse = random_tensors(2)
-    p = random_strengths().numpy()
+    p = random_preference_probs().numpy()
     chance = 1 / (1 + np.exp((worse - better).numpy()))
     expected = log_loss(
         np.repeat([1, 0], 20), np.concatenate([chance, chance]), sample_weight=np.concatenate([p, 1 - p])
@@ -102,16 +102,16 @@ def test_scaled_bradley_terry_weighs_by_the_margin_and_does_not_subtract_it():
 
 
 def rao_kupper_probabilities(better: torch.Tensor, worse: torch.Tensor, theta: float) -> tuple[np.ndarray, ...]:
-    """Win, tie and loss, as the paper writes them: with worths pi = exp(r) and a threshold theta."""
-    one, other = np.exp(better.numpy()), np.exp(worse.numpy())
-    win, loss = one / (one + theta * other), other / (other + theta * one)
-    return win, one * other * (theta**2 - 1) / ((one + theta * other) * (theta * one + other)), loss
+    """Win, tie and loss, as the paper writes them: with worths pi and rho = exp(r) and a threshold theta."""
+    pi, rho = np.exp(better.numpy()), np.exp(worse.numpy())
+    win, loss = pi / (pi + theta * rho), rho / (rho + theta * pi)
+    return win, pi * rho * (theta**2 - 1) / ((pi + theta * rho) * (theta * pi + rho)), loss
 
 
 def davidson_probabilities(better: torch.Tensor, worse: torch.Tensor, nu: float) -> tuple[np.ndarray, ...]:
-    one, other = np.exp(better.numpy()), np.exp(worse.numpy())
-    total = one + other + nu * np.sqrt(one * other)
-    return one / total, nu * np.sqrt(one * other) / total, other / total
+    pi, rho = np.exp(better.numpy()), np.exp(worse.numpy())
+    total = pi + rho + nu * np.sqrt(pi * rho)
+    return pi / total, nu * np.sqrt(pi * rho) / total, rho / total
 
 
 TIE_MODELS = [
@@ -126,7 +126,7 @@ def test_losses_with_ties_are_the_negative_log_likelihood(loss, probabilities, p
     better, worse = random_tensors(2)
     log_parameter = torch.full(shape, parameter, dtype=torch.float64).log()
     win, tie, lose = probabilities(better, worse, parameter)
-    p = random_strengths().numpy()
+    p = random_preference_probs().numpy()
     expected = np.where(p == 0.5, -np.log(tie), -p * np.log(win) - (1 - p) * np.log(lose))
     assert_equal(loss(better, worse, log_parameter, torch.from_numpy(p)), expected)
     assert_equal(loss(better, worse, log_parameter), -np.log(win))
@@ -192,7 +192,7 @@ def test_plackett_luce_is_the_likelihood_of_a_ranking_among_all_rankings(top_k):
     assert sum(chances) == pytest.approx(1)
     for order in orders:
         # A ranking of the best k only is any full ranking that begins with them.
-        expected = sum(c for other, c in zip(orders, chances, strict=True) if other[:top_k] == order[:top_k])
+        expected = sum(c for full, c in zip(orders, chances, strict=True) if full[:top_k] == order[:top_k])
         scores = tensor(*(-order.index(response) for response in range(4)))
         loss = plackett_luce_loss(rewards, scores, torch.zeros(4, dtype=torch.long), top_k)
         assert torch.exp(-loss.sum()).item() == pytest.approx(expected, abs=1e-9)
@@ -208,7 +208,7 @@ def test_regression_is_the_squared_error():
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.2])
 def test_binary_cross_entropy_is_the_log_loss(label_smoothing):
     rewards = random_tensors(1)[0]
-    p = random_strengths().numpy()
+    p = random_preference_probs().numpy()
     loss = partial(binary_cross_entropy_loss, labels_N=torch.from_numpy(p), label_smoothing=label_smoothing)
     p = p * (1 - label_smoothing) + (1 - p) * label_smoothing
     assert_equal(loss(rewards), -p * log_expit(rewards.numpy()) - (1 - p) * log_expit(-rewards.numpy()))
@@ -292,7 +292,7 @@ def test_only_the_order_of_scores_matters_to_a_ranking(scores):
 )
 @settings(max_examples=50, derandomize=True, deadline=None)
 @given(better=reward, worse=reward, margin=st.floats(-5, 5), share=preference_prob)
-def test_swapping_the_responses_and_the_strength_changes_nothing(loss, better, worse, margin, share):
+def test_swapping_the_responses_and_the_preference_prob_changes_nothing(loss, better, worse, margin, share):
     swapped = loss(tensor(worse), tensor(better), tensor(-margin), tensor(1 - share))
     assert_equal(swapped, loss(tensor(better), tensor(worse), tensor(margin), tensor(share)))
 

@@ -108,10 +108,10 @@ def test_totals_restore_to_the_same_metrics_and_go_on():
 
 
 def test_gathering_adds_processes_up():
-    metrics, other = RewardMetrics(), RewardMetrics()
+    metrics, remote = RewardMetrics(), RewardMetrics()
     metrics.update(scored([1.0], [0.0], loss=[0.5]))
-    other.update(scored([0.0, 0.0], [4.0, 1.0], loss=[1.0, 1.5]))
-    theirs = torch.tensor([other.totals()], dtype=torch.float64)
+    remote.update(scored([0.0, 0.0], [4.0, 1.0], loss=[1.0, 1.5]))
+    theirs = torch.tensor([remote.totals()], dtype=torch.float64)
     values = metrics.compute(gather=lambda mine: torch.cat((mine, theirs)))
     assert (values["loss"], values["accuracy"], values["max_reward"]) == pytest.approx((1.0, 1 / 3, 4.0))
 
@@ -139,8 +139,8 @@ rankings = st.lists(
 
 def listed(examples, *, pointwise=None, tie_width=None, fillers=0) -> Scored:
     """A batch of examples, each a list of (reward, score), the last `fillers` of which are none."""
-    responses = [(g, n, *one) for g, example in enumerate(examples) for n, one in enumerate(example)]
-    responses.sort(key=lambda one: (one[1], one[0]))  # as the padded layout has them
+    responses = [(g, n, *response) for g, example in enumerate(examples) for n, response in enumerate(example)]
+    responses.sort(key=lambda response: (response[1], response[0]))  # as the padded layout has them
     owners = [g for g, *_ in responses]
     scores = [score for *_, score in responses]
     real = [g < len(examples) - fillers for g in owners]
@@ -209,12 +209,12 @@ ratings = st.lists(st.tuples(st.floats(-9, 9, width=32), st.floats(1, 5, width=3
 
 @settings(max_examples=80, deadline=None)
 @given(responses=ratings, cut=st.integers(1, 4))
-def test_any_batching_gives_the_metrics_of_all_grades(responses, cut):
-    rewards, given_grades = np.array(responses, dtype=np.float64).T
-    values = computed([[one] for one in responses], cut, pointwise="ratings")
-    assert values["mse"] == pytest.approx(np.mean((rewards - given_grades) ** 2), rel=1e-9, abs=1e-12)
-    if min(np.std(rewards) / np.abs(rewards).max(initial=1e-9), np.std(given_grades)) > 1e-3:
-        assert values["correlation"] == pytest.approx(pearsonr(rewards, given_grades).statistic, abs=1e-6)
+def test_any_batching_gives_the_metrics_of_all_ratings(responses, cut):
+    rewards, given_ratings = np.array(responses, dtype=np.float64).T
+    values = computed([[response] for response in responses], cut, pointwise="ratings")
+    assert values["mse"] == pytest.approx(np.mean((rewards - given_ratings) ** 2), rel=1e-9, abs=1e-12)
+    if min(np.std(rewards) / np.abs(rewards).max(initial=1e-9), np.std(given_ratings)) > 1e-3:
+        assert values["correlation"] == pytest.approx(pearsonr(rewards, given_ratings).statistic, abs=1e-6)
     assert -1 <= values["correlation"] <= 1
     assert "accuracy" not in values
     assert "kendall_tau" not in values
@@ -234,7 +234,7 @@ def test_any_batching_gives_the_accuracy_of_all_labels(responses, cut):
     assert values["accuracy"] == pytest.approx(np.mean([(reward > 0) == label for reward, label in responses]))
 
 
-def test_rankings_ties_and_grades_survive_a_round_trip():
+def test_rankings_ties_and_ratings_survive_a_round_trip():
     examples = [[(2.0, 1), (0.5, 2), (0.5, 0)], [(0.0, 1), (0.0, 1)], [(1.0, 2), (-1.0, 0)]]
     first = RewardMetrics()
     first.update(listed(examples, pointwise="ratings", tie_width=0.5))
@@ -246,7 +246,7 @@ def test_rankings_ties_and_grades_survive_a_round_trip():
     assert {"kendall_tau", "best_of_n_accuracy", "tie_accuracy", "mse", "correlation"} <= first.compute().keys()
 
 
-def test_soft_labels_below_one_half_turn_a_pair_round():
+def test_soft_labels_below_one_half_reverse_a_pair():
     batch = dataclasses.replace(
         scored([2.0, 2.0, 2.0], [1.0, 1.0, 1.0]), preference_prob_P=torch.tensor([0.9, 0.2, 0.5])
     )

@@ -86,10 +86,10 @@ def test_objectives_recover_the_order(cases, found, name):
 
 
 @pytest.mark.parametrize(("name", "plain", "least"), GAINS)
-def test_objectives_beat_plain_bradley_terry_on_fresh_judgements(cases, found, name, plain, least):
+def test_objectives_beat_plain_bradley_terry_on_fresh_labels(cases, found, name, plain, least):
     (objective,) = fits_of(cases[name], "objective")
-    (other,) = [fit for fit in fits_of(cases[name], "plain") if fit.name.endswith(plain)]
-    assert found[name][other.name]["nll"] - found[name][objective.name]["nll"] >= least
+    (baseline,) = [fit for fit in fits_of(cases[name], "plain") if fit.name.endswith(plain)]
+    assert found[name][baseline.name]["nll"] - found[name][objective.name]["nll"] >= least
 
 
 def test_every_gain_that_is_claimed_is_tested(cases):
@@ -140,9 +140,9 @@ def test_the_benchmark_writes_figures_and_picture(simulation, tmp_path, monkeypa
     small = ["--seeds", "2", "--items", "6", "--held_out", "200", "--scale", "0.05", "--cases", "labels", "pairs"]
     monkeypatch.setattr(sys, "argv", ["simulate", *small, "--output", str(result), "--picture", str(picture)])
     simulation.main()
-    said = json.loads(result.read_text(encoding="utf-8"))
-    assert [case["name"] for case in said["cases"]] == ["pairs", "labels"]
-    fits = said["cases"][1]["fits"]
+    recorded = json.loads(result.read_text(encoding="utf-8"))
+    assert [case["name"] for case in recorded["cases"]] == ["pairs", "labels"]
+    fits = recorded["cases"][1]["fits"]
     gain = fits["binary_cross_entropy"]["gain_over"]["plain Bradley-Terry, an up against a down"]["mean"]
     plain = fits["plain Bradley-Terry, an up against a down"]["nll"]["mean"]
     assert gain == pytest.approx(plain - fits["binary_cross_entropy"]["nll"]["mean"], abs=2e-6)

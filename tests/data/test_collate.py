@@ -131,7 +131,7 @@ def test_shortest_examples_keep_their_tokens():
 
 listed_rows = st.lists(
     st.lists(st.tuples(ids, st.integers(0, 2)), min_size=1, max_size=4).map(
-        lambda pairs: {"response_ids": [one for one, _ in pairs], "scores": [float(score) for _, score in pairs]}
+        lambda pairs: {"response_ids": [ids for ids, _ in pairs], "scores": [float(score) for _, score in pairs]}
     ),
     min_size=1,
     max_size=4,

@@ -55,10 +55,10 @@ def test_dropping_the_last_leaves_full_batches_only(num_rows, batch_size, proces
 
 
 def test_epochs_and_seeds_differ_and_repeat():
-    first, again, other = shuffled(50, 1), shuffled(50, 1), shuffled(50, 2)
+    first, again, second = shuffled(50, 1), shuffled(50, 1), shuffled(50, 2)
     assert first(0) == again(0)
     assert first(0) != first(1)
-    assert first(0) != other(0)
+    assert first(0) != second(0)
 
 
 @given(lengths=st.lists(st.integers(1, 100), min_size=1, max_size=300), batch_size=st.integers(1, 6))

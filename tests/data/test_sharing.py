@@ -22,8 +22,8 @@ examples_of = st.lists(
 )
 
 
-def common(one, other):
-    return next((t for t, (x, y) in enumerate(zip(one, other, strict=False)) if x != y), min(len(one), len(other)))
+def common(a, b):
+    return next((t for t, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 @settings(max_examples=200, derandomize=True, deadline=None)
@@ -36,7 +36,7 @@ def test_every_response_is_there_and_common_prefixes_are_there_once(examples):
     for path in tree.paths:
         texts.append([row.input_ids[tree.starts[node] + t] for node in path for t in range(tree.lengths[node])])
     leaves = [path[-1] for path in tree.paths]
-    wanted = {(g, n): list(ids) for g, one in enumerate(examples) for n, ids in enumerate(one.response_ids)}
+    wanted = {(g, n): list(ids) for g, example in enumerate(examples) for n, ids in enumerate(example.response_ids)}
     assert {place: texts[leaves.index(leaf)] for place, leaf in row.leaves.items()} == wanted
     assert [
         [row.input_ids[tree.index_of(leaf, t)] for t in range(len(wanted[place]))] for place, leaf in row.leaves.items()
@@ -51,17 +51,17 @@ def test_every_response_is_there_and_common_prefixes_are_there_once(examples):
         assert not children or (len(children) >= 2 and children[0] == node + 1)
     assert len({tuple(text) for text in texts}) == len(texts)
     # Neighbours share all they have in common, but for nodes that are too short to branch.
-    for (one, path), (other, path_of_other) in pairwise(zip(texts, tree.paths, strict=True)):
-        shared = sum(tree.lengths[node] for node in set(path) & set(path_of_other))
-        most = min(common(one, other), len(one) - 1, len(other) - 1)
+    for (text, path), (next_text, next_path) in pairwise(zip(texts, tree.paths, strict=True)):
+        shared = sum(tree.lengths[node] for node in set(path) & set(next_path))
+        most = min(common(text, next_text), len(text) - 1, len(next_text) - 1)
         assert most - SHORTEST_NODE < shared <= most
 
 
 def test_one_prompt_in_many_rows_is_computed_once():
     prompt = list(range(10, 40))
     rows = [{"chosen_ids": [*prompt, 1, i], "rejected_ids": [*prompt, 2, i]} for i in range(1, 5)]
-    other = {"chosen_ids": [5, 6, 7], "rejected_ids": [5, 6, 8]}
-    batch = SharedPrefixCollator()([rows[0], other, *rows[1:]])
+    unrelated = {"chosen_ids": [5, 6, 7], "rejected_ids": [5, 6, 8]}
+    batch = SharedPrefixCollator()([rows[0], unrelated, *rows[1:]])
     assert batch["nodes"] == ((2, -1, 2), (1, 0, 1), (1, 0, 1), (30, -1, 8), *[(2, 3, 1)] * 8)
     assert batch["input_ids"].shape == (1, 30 + 16 + 4)
     # Two rows with an answer in common, and a filler that repeats a row.
@@ -108,7 +108,8 @@ def test_a_short_common_start_of_prompts_is_not_worth_a_branch():
 @given(examples=examples_of)
 def test_both_layouts_predict_the_same_tokens_and_count_the_same_lengths(examples):
     rows = [
-        {"response_ids": [list(ids) for ids in one.response_ids], "scores": list(one.label.ratings)} for one in examples
+        {"response_ids": [list(ids) for ids in example.response_ids], "scores": list(example.label.ratings)}
+        for example in examples
     ]
     read = []
     for collator in (PaddedCollator(pad_token_id=0, text=True), SharedPrefixCollator(text=True)):

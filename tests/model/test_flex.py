@@ -75,7 +75,7 @@ def drawn(tree, heads=4, key_heads=2, size=16, value_size=16, dtype=torch.float3
     generator = torch.Generator().manual_seed(3)
     shapes = ((heads, size), (key_heads, size), (key_heads, value_size))
     tensors = [torch.randn(1, n, tree.tokens, width, generator=generator, dtype=torch.float64) for n, width in shapes]
-    return [one.to(dtype).requires_grad_() for one in tensors]
+    return [tensor.to(dtype).requires_grad_() for tensor in tensors]
 
 
 def features_of(options, heads, dtype=torch.float32):
@@ -93,7 +93,7 @@ def gradients(output, inputs):
 
 def exact(inputs, options, tree):
     """The loop over responses in float64, which test_attention holds against attention written out."""
-    wide = [one.detach().double().requires_grad_() for one in inputs]
+    wide = [tensor.detach().double().requires_grad_() for tensor in inputs]
     sinks = options["sinks"]
     sinks = None if sinks is None else sinks.detach().double().requires_grad_()
     layout = SharedPrefixLayout(tree, "sdpa")
@@ -115,12 +115,12 @@ def test_outputs_and_gradients_are_those_of_the_loop(options, key_heads, attend,
     expected, wanted = exact(inputs, options, TREE)
     assert_close(found, expected)
     sinks = [] if options["sinks"] is None else [options["sinks"]]
-    for one, other in zip(gradients(found, [*inputs, *sinks]), wanted, strict=True):
-        assert_close(one, other)
+    for gradient, reference in zip(gradients(found, [*inputs, *sinks]), wanted, strict=True):
+        assert_close(gradient, reference)
 
 
 def test_without_gradients_the_public_function_runs_on_a_cpu():
-    inputs, options = [one.detach() for one in drawn(SMALL)], {"sliding_window": 6, "softcap": 2.0, "sinks": None}
+    inputs, options = [tensor.detach() for tensor in drawn(SMALL)], {"sliding_window": 6, "softcap": 2.0, "sinks": None}
     found = attend_with_flex(*inputs, FlexPlan.of(SMALL, CPU), scaling=0.3, **options)
     assert_close(found, exact(inputs, options, SMALL)[0])
 
@@ -131,8 +131,9 @@ def test_in_mixed_precision_it_computes_in_the_lower_one(gradients_on_a_cpu):
         found = attend_with_flex(*inputs, FlexPlan.of(SMALL, CPU), scaling=0.3, **options)
     assert found.dtype == torch.bfloat16
     expected, wanted = exact(inputs, options, SMALL)
-    for one, other in zip((found, *gradients(found, [*inputs, options["sinks"]])), (expected, *wanted), strict=True):
-        assert_close(one, other, allowed=3e-2)
+    actual = (found, *gradients(found, [*inputs, options["sinks"]]))
+    for tensor, reference in zip(actual, (expected, *wanted), strict=True):
+        assert_close(tensor, reference, allowed=3e-2)
 
 
 def test_sinks_move_the_gradients_of_scores_through_the_sum_that_they_share(gradients_on_a_cpu):
@@ -177,7 +178,7 @@ batches = st.lists(st.lists(responses, min_size=1, max_size=3), min_size=1, max_
 @example(ids=[[[3] * 600, [3] * 600 + [1]]], window=300)
 @given(ids=batches, window=st.sampled_from([None, 1, 4, 100, 130, 1000]))
 def test_of_any_batch_masks_and_blocks_say_what_each_token_sees(ids, window):
-    tree = share_prefixes([EncodedExample(tuple(ids)) for ids in ids]).tree
+    tree = share_prefixes([EncodedExample(tuple(responses)) for responses in ids]).tree
     plan = FlexPlan.of(tree, CPU)
     seen = create_mask(plan.mask_function(window), 1, 1, plan.tokens, plan.tokens, CPU)[0, 0]
     assert torch.equal(seen[: tree.tokens, : tree.tokens], by_hand(tree, window))
@@ -216,7 +217,10 @@ def test_masks_are_made_once_a_batch_and_window(monkeypatch):
     layout = SharedPrefixLayout(SMALL)
     for window in (None, 5, None, 5, None):
         attend_with_flex(
-            *(one.detach() for one in drawn(SMALL)), layout.plan(FlexPlan, CPU), scaling=0.3, sliding_window=window
+            *(tensor.detach() for tensor in drawn(SMALL)),
+            layout.plan(FlexPlan, CPU),
+            scaling=0.3,
+            sliding_window=window,
         )
     assert len(made) == 2
 
@@ -274,7 +278,7 @@ class Gpu:
         ("sdpa", {"softcap": 2.0}, False),
     ],
 )
-def test_it_is_used_where_scores_are_capped_or_sinks_take_part_or_where_asked_for(backend, options, used, monkeypatch):
+def test_it_is_used_where_scores_are_capped_or_sinks_take_part_or_where_set(backend, options, used, monkeypatch):
     on_a_gpu(monkeypatch)
     calls = []
 
@@ -294,15 +298,17 @@ def test_a_machine_on_which_it_fails_goes_on_with_the_loop_or_is_told(monkeypatc
     inputs = drawn(SMALL)
     found = shared_prefix_attention(*inputs, SharedPrefixLayout(SMALL), scaling=0.3, softcap=2.0)
     assert_close(found, exact(inputs, {"softcap": 2.0, "sinks": None}, SMALL)[0])
-    with pytest.raises(ConfigError, match="flex does not run here"):
+    with pytest.raises(ConfigError, match="flex does not run here") as error:
         shared_prefix_attention(*inputs, SharedPrefixLayout(SMALL, "flex"), scaling=0.3, softcap=2.0)
+    assert error.value.field == "attention_backend"
 
 
 def test_what_it_cannot_do_is_said(monkeypatch):
     inputs = drawn(SMALL)
     assert "CUDA" in why_not_flex(*inputs, scaling=0.3)
-    with pytest.raises(ConfigError, match="flex needs a CUDA device"):
+    with pytest.raises(ConfigError) as error:
         shared_prefix_attention(*inputs, SharedPrefixLayout(SMALL, "flex"), scaling=0.3)
+    assert (error.value.field, error.value.fix is not None) == ("attention_backend", True)
     on_a_gpu(monkeypatch)
     assert why_not_flex(Gpu(), Gpu(), Gpu(), scaling=0.3, softcap=50.0, sinks=True) is None
     assert "dropout" in why_not_flex(Gpu(), Gpu(), Gpu(), scaling=0.3, dropout=0.1)

@@ -40,9 +40,9 @@ def test_a_folder_without_them_has_none(tmp_path):
 
 
 def test_rescaled_rewards_belong_to_the_same_rows(golden):
-    other = golden.rescaled(-3.0, 0.5)
-    assert other.rewards == [-3.0 * 0.1234567891 + 0.5, 6.5]
-    assert [row.ids for row in other.rows] == [row.ids for row in golden.rows]
+    rescaled = golden.rescaled(-3.0, 0.5)
+    assert rescaled.rewards == [-3.0 * 0.1234567891 + 0.5, 6.5]
+    assert [row.ids for row in rescaled.rows] == [row.ids for row in golden.rows]
     assert golden.rewards == [0.1234567891, -2.0]
 
 
@@ -63,21 +63,23 @@ def test_rescaled_rewards_belong_to_the_same_rows(golden):
         {"surprise": 1},
     ],
 )
-def test_other_files_are_refused(golden, tmp_path, change):
+def test_files_of_another_kind_raise(golden, tmp_path, change):
     path = golden.save(tmp_path)
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(ConfigError, match="plaudit verify MODEL --rows FILE --save"):
+    with pytest.raises(ConfigError) as error:
         load_golden_rows(str(tmp_path))
+    assert error.value.fix is not None
 
 
 @pytest.mark.parametrize("content", [b"", b"[1]", b"\xff\xfe", b"{"])
-def test_broken_files_are_refused(tmp_path, content):
+def test_broken_files_raise(tmp_path, content):
     (tmp_path / FILE_NAME).write_bytes(content)
-    with pytest.raises(ConfigError, match="golden"):
+    with pytest.raises(ConfigError) as error:
         load_golden_rows(str(tmp_path))
+    assert FILE_NAME in error.value.message
 
 
 def test_the_hash_is_that_of_the_chat_template():
     assert chat_template_hash(tiny_tokenizer(chat_template=False)) is None
-    one, same, other = (chat_template_hash(tiny_tokenizer(chat_template=text)) for text in ("{{ 1 }}", "{{ 1 }}", "x"))
-    assert one == same != other
+    first, same, x = (chat_template_hash(tiny_tokenizer(chat_template=text)) for text in ("{{ 1 }}", "{{ 1 }}", "x"))
+    assert first == same != x

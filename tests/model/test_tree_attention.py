@@ -42,18 +42,18 @@ def test_outputs_and_gradients_are_those_of_the_loop(key_heads, dtype, allowed, 
     inputs = drawn(TREE, dtype, key_heads=key_heads)
     found = tree_attention(*inputs, TREE, 0.3)
     assert found.dtype == dtype
-    exact = [one.detach().double().requires_grad_() for one in inputs]
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
     expected = by_the_loop(exact, TREE, monkeypatch)
     pairs = zip((found, *gradients(found, inputs)), (expected, *gradients(expected, exact)), strict=True)
-    for one, other in pairs:
-        assert one.shape == other.shape
-        assert (one.double() - other).abs().max() <= allowed * other.abs().max()
+    for tensor, reference in pairs:
+        assert tensor.shape == reference.shape
+        assert (tensor.double() - reference).abs().max() <= allowed * reference.abs().max()
 
 
 def test_gradients_are_those_of_differences():
     tree = PrefixTree(((2, -1, 3), (2, 0, 2), (1, 1, 1), (2, 1, 1), (1, 0, 1)))
     inputs = drawn(tree, size=8)
-    torch.autograd.gradcheck(lambda *one: tree_attention(*one, tree, 0.3), inputs)
+    torch.autograd.gradcheck(lambda *tensors: tree_attention(*tensors, tree, 0.3), inputs)
 
 
 beginnings = st.sampled_from([(), (1,) * 9, (1,) * 9 + (2,) * 9, (3,) * 20])
@@ -65,7 +65,7 @@ responses = st.builds(
 @settings(max_examples=60, derandomize=True, deadline=None)
 @given(ids=st.lists(st.lists(responses, min_size=1, max_size=3), min_size=1, max_size=4))
 def test_of_any_batch_each_response_reads_its_own_tokens_only(ids):
-    tree = share_prefixes([EncodedExample(tuple(ids)) for ids in ids]).tree
+    tree = share_prefixes([EncodedExample(tuple(responses)) for responses in ids]).tree
     query, key, value = drawn(tree)
     found = tree_attention(query, key, value, tree, 0.3)[0].transpose(0, 1)
     for path in tree.paths:
@@ -108,7 +108,7 @@ def test_kernels_that_are_gone_or_wrong_are_not_used(monkeypatch):
         raise RuntimeError("no such operator")
 
     def wrong(*args, **kwargs):
-        return tuple(2 * one for one in original(*args, **kwargs))
+        return tuple(2 * gradient for gradient in original(*args, **kwargs))
 
     for kernel in (gone, wrong):
         module._kernels_are_as_expected.cache_clear()

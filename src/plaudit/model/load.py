@@ -474,20 +474,21 @@ def apply_liger(model: Any, config: Mapping[str, Any] | None, *, use_cpu: bool) 
     """
     from transformers.integrations.liger import apply_liger_kernel, is_liger_kernel_available
 
-    fix = "Remove `use_liger_kernel`."
+    field, fix = "use_liger_kernel", "Remove `use_liger_kernel`."
     if use_cpu:
-        raise ConfigError("`use_liger_kernel` needs a GPU: Liger's kernels are written in Triton", fix=fix)
+        raise ConfigError("it needs a GPU: Liger's kernels are written in Triton", field=field, fix=fix)
     if not is_liger_kernel_available():
-        raise ConfigError("`use_liger_kernel` needs liger-kernel 0.3.0 or newer", fix="pip install liger-kernel")
+        raise ConfigError("it needs liger-kernel 0.3.0 or newer", field=field, fix="pip install liger-kernel")
     base_model = base_model_of(model)
     forward, replaced_before = base_model.forward, _replaced_forwards(base_model)
     try:
         apply_liger_kernel(model, liger_settings(config))
     except (TypeError, ValueError, AttributeError) as error:
         message = f"Liger does not support {type(base_model).__name__} ({error})"
-        raise ConfigError(message, fix=fix) from error
+        raise ConfigError(message, field=field, fix=fix) from error
     if base_model.forward != forward:
-        raise ConfigError(f"Liger has replaced the forward of the {type(base_model).__name__}", fix=fix)
+        message = f"Liger has replaced the forward of the {type(base_model).__name__}"
+        raise ConfigError(message, field=field, fix=fix)
     count, kind = len(_replaced_forwards(base_model) - replaced_before), base_model.config.model_type
     if count:
         logger.info("Liger kernels: in %d modules of the %s model.", count, kind)
