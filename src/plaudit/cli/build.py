@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import difflib
 import importlib.util
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
@@ -265,14 +264,14 @@ def find_preset(name: str) -> Mapping[str, Any]:
 def preset_lines(settings: TrainSettings) -> list[str]:
     """Describes what the preset set, and which of its values were overridden."""
     name = str(settings.run.preset)
-    owners = (settings.config, settings.adapter, settings.data, settings.model, settings.quantization)
+    actual = {**vars(settings.config), **vars(settings.adapter), **vars(settings.data), **vars(settings.model)}
     taken, replaced = [], []
     for setting, value in find_preset(name).items():
-        actual = next(getattr(owner, setting) for owner in owners if hasattr(owner, setting))
-        if value_text(actual) == value_text(value) or actual == value:
-            taken.append(f"{setting} {value_text(value)}")
+        text, wanted = value_text(actual[setting]), value_text(value)
+        if text == wanted or actual[setting] == value:
+            taken.append(f"{setting} {wanted}")
         else:
-            replaced.append(f"{setting} {value_text(actual)} (not {value_text(value)})")
+            replaced.append(f"{setting} {text} (not {wanted})")
     lines = [f"Preset {name}: {', '.join(taken) or 'nothing'}."]
     return [*lines, f"  Overridden: {', '.join(replaced)}."] if replaced else lines
 
@@ -282,7 +281,7 @@ def preset_lines(settings: TrainSettings) -> list[str]:
 
 def read_file(path: Path) -> dict[str, Any]:
     """Reads a YAML file of settings; sets the environment variables under its key ``env``."""
-    with _errors_in(path):
+    try:
         values: dict[str, Any] = {}
         for key, value in _read_yaml(path).items():
             name = str(key).replace("-", "_")
@@ -295,53 +294,42 @@ def read_file(path: Path) -> dict[str, Any]:
             if setting.name in values:
                 raise ConfigError(f"`{key}` sets `{setting.name}` a second time", fix="Remove one of the lines.")
             values[setting.name] = _yaml_value(setting.name, value)
-        return values
-
-
-@contextlib.contextmanager
-def _errors_in(path: Path) -> Iterator[None]:
-    try:
-        yield
     except ConfigError as error:
-        raise ConfigError(f"{path}: {error.summary}", fix=error.fix) from None
+        raise ConfigError(f"{path}: {error.summary}", fix=error.fix) from error.__cause__
+    return values
 
 
 def _read_yaml(path: Path) -> dict[Any, Any]:
+    fix = "Write one `name: value` per line."
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot be read: {error.strerror}", fix="Check the path given to --config.") from error
     except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         line = f"line {mark.line + 1}: " if mark is not None else ""
-        problem = getattr(error, "problem", None) or "cannot be parsed"
-        raise ConfigError(f"{line}is not valid YAML: {problem}", fix="Write one `name: value` per line.") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError("does not hold settings", fix="Write one `name: value` per line.")
-    return content
+        raise ConfigError(f"{line}is not valid YAML: {problem or 'cannot be parsed'}", fix=fix) from error
+    if content is not None and not isinstance(content, dict):
+        raise ConfigError("does not hold settings", fix=fix)
+    return content or {}
 
 
 def _yaml_value(name: str, value: Any) -> Any:
     setting = TRAIN.settings[name]
     if value is None and not setting.is_nullable:
         raise ConfigError(f"`{name}` is empty", fix="Give it a value, or remove the line.")
-    if value is None:
-        return None
-    if isinstance(value, list | dict):
-        if not setting.allows(type(value)):
-            kind = "a list" if isinstance(value, list) else "a mapping"
-            raise ConfigError(f"`{name}` cannot be {kind}", fix="Use a single value.")
+    if isinstance(value, list | dict) and not setting.allows(type(value)):
+        kind = "a list" if isinstance(value, list) else "a mapping"
+        raise ConfigError(f"`{name}` cannot be {kind}", fix="Use a single value.")
+    if value is None or isinstance(value, list | dict):
         return value
     text = str(value).lower() if isinstance(value, bool) else str(value)
     return TRAIN.read([f"--{name}={text}"])[1][name]
 
 
 def _set_environment(values: Any) -> None:
-    if not isinstance(values, Mapping) or any(
-        value is None or isinstance(value, list | dict) for value in values.values()
-    ):
+    is_mapping = isinstance(values, Mapping)
+    if not is_mapping or any(value is None or isinstance(value, list | dict) for value in values.values()):
         raise ConfigError("`env` is not a mapping of names to values", fix='Write it like `env: {NAME: "value"}`.')
     os.environ.update({str(name): str(value) for name, value in values.items()})
 
@@ -438,50 +426,32 @@ def check_settings(settings: TrainSettings) -> None:
     """Raises `ConfigError` for settings that cannot work together."""
     config, data, quantization = settings.config, settings.data, settings.quantization
     if data.dataset_name is None and data.datasets is None:
-        raise ConfigError(
-            "no data set is named",
-            fix="Pass --dataset_name with a file, a folder or a Hub name (`plaudit demo` brings its own data).",
-        )
+        fix = "Pass --dataset_name with a file, a folder or a Hub name (`plaudit demo` brings its own data)."
+        raise ConfigError("no data set is named", fix=fix)
     if data.datasets is not None:
-        _check_mixture(data, config)
+        for name, fix in _MIXTURE_FIXES.items():
+            if getattr(data, name) not in (None, "train"):
+                raise ConfigError(f"`datasets` and `{name}` exclude each other", fix=fix)
+        if config.eval_strategy != "no" and data.eval_fraction is None:
+            message = "`eval_strategy` asks for evaluation, but a mixture has no split to evaluate on"
+            raise ConfigError(message, fix="Hold out rows with --eval_fraction 0.1.")
     if data.eval_fraction is not None and data.dataset_test_split is not None:
-        raise ConfigError(
-            "`eval_fraction` and `dataset_test_split` both select the rows to evaluate on",
-            fix="Remove one of them.",
-        )
+        message = "`eval_fraction` and `dataset_test_split` both select the rows to evaluate on"
+        raise ConfigError(message, fix="Remove one of them.")
     if data.dataset_streaming and config.max_steps <= 0:
-        raise ConfigError(
-            "a streamed data set has no length, so training would never end",
-            fix="Set the number of steps, such as --max_steps 1000.",
-        )
+        message = "a streamed data set has no length, so training would never end"
+        raise ConfigError(message, fix="Set the number of steps, such as --max_steps 1000.")
     if data.dataset_streaming and data.eval_fraction is not None:
-        raise ConfigError(
-            "`eval_fraction` needs all rows, and a stream reads them one by one",
-            fix="Evaluate on a split with --dataset_test_split, or turn streaming off.",
-        )
-    quantized = quantization.load_in_4bit or quantization.load_in_8bit
-    if quantized and not settings.adapter.use_peft:
+        fix = "Evaluate on a split with --dataset_test_split, or turn streaming off."
+        raise ConfigError("`eval_fraction` needs all rows, and a stream reads them one by one", fix=fix)
+    if (quantization.load_in_4bit or quantization.load_in_8bit) and not settings.adapter.use_peft:
         raise ConfigError("a quantised model cannot be trained, only an adapter on top of it", fix="Add --use_peft.")
-
-
-def _check_mixture(data: DataArguments, config: RewardConfig) -> None:
-    for name in ("dataset_name", "dataset_config", "dataset_test_split"):
-        if getattr(data, name) is not None:
-            raise ConfigError(f"`datasets` and `{name}` exclude each other", fix=_MIXTURE_FIXES[name])
-    if data.dataset_train_split != "train":
-        raise ConfigError(
-            "`datasets` and `dataset_train_split` exclude each other", fix="Give each part its own `split`."
-        )
-    if config.eval_strategy != "no" and data.eval_fraction is None:
-        raise ConfigError(
-            "`eval_strategy` asks for evaluation, but a mixture has no split to evaluate on",
-            fix="Hold out rows with --eval_fraction 0.1.",
-        )
 
 
 _MIXTURE_FIXES = {
     "dataset_name": "Remove one of them, or add the data set to `datasets`.",
     "dataset_config": "Give the parts that need a configuration a `name`.",
+    "dataset_train_split": "Give each part its own `split`.",
     "dataset_test_split": "Hold out rows with `eval_fraction`.",
 }
 
@@ -503,10 +473,8 @@ def find_model(model: ModelArguments) -> str:
 def model_init_kwargs(model: ModelArguments, config: RewardConfig) -> dict[str, Any]:
     """Returns ``model_init_kwargs`` with the settings that stand for one of them; raises where both differ."""
     if isinstance(config.model_init_kwargs, str):
-        raise ConfigError(
-            f"`model_init_kwargs` is not a JSON object: {config.model_init_kwargs!r}",
-            fix='Write it like {"dtype": "bfloat16"}.',
-        )
+        message = f"`model_init_kwargs` is not a JSON object: {config.model_init_kwargs!r}"
+        raise ConfigError(message, fix='Write it like {"dtype": "bfloat16"}.')
     kwargs: dict[str, Any] = dict(config.model_init_kwargs or {})
     for name, keys, value in (
         ("model_revision", ("revision",), model.model_revision),
@@ -517,10 +485,8 @@ def model_init_kwargs(model: ModelArguments, config: RewardConfig) -> dict[str, 
             continue
         for key in keys:
             if key in kwargs and str(kwargs[key]).removeprefix("torch.") != value:
-                raise ConfigError(
-                    f"`{name}` is {value!r}, but `model_init_kwargs` has {key}={kwargs[key]!r}",
-                    fix="Remove one of them.",
-                )
+                message = f"`{name}` is {value!r}, but `model_init_kwargs` has {key}={kwargs[key]!r}"
+                raise ConfigError(message, fix="Remove one of them.")
         kwargs[keys[0]] = value
     return kwargs
 

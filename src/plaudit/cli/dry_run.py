@@ -45,10 +45,19 @@ def dry_run(settings: TrainSettings, console: Console) -> None:
         trainer = build_trainer(settings, data)
         row_kinds, columns = survey(data[0])
         batches = memory.sample_batches(trainer.train_dataset, trainer.args)
-        check_layout(trainer, batches[0])
-        _show_model(trainer, console)
-        _show_data(trainer, console)
-        _show_objective(trainer, row_kinds, columns, console)
+        # The first batch in evaluation mode makes the trainer compare both layouts.
+        trainer.model.eval()
+        with torch.no_grad():
+            trainer.loss_of_rows(batches[0])
+        _print_grid("Model", _model_rows(trainer), console)
+        console.print(Text("\nData", style="bold"))
+        for report in trainer.data_reports.values():
+            lengths = report.lengths
+            console.print(f"  {report.summary()}", markup=False)
+            if lengths.responses:
+                tokens = f"{lengths.shortest:,} to {lengths.longest:,} tokens, {lengths.mean:,.0f} on average"
+                console.print(f"  Responses with their prompts: {tokens}.", markup=False)
+        _print_grid("Objective", _objective_rows(trainer, row_kinds, columns), console)
         _show_example(trainer, batches[0][0], row_kinds, console)
         _show_batches(trainer, batches, console)
         _show_needs(trainer, batches, console)
@@ -57,54 +66,36 @@ def dry_run(settings: TrainSettings, console: Console) -> None:
     )
 
 
-def _title(console: Console, text: str) -> None:
-    console.print(Text(f"\n{text}", style="bold"))
-
-
-def _grid(rows: Sequence[tuple[str, ...]], console: Console) -> None:
+def _print_grid(title: str, rows: Sequence[tuple[str, ...]], console: Console) -> None:
+    console.print(Text(f"\n{title}", style="bold"))
     table = Table(box=None, show_header=False, padding=(0, 1, 0, 2))
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console.print(table)
 
 
-def _show_model(trainer: RewardTrainer, console: Console) -> None:
-    model: Any = trainer.model
+def _model_rows(trainer: RewardTrainer) -> list[tuple[str, str]]:
+    args, model = trainer.args, trainer.model
     parameters = list(model.parameters())
     count = sum(parameter.numel() for parameter in parameters)
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     weights = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in parameters})
-    args = trainer.args
     mixed = "bfloat16" if args.bf16 else "float16" if args.fp16 else None
     device = str(args.device)
     if args.device.type == "cuda":
         device += f" ({torch.cuda.get_device_name(args.device)})"
-    _title(console, "Model")
-    _grid(
-        [
-            ("model", f"{name_of(model.config.name_or_path)} ({type(trainer.model).__name__})"),
-            ("parameters", f"{count:,}" + ("" if trained == count else f", of which {trained:,} are trained")),
-            ("precision", f"weights in {', '.join(weights)}" + (f", computed in {mixed}" if mixed else "")),
-            ("device", device),
-            ("batch layout", f"{trainer.batch_layout} ({trainer.batch_layout_reason})"),
-        ],
-        console,
-    )
+    return [
+        ("model", f"{name_of(model.config.name_or_path)} ({type(model).__name__})"),
+        ("parameters", f"{count:,}" + ("" if trained == count else f", of which {trained:,} are trained")),
+        ("precision", f"weights in {', '.join(weights)}" + (f", computed in {mixed}" if mixed else "")),
+        ("device", device),
+        ("batch layout", f"{trainer.batch_layout} ({trainer.batch_layout_reason})"),
+    ]
 
 
-def _show_data(trainer: RewardTrainer, console: Console) -> None:
-    _title(console, "Data")
-    for report in trainer.data_reports.values():
-        lengths = report.lengths
-        console.print(f"  {report.summary()}", markup=False)
-        if lengths.responses:
-            text = f"{lengths.shortest:,} to {lengths.longest:,} tokens, {lengths.mean:,.0f} on average"
-            console.print(f"  Responses with their prompts: {text}.", markup=False)
-
-
-def _show_objective(
-    trainer: RewardTrainer, row_kinds: frozenset[RowKind], columns: frozenset[str], console: Console
-) -> None:
+def _objective_rows(
+    trainer: RewardTrainer, row_kinds: frozenset[RowKind], columns: frozenset[str]
+) -> list[tuple[str, str]]:
     args, name = trainer.args, trainer.training_objective.name
     prepared: Any = trainer.train_dataset
     reason = "set by `objective`" if args.objective != "auto" else "auto"
@@ -115,22 +106,13 @@ def _show_objective(
     named = [f"`{column}`" for column in (*sorted(columns), *weighted)]
     rows = " and ".join(kinds) + (f", with {' and '.join(named)}" if named else "")
     lines = [("objective", f"{name} ({reason})"), ("rows", rows)]
-    if counts := _count_responses(prepared):
-        lines.append(("responses", counts))
+    if isinstance(prepared, Dataset):
+        has_scores = "scores" in prepared.column_names
+        counts = [len(scores) for scores in prepared["scores"]] if has_scores else [2] * len(prepared)
+        per_row = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
+        lines.append(("responses", f"{sum(counts):,} in {len(counts):,} rows, {per_row} per row"))
     added = [f"{setting} {getattr(args, setting):g}" for setting in OBJECTIVE_SETTINGS[1:] if getattr(args, setting)]
-    if added:
-        lines.append(("settings", ", ".join(added)))
-    _title(console, "Objective")
-    _grid(lines, console)
-
-
-def _count_responses(prepared: Any) -> str:
-    if not isinstance(prepared, Dataset):
-        return ""
-    has_scores = "scores" in prepared.column_names
-    counts = [len(scores) for scores in prepared["scores"]] if has_scores else [2] * len(prepared)
-    per_row = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
-    return f"{sum(counts):,} in {len(counts):,} rows, {per_row} per row"
+    return [*lines, ("settings", ", ".join(added))] if added else lines
 
 
 # --- one example ------------------------------------------------------------------------------------------
@@ -145,7 +127,7 @@ def _show_example(
     prefix = common_prefix_length(responses) if len(responses) > 1 else 0
     tokenizer: Any = trainer.processing_class
     kind = "One tie" if example.label.preference_prob == 0.5 else "One example"
-    _title(console, f"{kind}, tokens separated by {MARK}")
+    console.print(Text(f"\n{kind}, tokens separated by {MARK}", style="bold"))
     if len(responses) > 1:
         _show_tokens(f"Shared prompt: {prefix:,} tokens", responses[0][:prefix], tokenizer, False, console)
     names = ["Chosen", "Rejected"]
@@ -230,7 +212,7 @@ def _show_batches(trainer: RewardTrainer, batches: Sequence[Sequence[Any]], cons
     total = sum((memory.count_tokens(rows, multiple) for rows in batches), memory.TokenCount())
     padded = tuple(PaddedCollator(tokenizer.pad_token_id, multiple)(batches[0])["input_ids"].shape)
     shared = tuple(SharedPrefixCollator()(batches[0])["input_ids"].shape)
-    _title(console, f"Batches of {len(batches[0])} examples")
+    console.print(Text(f"\nBatches of {len(batches[0])} examples", style="bold"))
     over = "1 batch" if len(batches) == 1 else f"{len(batches)} batches"
     table = Table(box=None, padding=(0, 1, 0, 2))
     for column in ("layout", "first batch", f"tokens in {over}", ""):
@@ -241,57 +223,37 @@ def _show_batches(trainer: RewardTrainer, batches: Sequence[Sequence[Any]], cons
 
 
 def _show_needs(trainer: RewardTrainer, batches: Sequence[Sequence[Any]], console: Console) -> None:
-    config, multiple = trainer.args, trainer.args.pad_to_multiple_of
-    tokens = [memory.count_tokens(rows, multiple).computed(trainer.batch_layout) for rows in batches]
-    rows = len(trainer.train_dataset) if isinstance(trainer.train_dataset, Dataset) else None
-    steps = count_steps(config, rows)
-    _title(console, "Estimates")
+    config, multiple, layout = trainer.args, trainer.args.pad_to_multiple_of, trainer.batch_layout
+    tokens = [memory.count_tokens(rows, multiple).computed(layout) for rows in batches]
+    steps = count_steps(config, len(trainer.train_dataset) if isinstance(trainer.train_dataset, Dataset) else None)
     try:
-        needed = memory.estimate_memory(
-            trainer.model,
-            config,
-            batches[0],
-            max(tokens),
-            layout=trainer.batch_layout,
-            loss_of_rows=trainer.loss_of_rows,
-        )
+        more: dict[str, Any] = {"layout": layout, "loss_of_rows": trainer.loss_of_rows}
+        needed = memory.estimate_memory(trainer.model, config, batches[0], max(tokens), **more)
         per_token, per_parameter = measure_speed(trainer, batches[0])
     except torch.OutOfMemoryError:
-        console.print("  Even a small batch does not fit into the device's memory.", markup=False)
+        reason = "Even a small batch does not fit into the device's memory."
+        console.print(Text("\nEstimates", style="bold").append(f"\n  {reason}", style="not bold"))
         return
-    model: Any = trainer.model
-    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    trained = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
     # Without loading, evaluation and checkpoints.
     batch_seconds = config.gradient_accumulation_steps * sum(tokens) / len(tokens) * per_token
     seconds = steps * (batch_seconds + trained * per_parameter)
-    parts = ", ".join(
-        f"{name} {size(getattr(needed, name))}" for name in ("weights", "gradients", "optimizer", "activations")
-    )
+    names = ("weights", "gradients", "optimizer", "activations")
+    parts = ", ".join(f"{name} {size(getattr(needed, name))}" for name in names)
     batch = config.train_batch_size * config.gradient_accumulation_steps * config.world_size
-    _grid(
-        [
-            ("peak memory", f"about {size(needed.total)}: {parts}"),
-            ("speed", f"{1 / per_token:,.0f} tokens/s forward and backward"),
-            ("steps", f"{steps:,} of {batch:,} examples"),
-            ("time", f"about {duration(seconds)} for training, without evaluation and checkpoints"),
-        ],
-        console,
-    )
-
-
-def check_layout(trainer: RewardTrainer, rows: Sequence[memory.Row]) -> None:
-    """Scores a batch in evaluation mode, before which the trainer compares both layouts."""
-    model: Any = trainer.model
-    model.eval()
-    with torch.no_grad():
-        trainer.loss_of_rows(rows)
+    lines = [
+        ("peak memory", f"about {size(needed.total)}: {parts}"),
+        ("speed", f"{1 / per_token:,.0f} tokens/s forward and backward"),
+        ("steps", f"{steps:,} of {batch:,} examples"),
+        ("time", f"about {duration(seconds)} for training, without evaluation and checkpoints"),
+    ]
+    _print_grid("Estimates", lines, console)
 
 
 def measure_speed(trainer: RewardTrainer, rows: Sequence[memory.Row]) -> tuple[float, float]:
-    """Times a forward and backward pass over a small batch, and AdamW on a tensor of its own.
+    """Returns the seconds per computed token, forward and backward, and per trained parameter in an AdamW step.
 
-    Returns the seconds per computed token and per trained parameter. Gradients are dropped and no step is taken: the
-    weights stay as they are.
+    Gradients are dropped and the step is taken on a separate tensor: the weights do not change.
     """
     model: Any = trainer.model
     rows = memory.first_rows(rows, trainer.args, trainer.batch_layout, memory.MEASURED_TOKENS)
