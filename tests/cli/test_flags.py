@@ -61,7 +61,6 @@ COMMAND = Command(
             random_seed=about("Seed.", parameter="seed"),
             sort_rows=own("Sort.", bool, True, aliases=["--order"], words={"sorted": True, "given": False}),
             keep=own("Keep.", bool, "stored", switch=("stored", None), words={"none": None}),
-            size=own("Size.", int, 2048, unit=1024),
         ),
         Section("Choice", "What to do.", settings_of(Choice)),
     ),
@@ -86,7 +85,7 @@ def error(line, command=COMMAND):
 def test_only_what_is_given_is_passed_on_under_the_names_of_the_parameters():
     words, settings, calls = parse("m i -o f --random-seed 3 --strict")
     assert words == ["m", "i"]
-    assert settings == {"sort_rows": True, "keep": "stored", "size": 2048}
+    assert settings == {"sort_rows": True, "keep": "stored"}
     assert calls == {WRITE: {"output": "f", "seed": 3}, "Choice": {"strict": True}}
 
 
@@ -120,7 +119,6 @@ def test_what_follows_two_hyphens_is_a_word():
         ("--columns a b", "columns", ["a", "b"]),
         ("--columns a b --columns c", "columns", ["a", "b", "c"]),
         ("--limits 1 -0.5", "limits", [1.0, -0.5]),
-        ("--size 0.5", "size", 512),
         ("--report_to none", "report_to", "none"),
         ('--extra {"a":true}', "extra", {"a": True}),
         ("--strict", "strict", True),
@@ -213,7 +211,6 @@ def test_help_is_printed_only_where_it_is_asked_for(capsys, monkeypatch):
         "--least X Least reward. [0.5]",
         "--strict Be strict.",
         "--keep Keep. [True]",
-        "--size X Size. [2.0]",
         "--limits X ... Limits.",
         "--kind TEXT Kind. Choices: plain, rendered. [plain]",
         "--mode TEXT Mode, 100%. Choices: fast, exact. [fast]",

@@ -49,7 +49,6 @@ class Setting:
     choices: Sequence[str] = ()
     words: Mapping[str, Any] = field(default_factory=dict)  # of a switch: values of words beside true and false
     switch: tuple[Any, Any] = (True, False)  # values of true and false
-    unit: int = 0  # what a number is multiplied by before it is passed on
     reader: Callable[[str], Any] | None = None
     bare: Any = None  # value of the setting written without one
 
@@ -132,34 +131,25 @@ class Setting:
         try:
             if self.kind is dict:
                 return dict(json.loads(text))
-            value = float(text) if self.unit else self.kind(text)
+            return self.kind(text)
         except (TypeError, ValueError):
             wanted = {int: "a whole number", float: "a number", dict: "a JSON object"}[self.kind]
             raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from None
-        return self.kind(value * self.unit) if self.unit else value
 
     def add_to(self, parser: argparse.ArgumentParser) -> None:
-        """Adds the setting to a parser, which leaves it out of its result unless it is given."""
+        """Adds the setting to a parser."""
         more: dict[str, Any] = {"nargs": "+", "action": "extend"} if self.items else {}
-        parser.add_argument(
-            *self.options,
-            dest=self.name,
-            type=self.read,
-            choices=self.allowed or None,
-            default=argparse.SUPPRESS,
-            **more,
-        )
+        parser.add_argument(*self.options, dest=self.name, type=self.read, choices=self.allowed or None, **more)
         if self.negations:
-            parser.add_argument(*self.negations, dest=self.name, action="store_const", const=self.switch[1],
-                                default=argparse.SUPPRESS)  # fmt: skip
+            parser.add_argument(*self.negations, dest=self.name, action="store_const", const=self.switch[1])
 
     def row(self) -> tuple[Text, Text]:
         """Name and explanation, as the help shows them."""
-        value = "X" if self.unit else _VALUE_NAMES.get(self.kind, "TEXT") + " ..." * bool(self.items)
+        value = _VALUE_NAMES.get(self.kind, "TEXT") + " ..." * bool(self.items)
         text = " ".join(self.help.replace("%%", "%").split())
         if self.allowed:
             text += f" Choices: {', '.join(self.allowed)}."
-        default = self.default / self.unit if self.unit else getattr(self.default, "value", self.default)
+        default = getattr(self.default, "value", self.default)
         if self.kind is bool:
             default = True if default == self.switch[0] else None
         shown = "" if default in (None, MISSING, "", []) else " ".join(map(str, default)) if self.items else default
@@ -321,7 +311,7 @@ class Command:
 
     @functools.cached_property
     def _parser(self) -> argparse.ArgumentParser:
-        parser = _Parser(prog=f"plaudit {self.name}", add_help=False, allow_abbrev=False)
+        parser = _Parser(f"plaudit {self.name}", add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
         for setting in self.settings.values():
             setting.add_to(parser)
         return parser
