@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from plaudit.cli.arguments import DATASET, REVISION, Command, about, declared, own, section
+from plaudit.cli.arguments import DATASET, REVISION, Command, about, own, section
 from plaudit.cli.console import bars_where_seen, duration, log_lines, make_console, say
 from plaudit.errors import ConfigError
 
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 EXIT_FAULTS = 1
 CHECK_DATASET = "plaudit.doctor.check:check_dataset"
-_MAX_LENGTH = declared("plaudit.training.config:RewardConfig", "max_length")["default"]
 _MOST_REMOVED = 0.2  # share of the rows above which a cleaned copy is no remedy
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
@@ -51,8 +50,8 @@ CHECK = Command(
             ),
             model_revision=own(REVISION["help"]),
             max_length=own(
-                "Maximum length of a response with its prompt, in tokens. Default: that of `plaudit train`, "
-                f"{_MAX_LENGTH}; longer rows are then reported, but --fix keeps them.",
+                "Maximum length of a response with its prompt, in tokens. By default, rows longer than the default of "
+                "`plaudit train` are reported, but --fix keeps them.",
                 int | None,
             ),
             eval=own("Evaluation data, whose prompts must not occur: a file, a folder, or a Hub name."),
@@ -115,11 +114,12 @@ def run_check(arguments: Sequence[str]) -> int:
 def _check(dataset: str, settings: Mapping[str, Any], given: Mapping[str, Any], progress: Any) -> DataCheck:
     from plaudit.doctor.check import check_dataset
     from plaudit.model.load import load_tokenizer
+    from plaudit.training.config import RewardConfig
 
     tokenizer, limit, split = None, settings["max_length"], settings["eval_split"]
     if settings["model"] is not None:
         tokenizer = load_tokenizer(settings["model"], revision=settings["model_revision"])
-        limit = _MAX_LENGTH if limit is None else limit
+        limit = RewardConfig.max_length if limit is None else limit
     return check_dataset(
         dataset,
         tokenizer=tokenizer,
