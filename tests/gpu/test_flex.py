@@ -10,6 +10,7 @@ from plaudit.model.attention import SharedPrefixLayout, shared_prefix_attention
 from plaudit.model.flex import why_not_flex
 from plaudit.model.head import install_reward_forward
 from plaudit.model.shared_prefix import compare_with_padded, enable_shared_prefix
+from plaudit.model.varlen import AttentionSettings
 from plaudit.prefix_tree import PrefixTree
 
 DEVICE = torch.device("cuda")
@@ -27,7 +28,9 @@ def drawn(tree, heads, key_heads, size=64):
 def outputs_and_gradients(backend, tensors, tree, dtype, *, sinks, device=DEVICE, **options):
     inputs = [one.to(device, dtype).requires_grad_() for one in tensors[: 4 if sinks else 3]]
     options["sinks"] = inputs[3] if sinks else None
-    output = shared_prefix_attention(*inputs[:3], SharedPrefixLayout(tree, backend), scaling=0.125, **options)
+    output = shared_prefix_attention(
+        *inputs[:3], SharedPrefixLayout(tree, backend), AttentionSettings(0.125, **options)
+    )
     weight = torch.randn(output.shape, generator=torch.Generator().manual_seed(9)).to(device)
     return [output, *torch.autograd.grad((output.to(weight.dtype) * weight).sum(), inputs)]
 
@@ -81,4 +84,7 @@ def test_models_that_need_it_take_it_and_pass_the_check_of_the_layouts(architect
 
 def test_the_trial_run_passes():
     query, key, value, _ = (one.to(DEVICE, torch.bfloat16) for one in drawn(PrefixTree(TREE), 8, 2))
-    assert why_not_flex(query, key, value, scaling=0.125, softcap=50.0, sinks=True) is None
+    assert (
+        why_not_flex(query, key, value, AttentionSettings(0.125, softcap=50.0, sinks=torch.zeros(8, device=DEVICE)))
+        is None
+    )

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from plaudit.model.attention import SharedPrefixLayout, shared_prefix_attention
+from plaudit.model.varlen import AttentionSettings
 from plaudit.prefix_tree import PrefixTree
 
 TREES = [
@@ -16,7 +17,7 @@ TREES = [
 ]
 
 
-def by_hand(query, key, value, layout, *, scaling, window=None, softcap=None, sinks=None):
+def by_hand(query, key, value, layout, *, scale, window=None, softcap=None, sinks=None):
     """Every response with its own copy of the prompt, the full score matrix, an explicit mask."""
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
@@ -32,7 +33,7 @@ def by_hand(query, key, value, layout, *, scaling, window=None, softcap=None, si
             places += range(start, start + layout.tree.nodes[node][0])
         index = torch.tensor(places)
         q, k, v = query[:, :, index], key[:, :, index], value[:, :, index]
-        scores = q @ k.transpose(2, 3) * scaling
+        scores = q @ k.transpose(2, 3) * scale
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
         distance = torch.arange(len(index))[:, None] - torch.arange(len(index))
@@ -64,10 +65,9 @@ def test_values_and_gradients(nodes, options):
     query, key, value = draw(4, 8), draw(2, 8), draw(2, 6)
     sinks = torch.randn(4, generator=generator, dtype=torch.float64) if options.get("sinks") else None
     window, softcap = options.get("window"), options.get("softcap")
-    result = shared_prefix_attention(
-        query, key, value, layout, scaling=0.3, sliding_window=window, softcap=softcap, sinks=sinks
-    )
-    expected = by_hand(query, key, value, layout, scaling=0.3, window=window, softcap=softcap, sinks=sinks)
+    settings = AttentionSettings(0.3, sliding_window=window, softcap=softcap, sinks=sinks)
+    result = shared_prefix_attention(query, key, value, layout, settings)
+    expected = by_hand(query, key, value, layout, scale=0.3, window=window, softcap=softcap, sinks=sinks)
     torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-7)
     weights = torch.randn(result.shape, generator=generator, dtype=torch.float64)
     for got, want in zip(
@@ -81,10 +81,10 @@ def test_values_and_gradients(nodes, options):
 def test_a_response_does_not_see_another():
     layout = SharedPrefixLayout(PrefixTree(((2, -1, 2), (2, 0, 1), (2, 0, 1))))
     query, key, value = (torch.randn(1, 1, 6, 4, generator=torch.Generator().manual_seed(n)) for n in range(3))
-    before = shared_prefix_attention(query, key, value, layout, scaling=1.0)
+    before = shared_prefix_attention(query, key, value, layout, AttentionSettings(1.0))
     value = value.clone()
     value[:, :, 2:4] += 100  # the first response
-    after = shared_prefix_attention(query, key, value, layout, scaling=1.0)
+    after = shared_prefix_attention(query, key, value, layout, AttentionSettings(1.0))
     changed = (before - after).abs().amax(dim=(0, 2, 3)) > 0
     assert changed.tolist() == [False, False, True, True, False, False]
 

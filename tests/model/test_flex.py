@@ -1,6 +1,7 @@
 """FlexAttention on the shared-prefix layout: the same as the loop over responses, from masks to gradients."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from plaudit.model.flex import BLOCK, FlexPlan, attend_densely, attend_with_flex
 from plaudit.model.head import install_reward_forward
 from plaudit.model.load import disable_dropout
 from plaudit.model.shared_prefix import MODEL_KEYS, enable_shared_prefix
+from plaudit.model.varlen import AttentionSettings
 from plaudit.prefix_tree import PrefixTree, share_prefixes
 from plaudit.schema import EncodedExample
 
@@ -97,7 +99,7 @@ def exact(inputs, options, tree):
     sinks = options["sinks"]
     sinks = None if sinks is None else sinks.detach().double().requires_grad_()
     layout = SharedPrefixLayout(tree, "sdpa")
-    output = shared_prefix_attention(*wide, layout, scaling=0.3, **{**options, "sinks": sinks})
+    output = shared_prefix_attention(*wide, layout, AttentionSettings(0.3, **{**options, "sinks": sinks}))
     return output, gradients(output, [*wide, *([] if sinks is None else [sinks])])
 
 
@@ -111,7 +113,7 @@ def assert_close(found, expected, allowed=1e-5):
 @pytest.mark.parametrize("options", FEATURES, ids=lambda options: "-".join(options) or "plain")
 def test_outputs_and_gradients_are_those_of_the_loop(options, key_heads, attend, gradients_on_a_cpu):
     inputs, options = drawn(TREE, heads=6, key_heads=key_heads, value_size=24), features_of(options, 6)
-    found = attend(*inputs, FlexPlan.of(TREE, CPU), scaling=0.3, **options)
+    found = attend(*inputs, FlexPlan.of(TREE, CPU), AttentionSettings(0.3, **options))
     expected, wanted = exact(inputs, options, TREE)
     assert_close(found, expected)
     sinks = [] if options["sinks"] is None else [options["sinks"]]
@@ -121,14 +123,14 @@ def test_outputs_and_gradients_are_those_of_the_loop(options, key_heads, attend,
 
 def test_without_gradients_the_public_function_runs_on_a_cpu():
     inputs, options = [tensor.detach() for tensor in drawn(SMALL)], {"sliding_window": 6, "softcap": 2.0, "sinks": None}
-    found = attend_with_flex(*inputs, FlexPlan.of(SMALL, CPU), scaling=0.3, **options)
+    found = attend_with_flex(*inputs, FlexPlan.of(SMALL, CPU), AttentionSettings(0.3, **options))
     assert_close(found, exact(inputs, options, SMALL)[0])
 
 
 def test_in_mixed_precision_it_computes_in_the_lower_one(gradients_on_a_cpu):
     inputs, options = drawn(SMALL), features_of({"sinks": True, "softcap": 3.0}, 4)
     with torch.autocast("cpu", torch.bfloat16):
-        found = attend_with_flex(*inputs, FlexPlan.of(SMALL, CPU), scaling=0.3, **options)
+        found = attend_with_flex(*inputs, FlexPlan.of(SMALL, CPU), AttentionSettings(0.3, **options))
     assert found.dtype == torch.bfloat16
     expected, wanted = exact(inputs, options, SMALL)
     actual = (found, *gradients(found, [*inputs, options["sinks"]]))
@@ -149,7 +151,7 @@ def test_sinks_move_the_gradients_of_scores_through_the_sum_that_they_share(grad
     flex_kernel = flex._kernel
     try:
         flex._kernel = lambda kind: without
-        found = attend_with_flex(*inputs, FlexPlan.of(SMALL, CPU), scaling=0.3, **options)
+        found = attend_with_flex(*inputs, FlexPlan.of(SMALL, CPU), AttentionSettings(0.3, **options))
     finally:
         flex._kernel = flex_kernel
     assert (gradients(found, inputs)[0] - wanted[0]).abs().max() > 1e-2
@@ -216,12 +218,8 @@ def test_masks_are_made_once_a_batch_and_window(monkeypatch):
     monkeypatch.setattr(flex, "visible_blocks", lambda *args: made.append(1) or blocks(*args))
     layout = SharedPrefixLayout(SMALL)
     for window in (None, 5, None, 5, None):
-        attend_with_flex(
-            *(tensor.detach() for tensor in drawn(SMALL)),
-            layout.plan(FlexPlan, CPU),
-            scaling=0.3,
-            sliding_window=window,
-        )
+        inputs = [tensor.detach() for tensor in drawn(SMALL)]
+        attend_with_flex(*inputs, layout.plan(FlexPlan, CPU), AttentionSettings(0.3, sliding_window=window))
     assert len(made) == 2
 
 
@@ -245,7 +243,7 @@ def test_one_compiled_kernel_serves_batches_of_any_length_and_window(monkeypatch
             options = features_of({"softcap": 2.0, "sinks": True, "sliding_window": window}, 4)
             # As in the check of the layouts, where nothing else is compiled.
             with torch.compiler.set_stance("force_eager"):
-                found = attend_with_flex(*inputs, FlexPlan.of(tree, CPU), scaling=0.3, **options)
+                found = attend_with_flex(*inputs, FlexPlan.of(tree, CPU), AttentionSettings(0.3, **options))
             expected, _ = exact(inputs, options, tree)
             assert_close(found, expected)
     assert len(graphs) == 1
@@ -254,9 +252,7 @@ def test_one_compiled_kernel_serves_batches_of_any_length_and_window(monkeypatch
 
 def on_a_gpu(monkeypatch, trial=None):
     """The choice as it would be made on a GPU."""
-    monkeypatch.setattr(
-        attention, "why_not_flex", lambda query, *args, **settings: why_not_flex(Gpu(), *args, **settings)
-    )
+    monkeypatch.setattr(attention, "why_not_flex", lambda query, *args: why_not_flex(Gpu(), *args))
     monkeypatch.setattr(flex.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(flex, "_problem_in_a_trial", lambda *args: trial)
 
@@ -282,13 +278,13 @@ def test_it_is_used_where_scores_are_capped_or_sinks_take_part_or_where_set(back
     on_a_gpu(monkeypatch)
     calls = []
 
-    def attend(*args, **kwargs):
+    def attend(*args):
         calls.append(1)
-        return attend_densely(*args, **kwargs)
+        return attend_densely(*args)
 
     monkeypatch.setattr(attention, "attend_with_flex", attend)
     inputs, options = drawn(SMALL), features_of(options, 4)
-    found = shared_prefix_attention(*inputs, SharedPrefixLayout(SMALL, backend), scaling=0.3, **options)
+    found = shared_prefix_attention(*inputs, SharedPrefixLayout(SMALL, backend), AttentionSettings(0.3, **options))
     assert bool(calls) == used
     assert_close(found, exact(inputs, options, SMALL)[0])
 
@@ -296,26 +292,26 @@ def test_it_is_used_where_scores_are_capped_or_sinks_take_part_or_where_set(back
 def test_a_machine_on_which_it_fails_goes_on_with_the_loop_or_is_told(monkeypatch):
     on_a_gpu(monkeypatch, trial="flex does not run here")
     inputs = drawn(SMALL)
-    found = shared_prefix_attention(*inputs, SharedPrefixLayout(SMALL), scaling=0.3, softcap=2.0)
+    found = shared_prefix_attention(*inputs, SharedPrefixLayout(SMALL), AttentionSettings(0.3, softcap=2.0))
     assert_close(found, exact(inputs, {"softcap": 2.0, "sinks": None}, SMALL)[0])
     with pytest.raises(ConfigError, match="flex does not run here") as error:
-        shared_prefix_attention(*inputs, SharedPrefixLayout(SMALL, "flex"), scaling=0.3, softcap=2.0)
+        shared_prefix_attention(*inputs, SharedPrefixLayout(SMALL, "flex"), AttentionSettings(0.3, softcap=2.0))
     assert error.value.field == "attention_backend"
 
 
 def test_what_it_cannot_do_is_said(monkeypatch):
     inputs = drawn(SMALL)
-    assert "CUDA" in why_not_flex(*inputs, scaling=0.3)
+    assert "CUDA" in why_not_flex(*inputs, AttentionSettings(0.3))
     with pytest.raises(ConfigError) as error:
-        shared_prefix_attention(*inputs, SharedPrefixLayout(SMALL, "flex"), scaling=0.3)
+        shared_prefix_attention(*inputs, SharedPrefixLayout(SMALL, "flex"), AttentionSettings(0.3))
     assert (error.value.field, error.value.fix is not None) == ("attention_backend", True)
     on_a_gpu(monkeypatch)
-    assert why_not_flex(Gpu(), Gpu(), Gpu(), scaling=0.3, softcap=50.0, sinks=True) is None
-    assert "dropout" in why_not_flex(Gpu(), Gpu(), Gpu(), scaling=0.3, dropout=0.1)
+    assert why_not_flex(Gpu(), Gpu(), Gpu(), AttentionSettings(0.3, softcap=50.0, sinks=torch.zeros(4))) is None
+    assert "dropout" in why_not_flex(Gpu(), Gpu(), Gpu(), AttentionSettings(0.3, dropout=0.1))
     monkeypatch.setattr(Gpu, "dtype", torch.float64)
-    assert "float64" in why_not_flex(Gpu(), Gpu(), Gpu(), scaling=0.3)
+    assert "float64" in why_not_flex(Gpu(), Gpu(), Gpu(), AttentionSettings(0.3))
     monkeypatch.setattr(flex.importlib.util, "find_spec", lambda name: None)
-    assert "triton" in why_not_flex(Gpu(), Gpu(), Gpu(), scaling=0.3)
+    assert "triton" in why_not_flex(Gpu(), Gpu(), Gpu(), AttentionSettings(0.3))
 
 
 @pytest.mark.parametrize(("architecture", "checkpointing"), [("gemma2", True), ("gpt_oss", True), ("llama", False)])
@@ -327,16 +323,16 @@ def test_models_give_the_rewards_and_gradients_of_the_padded_layout(
     compiled = torch.compile(torch_flex.flex_attention, dynamic=True, backend="aot_eager")
     monkeypatch.setattr(flex, "_compiled", lambda: compiled)
     monkeypatch.setattr(flex, "_kernel", lambda kind: flex._call_compiled)
-    monkeypatch.setattr(attention, "why_not_flex", lambda *args, **options: None)
+    monkeypatch.setattr(attention, "why_not_flex", lambda *args: None)
     model = tiny_reward_model(architecture)
     install_reward_forward(model)
     enable_shared_prefix(model, "flex")
     disable_dropout(model)
     calls = []
 
-    def attend(*args, **kwargs):
-        calls.append(kwargs)
-        return attend_with_flex(*args, **kwargs)
+    def attend(*args):
+        calls.append(args[-1])
+        return attend_with_flex(*args)
 
     monkeypatch.setattr(attention, "attend_with_flex", attend)
     if checkpointing:
@@ -346,8 +342,8 @@ def test_models_give_the_rewards_and_gradients_of_the_padded_layout(
     assert not calls
     shared, found = rewards_and_gradients(model, SharedPrefixCollator()(ROWS))
     assert len(calls) == (6 if checkpointing else 3)
-    assert any(call["softcap"] for call in calls) == (architecture == "gemma2")
-    assert any(call["sinks"] is not None for call in calls) == (architecture == "gpt_oss")
+    assert any(call.softcap for call in calls) == (architecture == "gemma2")
+    assert any(call.sinks is not None for call in calls) == (architecture == "gpt_oss")
     torch.testing.assert_close(shared, padded, rtol=0, atol=1e-5)
     largest = max(gradient.norm() for gradient in wanted.values())
     for name, expected in wanted.items():
@@ -361,10 +357,10 @@ def test_the_trial_run_finds_a_kernel_that_is_missing_or_wrong(sinks, monkeypatc
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         assert trial(*arguments) is None
     attend = flex.attend_with_flex
-    monkeypatch.setattr(flex, "attend_with_flex", lambda *args, **kwargs: attend(*args, **{**kwargs, "softcap": None}))
+    monkeypatch.setattr(flex, "attend_with_flex", lambda *args: attend(*args[:-1], replace(args[-1], softcap=None)))
     assert "something else" in trial(*arguments)
 
-    def missing(*args, **kwargs):
+    def missing(*args):
         raise RuntimeError("no kernel image is available")
 
     monkeypatch.setattr(flex, "attend_with_flex", missing)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from plaudit.model import cpu_tree as module
 from plaudit.model.attention import SharedPrefixLayout, shared_prefix_attention
 from plaudit.model.cpu_tree import tree_attention, why_not_tree_attention
+from plaudit.model.varlen import AttentionSettings
 from plaudit.prefix_tree import PrefixTree, share_prefixes
 from plaudit.schema import EncodedExample
 
@@ -28,7 +29,7 @@ def drawn(tree, dtype=torch.float64, heads=4, key_heads=2, size=8, seed=0):
 def by_the_loop(inputs, tree, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("plaudit.model.attention.why_not_tree_attention", lambda *args, **kwargs: "not now")
-        return shared_prefix_attention(*inputs, SharedPrefixLayout(tree), scaling=0.3)
+        return shared_prefix_attention(*inputs, SharedPrefixLayout(tree), AttentionSettings(0.3))
 
 
 def gradients(output, inputs):
@@ -91,17 +92,17 @@ def test_it_is_used_where_it_can_be_and_only_there(monkeypatch):
     ]
     for options, times in cases:
         used.clear()
-        shared_prefix_attention(*inputs, layout, scaling=0.3, **options)
+        shared_prefix_attention(*inputs, layout, AttentionSettings(0.3, **options))
         assert len(used) == times, options
     used.clear()
-    shared_prefix_attention(*inputs[:2], inputs[2][..., :4], layout, scaling=0.3)
+    shared_prefix_attention(*inputs[:2], inputs[2][..., :4], layout, AttentionSettings(0.3))
     assert not used
 
 
 def test_kernels_that_are_gone_or_wrong_are_not_used(monkeypatch):
     query, _, value = drawn(TREE)
-    ask = {"dropout": 0.0, "longest": 70, "sliding_window": None}
-    assert why_not_tree_attention(query, value, **ask) is None
+    call = (query, value, TREE, AttentionSettings(0.3))
+    assert why_not_tree_attention(*call) is None
     original = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
     def gone(*args, **kwargs):
@@ -113,14 +114,14 @@ def test_kernels_that_are_gone_or_wrong_are_not_used(monkeypatch):
     for kernel in (gone, wrong):
         module._kernels_are_as_expected.cache_clear()
         monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", kernel)
-        assert why_not_tree_attention(query, value, **ask) == "this torch has other kernels"
+        assert why_not_tree_attention(*call) == "this torch has other kernels"
     monkeypatch.undo()
     module._kernels_are_as_expected.cache_clear()
     # The question may come up while nothing is being learned, or in mixed precision.
     for context in (torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)):
         module._kernels_are_as_expected.cache_clear()
         with context:
-            assert why_not_tree_attention(query, value, **ask) is None
+            assert why_not_tree_attention(*call) is None
 
 
 def test_under_autocast_it_computes_in_half_precision():

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ import torch
 from plaudit import ConfigError
 from plaudit.model import attention, varlen
 from plaudit.model.attention import SharedPrefixLayout, shared_prefix_attention
-from plaudit.model.varlen import KERNELS, VarlenPlan, varlen_attention, why_not_varlen
+from plaudit.model.varlen import KERNELS, AttentionSettings, VarlenPlan, varlen_attention, why_not_varlen
 from plaudit.prefix_tree import PrefixTree
 
 # Two prompts with a beginning in common, a response alone, a prompt of its own.
@@ -35,11 +35,13 @@ def causal_problems(query, key, value, query_ends, key_ends, *, scale, left):
     return torch.cat(outputs)
 
 
-def plain_kernel(query, key, value, plan, *, scaling, dropout, left):
-    assert dropout == 0
+def plain_kernel(query, key, value, plan, settings):
+    assert settings.dropout == 0
     assert plan.longest_query == plan.query_ends.diff().max()
     assert plan.longest_key == plan.key_ends.diff().max()
-    return causal_problems(query, key, value, plan.query_ends, plan.key_ends, scale=scaling, left=left)
+    left, right = settings.kernel_window
+    assert right == 0
+    return causal_problems(query, key, value, plan.query_ends, plan.key_ends, scale=settings.scaling, left=left)
 
 
 def tensors(heads=4, key_heads=2, size=8):
@@ -55,9 +57,9 @@ def tensors(heads=4, key_heads=2, size=8):
 def test_one_call_gives_the_outputs_and_gradients_of_the_loop(window, key_heads):
     layout = SharedPrefixLayout(TREE)
     inputs = tensors(key_heads=key_heads)
-    loop = shared_prefix_attention(*inputs, layout, scaling=0.3, sliding_window=window)
+    loop = shared_prefix_attention(*inputs, layout, AttentionSettings(0.3, sliding_window=window))
     plan = VarlenPlan.of(layout.tree, torch.device("cpu"))
-    call = varlen_attention(*inputs, plan, plain_kernel, scaling=0.3, sliding_window=window)
+    call = varlen_attention(*inputs, plan, plain_kernel, AttentionSettings(0.3, sliding_window=window))
     torch.testing.assert_close(call, loop)
     weight = torch.randn_like(loop)
     expected = torch.autograd.grad((loop * weight).sum(), inputs)
@@ -142,38 +144,46 @@ def fake_kernels():
 )
 def test_each_backend_is_called_as_its_release_wants(backend, module, window, monkeypatch):
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(attention, "why_not_varlen", lambda *args, **settings: None)
+    monkeypatch.setattr(attention, "why_not_varlen", lambda *args: None)
     varlen._hub_kernel.cache_clear()
     layout = SharedPrefixLayout(TREE)
     layout.backend = backend
     inputs = tensors()
-    call = shared_prefix_attention(*inputs, layout, scaling=0.3, sliding_window=window)
+    call = shared_prefix_attention(*inputs, layout, AttentionSettings(0.3, sliding_window=window))
     layout.backend = "sdpa"
-    torch.testing.assert_close(call, shared_prefix_attention(*inputs, layout, scaling=0.3, sliding_window=window))
+    torch.testing.assert_close(
+        call, shared_prefix_attention(*inputs, layout, AttentionSettings(0.3, sliding_window=window))
+    )
+
+
+def gpu_query(dtype=torch.bfloat16, head_size=64):
+    """A query as it would be on a GPU."""
+    return SimpleNamespace(device=torch.device("cuda"), dtype=dtype, shape=(1, 4, 1, head_size))
 
 
 def test_why_a_backend_cannot_compute_a_call(monkeypatch):
     monkeypatch.setattr(varlen.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    good = {"device": torch.device("cuda"), "dtype": torch.bfloat16, "head_size": 64}
+    settings = AttentionSettings(0.3)
     for backend in KERNELS:
-        assert why_not_varlen(backend, **good) is None
-        assert "CUDA" in why_not_varlen(backend, **{**good, "device": torch.device("cpu")})
-        assert "float16" in why_not_varlen(backend, **{**good, "dtype": torch.float32})
-        assert "soft cap" in why_not_varlen(backend, **good, softcap=30.0)
-        assert "sinks" in why_not_varlen(backend, **good, sinks=True)
-        assert "multiple of 8" in why_not_varlen(backend, **{**good, "head_size": 60})
-    assert "dropout" in why_not_varlen("varlen", **good, dropout=0.1)
-    assert "dropout" in why_not_varlen("flash_attn_3", **good, dropout=0.1)
+        assert why_not_varlen(backend, gpu_query(), settings) is None
+        assert "CUDA" in why_not_varlen(backend, torch.zeros(1, 4, 1, 64, dtype=torch.bfloat16), settings)
+        assert "float16" in why_not_varlen(backend, gpu_query(dtype=torch.float32), settings)
+        assert "soft cap" in why_not_varlen(backend, gpu_query(), AttentionSettings(0.3, softcap=30.0))
+        assert "sinks" in why_not_varlen(backend, gpu_query(), AttentionSettings(0.3, sinks=torch.zeros(4)))
+        assert "multiple of 8" in why_not_varlen(backend, gpu_query(head_size=60), settings)
+    dropout = AttentionSettings(0.3, dropout=0.1)
+    assert "dropout" in why_not_varlen("varlen", gpu_query(), dropout)
+    assert "dropout" in why_not_varlen("flash_attn_3", gpu_query(), dropout)
+    assert why_not_varlen("flash_attn", gpu_query(), dropout) is None
     assert set(varlen.AUTOMATIC) == set(KERNELS) - {"kernels"}
-    assert why_not_varlen("flash_attn", **good, dropout=0.1) is None
 
 
 @pytest.mark.parametrize(("capability", "able"), [((8, 0), False), ((9, 0), True), ((10, 0), False)])
 def test_flash_attention_3_is_for_hopper(capability, able, monkeypatch):
     monkeypatch.setattr(varlen.importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    problem = why_not_varlen("flash_attn_3", device=torch.device("cuda"), dtype=torch.bfloat16, head_size=64)
+    problem = why_not_varlen("flash_attn_3", gpu_query(), AttentionSettings(0.3))
     assert (problem is None) is able
 
 
@@ -181,5 +191,5 @@ def test_a_backend_that_the_user_set_is_not_replaced():
     layout = SharedPrefixLayout(TREE)
     layout.backend = "varlen"
     with pytest.raises(ConfigError) as error:
-        shared_prefix_attention(*tensors(), layout, scaling=0.3)
+        shared_prefix_attention(*tensors(), layout, AttentionSettings(0.3))
     assert (error.value.field, error.value.fix is not None) == ("attention_backend", True)

@@ -29,7 +29,14 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from plaudit.errors import ConfigError
 from plaudit.model.cpu_tree import tree_attention, why_not_tree_attention
 from plaudit.model.flex import FlexPlan, attend_with_flex, why_not_flex
-from plaudit.model.varlen import AUTOMATIC, KERNELS, VarlenPlan, varlen_attention, why_not_varlen
+from plaudit.model.varlen import (
+    AUTOMATIC,
+    KERNELS,
+    AttentionSettings,
+    VarlenPlan,
+    varlen_attention,
+    why_not_varlen,
+)
 from plaudit.prefix_tree import PrefixTree
 
 logger = logging.getLogger("plaudit")
@@ -141,17 +148,9 @@ def _attend_in_layout(
     if layout.calls is not None:
         mask_shape = None if attention_mask is None else tuple(attention_mask.shape)
         layout.calls.append(AttentionCall(mask_shape, sliding_window))
-    return shared_prefix_attention(
-        query,
-        key,
-        value,
-        layout,
-        scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-        dropout=dropout,
-        sliding_window=sliding_window,
-        softcap=softcap,
-        sinks=s_aux,
-    )
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    settings = AttentionSettings(scaling, dropout, sliding_window, softcap, sinks=s_aux)
+    return shared_prefix_attention(query, key, value, layout, settings)
 
 
 def shared_prefix_attention(
@@ -159,12 +158,7 @@ def shared_prefix_attention(
     key: torch.Tensor,
     value: torch.Tensor,
     layout: SharedPrefixLayout,
-    *,
-    scaling: float,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    sinks: torch.Tensor | None = None,
+    settings: AttentionSettings,
 ) -> torch.Tensor:
     """Attends within each response and its prompt.
 
@@ -173,74 +167,43 @@ def shared_prefix_attention(
         key: Shape (1, key heads, T, head size); key heads divide heads.
         value: Shape (1, key heads, T, value size).
         layout: Where prompts and responses lie in T.
-        scaling: Factor on the scores.
-        dropout: Probability of dropping an attention weight.
-        sliding_window: A query sees this many positions, its own included.
-        softcap: Scores become ``softcap * tanh(scores / softcap)`` (Gemma 2).
-        sinks: One extra score per head that takes weight and gives no value (GPT-OSS), shape (heads,).
+        settings: What the layer asks for.
 
     Returns:
         Shape (1, T, heads, value size).
     """
-    backend = _choose_backend(
-        query, key, value, layout.backend, scaling, dropout, sliding_window, softcap, sinks is not None
-    )
+    backend = _choose_backend(query, key, value, layout.backend, settings)
     if backend in KERNELS:
         plan = layout.plan(VarlenPlan, query.device)
-        settings: dict[str, Any] = {"scaling": scaling, "dropout": dropout, "sliding_window": sliding_window}
-        return varlen_attention(query, key, value, plan, KERNELS[backend], **settings)
+        return varlen_attention(query, key, value, plan, KERNELS[backend], settings)
     if backend == "flex":
-        settings = {"scaling": scaling, "sliding_window": sliding_window, "softcap": softcap, "sinks": sinks}
-        return attend_with_flex(query, key, value, layout.plan(FlexPlan, query.device), **settings)
-    if softcap is None and sinks is None:
-        longest = max(layout.tree.response_lengths)
-        problem = why_not_tree_attention(query, value, dropout=dropout, longest=longest, sliding_window=sliding_window)
-        if problem is None:
-            return tree_attention(query, key, value, layout.tree, scaling)
-    return _attend_in_a_loop(query, key, value, layout, scaling, dropout, sliding_window, softcap, sinks)
+        return attend_with_flex(query, key, value, layout.plan(FlexPlan, query.device), settings)
+    if why_not_tree_attention(query, value, layout.tree, settings) is None:
+        return tree_attention(query, key, value, layout.tree, settings.scaling)
+    return _attend_in_a_loop(query, key, value, layout, settings)
 
 
 def _choose_backend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    asked: str,
-    scaling: float,
-    dropout: float,
-    sliding_window: int | None,
-    softcap: float | None,
-    sinks: bool,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, asked: str, settings: AttentionSettings
 ) -> str:
     """Returns the backend of a call; raises `ConfigError` where the one that the user asked for cannot compute it."""
     if asked == "sdpa":
         return "sdpa"
     problem = None
     for backend in {"auto": AUTOMATIC, "flex": ()}.get(asked, (asked,)):
-        problem = why_not_varlen(
-            backend,
-            device=query.device,
-            dtype=query.dtype,
-            head_size=query.shape[-1],
-            dropout=dropout,
-            sliding_window=sliding_window,
-            softcap=softcap,
-            sinks=sinks,
-        )
+        problem = why_not_varlen(backend, query, settings)
         if problem is None:
             _log_once(f"{backend}, one call per layer")
             return backend
     # FlexAttention has to be compiled first; the kernels above are ready at once.
-    if asked == "flex" or (asked == "auto" and (softcap is not None or sinks)):
-        problem = why_not_flex(query, key, value, scaling=scaling, dropout=dropout, softcap=softcap, sinks=sinks)
+    if asked == "flex" or (asked == "auto" and (settings.softcap is not None or settings.sinks is not None)):
+        problem = why_not_flex(query, key, value, settings)
         if problem is None:
             _log_once("flex, one call per layer, compiled for this model")
             return "flex"
     if asked != "auto":
-        raise ConfigError(
-            f"`attention_backend` {asked!r} cannot be used: {problem}",
-            field="attention_backend",
-            fix="Use 'auto' or 'sdpa'.",
-        )
+        message = f"`attention_backend` {asked!r} cannot be used: {problem}"
+        raise ConfigError(message, field="attention_backend", fix="Use 'auto' or 'sdpa'.")
     if query.device.type != "cpu":
         _log_once(f"a loop over responses ({problem})")
     return "sdpa"
@@ -256,11 +219,7 @@ def _attend_in_a_loop(
     key: torch.Tensor,
     value: torch.Tensor,
     layout: SharedPrefixLayout,
-    scaling: float,
-    dropout: float,
-    window: int | None,
-    softcap: float | None,
-    sinks: torch.Tensor | None,
+    settings: AttentionSettings,
 ) -> torch.Tensor:
     """Attends response by response: a dense T x T mask would be more than ten times slower."""
     groups = query.shape[1] // key.shape[1]
@@ -275,8 +234,8 @@ def _attend_in_a_loop(
         again = 2 * before < sum(layout.tree.lengths[node] for node in path)
         query_i = _join([queries[node] for node in (path if again else path[-own:])])
         key_i, value_i = _join([keys[node] for node in path]), _join([values[node] for node in path])
-        mask = layout.mask(query_i.shape[2], key_i.shape[2], window, query)
-        output = _attend(query_i, key_i, value_i, mask, scaling, dropout, softcap, sinks)
+        mask = layout.mask(query_i.shape[2], key_i.shape[2], settings.sliding_window, query)
+        output = _attend(query_i, key_i, value_i, mask, settings)
         outputs.append(output[:, :, before:] if again else output)
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
 
@@ -290,12 +249,10 @@ def _attend(
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor | None,
-    scaling: float,
-    dropout: float,
-    softcap: float | None,
-    sinks: torch.Tensor | None,
+    settings: AttentionSettings,
 ) -> torch.Tensor:
     """Attends in one causal problem: (1, heads, Tq, D) against (1, heads, Tk, D)."""
+    scaling, dropout, softcap, sinks = settings.scaling, settings.dropout, settings.softcap, settings.sinks
     if softcap is None and sinks is None:
         return nn.functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling, is_causal=mask is None

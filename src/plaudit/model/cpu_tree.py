@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from plaudit.model.varlen import AttentionSettings
 from plaudit.prefix_tree import PrefixTree
 
 
@@ -31,16 +32,18 @@ def tree_attention(
 
 
 def why_not_tree_attention(
-    query: torch.Tensor, value: torch.Tensor, *, dropout: float, longest: int, sliding_window: int | None
+    query: torch.Tensor, value: torch.Tensor, tree: PrefixTree, settings: AttentionSettings
 ) -> str | None:
     """Returns why a call needs another way to attend; None if `tree_attention` computes it."""
     if query.device.type != "cpu":
         return "it is for CPUs"
-    if dropout > 0:
+    if settings.softcap is not None or settings.sinks is not None:
+        return "scores are capped or have sinks"
+    if settings.dropout > 0:
         return "attention has dropout"
     if query.shape[-1] != value.shape[-1]:
         return "values have another size than queries"
-    if sliding_window is not None and sliding_window < longest:
+    if settings.sliding_window is not None and settings.sliding_window < max(tree.response_lengths):
         return "a sliding window is shorter than the longest response"
     return None if _kernels_are_as_expected() else "this torch has other kernels"
 

@@ -15,12 +15,13 @@ import importlib.util
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, cast
 
 import torch
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_mask, flex_attention
 
+from plaudit.model.varlen import AttentionSettings
 from plaudit.prefix_tree import PrefixTree
 
 logger = logging.getLogger("plaudit")
@@ -137,11 +138,7 @@ def attend_with_flex(
     key: torch.Tensor,
     value: torch.Tensor,
     plan: FlexPlan,
-    *,
-    scaling: float,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    sinks: torch.Tensor | None = None,
+    settings: AttentionSettings,
 ) -> torch.Tensor:
     """Attends within each response and its prompt, in one call; see `shared_prefix_attention` for shapes.
 
@@ -152,14 +149,15 @@ def attend_with_flex(
     if torch.is_autocast_enabled(kind):
         query, key, value = (tensor.to(torch.get_autocast_dtype(kind)) for tensor in (query, key, value))
     query, key, value = (_fill_up(tensor, plan.tokens) for tensor in (query, key, value))
-    settings: dict[str, Any] = {"scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}
-    if sinks is not None:
-        settings["return_aux"] = AuxRequest(lse=True)
+    options: dict[str, Any] = {"scale": settings.scaling, "enable_gqa": query.shape[1] != key.shape[1]}
+    if settings.sinks is not None:
+        options["return_aux"] = AuxRequest(lse=True)
+    score_mod, block_mask = score_function(settings.softcap), plan.mask(settings.sliding_window)
     with torch.autocast(kind, enabled=False):
-        output = _kernel(kind)(query, key, value, score_function(softcap), plan.mask(sliding_window), **settings)
-        if sinks is not None:
+        output = _kernel(kind)(query, key, value, score_mod, block_mask, **options)
+        if settings.sinks is not None:
             unshared, aux = output
-            share = torch.sigmoid(aux.lse - sinks.to(aux.lse.dtype)[:, None])[..., None]
+            share = torch.sigmoid(aux.lse - settings.sinks.to(aux.lse.dtype)[:, None])[..., None]
             output = (unshared * share).to(unshared.dtype)
     attended: torch.Tensor = output[:, :, :tokens].transpose(1, 2)
     return attended
@@ -193,49 +191,41 @@ def attend_densely(
     key: torch.Tensor,
     value: torch.Tensor,
     plan: FlexPlan,
-    *,
-    scaling: float,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    sinks: torch.Tensor | None = None,
+    settings: AttentionSettings,
 ) -> torch.Tensor:
     """Computes what `attend_with_flex` does with the full matrix of scores: the reference of the trial and tests."""
     tokens, groups = query.shape[2], query.shape[1] // key.shape[1]
-    visible = create_mask(plan.mask_function(sliding_window), 1, 1, tokens, tokens, plan.device)
-    scores = query @ key.repeat_interleave(groups, dim=1).transpose(2, 3) * scaling
-    cap = score_function(softcap)
+    visible = create_mask(plan.mask_function(settings.sliding_window), 1, 1, tokens, tokens, plan.device)
+    scores = query @ key.repeat_interleave(groups, dim=1).transpose(2, 3) * settings.scaling
+    cap = score_function(settings.softcap)
     if cap is not None:
         nothing = torch.zeros((), device=plan.device)
         scores = cap(scores, nothing, nothing, nothing, nothing)
     scores = scores.masked_fill(~visible, -math.inf)
-    if sinks is not None:
-        scores = torch.cat((scores, sinks.to(scores.dtype)[None, :, None, None].expand(1, -1, tokens, 1)), dim=-1)
+    if settings.sinks is not None:
+        sink_scores = settings.sinks.to(scores.dtype)[None, :, None, None].expand(1, -1, tokens, 1)
+        scores = torch.cat((scores, sink_scores), dim=-1)
     weights = scores.softmax(dim=-1)[..., :tokens]
     return (weights @ value.repeat_interleave(groups, dim=1)).transpose(1, 2)
 
 
 def why_not_flex(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    *,
-    scaling: float,
-    dropout: float = 0.0,
-    softcap: float | None = None,
-    sinks: bool = False,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, settings: AttentionSettings
 ) -> str | None:
     """Returns why FlexAttention cannot compute a call; None if it can. The first call of a kind tries it out."""
     if query.device.type != "cuda":
         return "flex needs a CUDA device"
     if importlib.util.find_spec("triton") is None:
         return "flex needs triton"
-    if dropout > 0:
+    if settings.dropout > 0:
         return "flex has no dropout"
     dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else query.dtype
     if dtype not in _TOLERANCE:
         return f"flex does not compute in {dtype}"
     shape = (query.shape[1], key.shape[1], query.shape[3], value.shape[3])
-    return _problem_in_a_trial(query.device, dtype, shape, scaling, softcap, sinks)
+    return _problem_in_a_trial(
+        query.device, dtype, shape, settings.scaling, settings.softcap, settings.sinks is not None
+    )
 
 
 @functools.cache
@@ -265,10 +255,10 @@ def _problem_in_a_trial(
         exact_inputs = [tensor.float() for tensor in inputs]
         weight = torch.randn(1, tree.tokens, heads, value_size, generator=generator).to(device)
         for window in (None, 100):
-            settings = (weight, plan, scaling, window, softcap)
+            settings = AttentionSettings(scaling, sliding_window=window, softcap=softcap)
             try:
-                actual = _output_and_gradients(attend_with_flex, inputs, *settings)
-                expected = _output_and_gradients(attend_densely, exact_inputs, *settings)
+                actual = _output_and_gradients(attend_with_flex, inputs, weight, plan, settings)
+                expected = _output_and_gradients(attend_densely, exact_inputs, weight, plan, settings)
             except torch.OutOfMemoryError:
                 raise
             except (RuntimeError, TypeError, ValueError, AttributeError, ImportError) as error:
@@ -285,13 +275,11 @@ def _output_and_gradients(
     inputs: list[torch.Tensor],
     weight: torch.Tensor,
     plan: FlexPlan,
-    scaling: float,
-    window: int | None,
-    softcap: float | None,
+    settings: AttentionSettings,
 ) -> list[torch.Tensor]:
     leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
     sinks = leaves[3] if len(leaves) == 4 else None
-    output = attend(*leaves[:3], plan, scaling=scaling, sliding_window=window, softcap=softcap, sinks=sinks)
+    output = attend(*leaves[:3], plan, replace(settings, sinks=sinks))
     return [output.detach(), *torch.autograd.grad((output.float() * weight).sum(), leaves)]
 
 

@@ -27,6 +27,22 @@ AttentionBackend: TypeAlias = Literal["auto", "sdpa", "varlen", "flash_attn", "f
 
 
 @dataclass(frozen=True)
+class AttentionSettings:
+    """What an attention layer asks for, whatever computes it."""
+
+    scaling: float  # factor on the scores
+    dropout: float = 0.0  # probability of dropping an attention weight
+    sliding_window: int | None = None  # a query sees this many positions, its own included
+    softcap: float | None = None  # scores become ``softcap * tanh(scores / softcap)`` (Gemma 2)
+    sinks: torch.Tensor | None = None  # one more score per head, (heads,), takes weight and gives no value (GPT-OSS)
+
+    @property
+    def kernel_window(self) -> tuple[int, int]:
+        """The window as kernels count it: positions left of a query without its own (-1: all), and right of it."""
+        return (-1 if self.sliding_window is None else self.sliding_window - 1, 0)
+
+
+@dataclass(frozen=True)
 class VarlenPlan:
     """Index arithmetic of one batch, on its device."""
 
@@ -66,51 +82,34 @@ def varlen_attention(
     value: torch.Tensor,
     plan: VarlenPlan,
     kernel: Kernel,
-    *,
-    scaling: float,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
+    settings: AttentionSettings,
 ) -> torch.Tensor:
     """Attends within each response and its prompt in one call of a kernel; see `shared_prefix_attention` for shapes."""
     query_THD, key_THD, value_THD = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-    output = kernel(
-        query_THD,
-        key_THD.index_select(0, plan.key_index),
-        value_THD.index_select(0, plan.key_index),
-        plan,
-        scaling=scaling,
-        dropout=dropout,
-        # Kernels count the positions left of a query, without its own.
-        left=-1 if sliding_window is None else sliding_window - 1,
-    )
-    return output[None]
+    key_THD, value_THD = key_THD.index_select(0, plan.key_index), value_THD.index_select(0, plan.key_index)
+    return kernel(query_THD, key_THD, value_THD, plan, settings)[None]
 
 
 def _torch_varlen(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    plan: VarlenPlan,
-    *,
-    scaling: float,
-    dropout: float,
-    left: int,
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: VarlenPlan, settings: AttentionSettings
 ) -> torch.Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     # Its signature changed between releases of torch.
     known = inspect.signature(varlen_attn).parameters
-    settings: dict[str, Any] = {"window_size": (left, 0)} if "window_size" in known else {"is_causal": True}
+    options: dict[str, Any] = {"is_causal": True}
+    if "window_size" in known:
+        options = {"window_size": settings.kernel_window}
     if "scale" in known:
-        settings["scale"] = scaling
+        options["scale"] = settings.scaling
     else:
-        query = query * (scaling * query.shape[-1] ** 0.5)
+        query = query * (settings.scaling * query.shape[-1] ** 0.5)
     if "enable_gqa" in known:
-        settings["enable_gqa"] = query.shape[1] != key.shape[1]
+        options["enable_gqa"] = query.shape[1] != key.shape[1]
     elif query.shape[1] != key.shape[1]:
         key, value = (tensor.repeat_interleave(query.shape[1] // tensor.shape[1], dim=1) for tensor in (key, value))
     ends = (plan.query_ends, plan.key_ends, plan.longest_query, plan.longest_key)
-    output: Any = varlen_attn(query, key, value, *ends, **settings)
+    output: Any = varlen_attn(query, key, value, *ends, **options)
     return output
 
 
@@ -118,19 +117,12 @@ def _flash(load_module: Callable[[], Any], *, has_dropout: bool = True) -> Kerne
     """Returns the kernel of a module with FlashAttention's `flash_attn_varlen_func`, loaded at the first call."""
 
     def kernel(
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        plan: VarlenPlan,
-        *,
-        scaling: float,
-        dropout: float,
-        left: int,
+        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: VarlenPlan, settings: AttentionSettings
     ) -> torch.Tensor:
         ends = (plan.query_ends, plan.key_ends, plan.longest_query, plan.longest_key)
-        settings = {"softmax_scale": scaling, "causal": True, "window_size": (left, 0)}
-        settings |= {"dropout_p": dropout} if has_dropout else {}
-        output = load_module().flash_attn_varlen_func(query, key, value, *ends, **settings)
+        options = {"softmax_scale": settings.scaling, "causal": True, "window_size": settings.kernel_window}
+        options |= {"dropout_p": settings.dropout} if has_dropout else {}
+        output = load_module().flash_attn_varlen_func(query, key, value, *ends, **options)
         # Some releases of FlashAttention 3 return the sums of scores as well.
         attended: torch.Tensor = output[0] if isinstance(output, tuple) else output
         return attended
@@ -171,33 +163,23 @@ def _varlen_has_windows() -> bool:
     return "window_size" in inspect.signature(varlen_attn).parameters
 
 
-def why_not_varlen(
-    backend: str,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    head_size: int,
-    dropout: float = 0.0,
-    sliding_window: int | None = None,
-    softcap: float | None = None,
-    sinks: bool = False,
-) -> str | None:
+def why_not_varlen(backend: str, query: torch.Tensor, settings: AttentionSettings) -> str | None:
     """Returns why one of `KERNELS` cannot compute a call; None if it can."""
-    package = _PACKAGES[backend]
-    if device.type != "cuda":
+    package, head_size = _PACKAGES[backend], query.shape[-1]
+    if query.device.type != "cuda":
         return f"{backend} needs a CUDA device"
-    if dtype not in (torch.float16, torch.bfloat16):
+    if query.dtype not in (torch.float16, torch.bfloat16):
         return f"{backend} computes in float16 and bfloat16 only"
     if importlib.util.find_spec(package) is None:
         return f"{backend} needs {package}"
-    if softcap is not None or sinks:
+    if settings.softcap is not None or settings.sinks is not None:
         return f"{backend} has no soft cap and no sinks here"
     if head_size > 256 or head_size % 8:
         return f"{backend} needs heads of a multiple of 8, at most 256"
-    if backend in ("varlen", "flash_attn_3") and dropout > 0:
+    if backend in ("varlen", "flash_attn_3") and settings.dropout > 0:
         return f"{backend} has no dropout"
-    if backend == "flash_attn_3" and torch.cuda.get_device_capability(device)[0] != 9:
+    if backend == "flash_attn_3" and torch.cuda.get_device_capability(query.device)[0] != 9:
         return "flash_attn_3 needs a GPU of the Hopper generation"
-    if backend == "varlen" and sliding_window is not None and not _varlen_has_windows():
+    if backend == "varlen" and settings.sliding_window is not None and not _varlen_has_windows():
         return "varlen of this torch has no sliding windows"
     return None
