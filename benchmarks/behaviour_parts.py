@@ -334,9 +334,22 @@ def record_evaluation() -> Any:
     ]
     record = {"command": done, "json": contents("eval.json"), "calibration": calibration, "errors": errors}
     for folder in ("runs/padded/evaluation", "evaluation"):
-        for name in ("evaluation.json", "evaluation.md", "rewards.jsonl"):
+        for name in ("evaluation.json", "evaluation.md"):
             record[f"{folder}/{name}".replace("/", ".")] = contents(f"{folder}/{name}")
+        record[f"{folder}/rewards.jsonl".replace("/", ".")] = rewards_of_rows(f"{folder}/rewards.parquet")
     return record
+
+
+def rewards_of_rows(path: str) -> list[dict[str, Any]]:
+    """The rows of a table of rewards as they are, without variants: earlier versions wrote them as JSON lines."""
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for line in contents(path):
+        if line["variant"] == "" and line["error"] is None:
+            about = {name: line[name] for name in ("model", "suite", "row", "id", "source")}
+            row = rows.setdefault(tuple(about.values()), {**about, "rewards": [], "tokens": []})
+            row["rewards"].append(line["reward"])
+            row["tokens"].append(line["tokens"])
+    return list(rows.values())
 
 
 def record_report() -> Any:

@@ -141,6 +141,32 @@ def test_an_interruption_keeps_what_was_reached(folder, good, rows, tmp_path, mo
     assert (values["complete"], [one["name"] for one in values["models"][0]["suites"]]) == (False, ["good"])
 
 
+def test_an_interrupted_suite_resumes_from_its_last_chunk(folder, good, tmp_path, monkeypatch):
+    counts, score_prepared = [], RewardModel.score_prepared
+
+    def interrupted(self, rows, **options):
+        if len(counts) == 2:
+            raise KeyboardInterrupt
+        counts.append(len(rows))
+        return score_prepared(self, rows, **options)
+
+    monkeypatch.setattr("plaudit.evaluation.score.CHUNK_SIZE", 10)
+    fresh = plaudit.evaluate(folder, good, sanity_rows=0)
+    monkeypatch.setattr(RewardModel, "score_prepared", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        plaudit.evaluate(folder, good, output=tmp_path / "out", sanity_rows=0)
+    assert counts == [10, 10]
+    counts.clear()
+    found = plaudit.evaluate(folder, good, output=tmp_path / "out", sanity_rows=0)
+    assert counts == [4]
+    assert found["good"].rewards == fresh["good"].rewards
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "evaluation.json",
+        "evaluation.md",
+        "rewards.parquet",
+    ]
+
+
 def test_a_second_model_that_cannot_be_read_keeps_the_first(folder, good, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="holds no model"):

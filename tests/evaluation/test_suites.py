@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -439,6 +440,18 @@ def test_every_suite_says_its_rule_and_where_it_is_published(name):
     assert "arXiv" in suite.reference
     with pytest.raises(DataError, match="has no scored rows"):
         suite().score(ScoredSet([]))
+
+
+def test_the_suite_that_the_page_adds_is_one(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "suites.md").read_text(encoding="utf-8")
+    names = {}
+    exec(page.partition("```python\n")[2].partition("```")[0], names)
+    monkeypatch.setitem(SUITES, "riddles", names["Riddles"])
+    rows = [{"question": f"q {n}", "right": "a", "wrong": "b", "topic": "xxy"[n]} for n in range(3)]
+    suite, read = load("riddles", write(tmp_path / "riddles.jsonl", rows))
+    found = suite.score(scored(read, [[1, 0], [0, 1], [1, 0]]))
+    assert found.score == 0.75
+    assert {part.name: part.n for part in found.slices} == {"x": 2, "y": 1}
 
 
 def test_a_folder_with_several_splits_gives_the_one_that_counts(tmp_path):

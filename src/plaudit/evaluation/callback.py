@@ -63,9 +63,7 @@ class SuiteCallback(TrainerCallback):
         errors: OnBroken = "raise",
         max_tokens_per_batch: int | None = None,
     ) -> None:
-        self._settings = EvaluationSettings(
-            max_length, overlong, errors, tuple(slices), max_rows, seed, sanity_rows=0, mistakes=0
-        )
+        self._settings = EvaluationSettings(tuple(slices), max_rows, seed, 0, 0, max_length, overlong, errors)
         self._max_tokens = max_tokens_per_batch
         self._suites = [source.load().at_most(max_rows, seed) for source in resolve_suites(suites)]
         self._trainer: Trainer | None = None

@@ -30,8 +30,9 @@ def sanity_checks(table: pa.Table, suite: LoadedSuite, scored: ScoredSet, *, dty
 
     def both(variant: str, change: Callable[[SuiteRow], SuiteRow] = lambda row: row) -> tuple[ScoredSet, ScoredSet]:
         rewards = rewards_by_row(table, variant)
-        first = ScoredSet(as_is[rows[key].row] for key in rewards)
-        return first, ScoredSet(change(rows[key]).scored(of_row) for key, of_row in rewards.items())
+        keys = sorted(rewards, key=lambda key: rows[key].row)
+        first = ScoredSet(as_is[rows[key].row] for key in keys)
+        return first, ScoredSet(change(rows[key]).scored(rewards[key]) for key in keys)
 
     dtype = dtype if dtype in TOLERANCE else "bfloat16"
     alone, padded = both(ALONE), both(PADDED)

@@ -43,14 +43,14 @@ _SUSPICIOUS = {
 class EvaluationSettings:
     """How suites are scored and judged, as for :func:`plaudit.evaluate`."""
 
-    max_length: int | None = None
-    overlong: Overlong = "drop"
-    errors: OnBroken = "raise"
     slices: tuple[str, ...] = ()
     max_rows: int | None = None
     seed: int = 0
     sanity_rows: int = 16
     mistakes: int = 10
+    max_length: int | None = None
+    overlong: Overlong = "drop"
+    errors: OnBroken = "raise"
 
     def __post_init__(self) -> None:
         for name, choices in (("overlong", get_args(Overlong)), ("errors", get_args(OnBroken))):

@@ -498,8 +498,7 @@ class Evaluation:
         folder.mkdir(parents=True, exist_ok=True)
         # The table first: whoever finds results finds their rewards.
         write_tables(
-            folder / TABLE,
-            {(model.name, suite.name): suite.table for model in self.models for suite in model.suites},
+            folder / TABLE, {(model.name, suite.name): suite.table for model in self.models for suite in model.suites}
         )
         unfinished = folder / (RESULTS + ".part")
         text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)

@@ -25,14 +25,7 @@ from torch import nn
 from plaudit.doctor.shortcuts import BagOfWords
 from plaudit.errors import ConfigError, DataError
 from plaudit.evaluation.judge import EvaluationSettings, OnBroken, Overlong, compare_models, judge
-from plaudit.evaluation.results import (
-    PAGE,
-    RESULTS,
-    Evaluation,
-    ModelComparison,
-    ModelEvaluation,
-    SuiteEvaluation,
-)
+from plaudit.evaluation.results import PAGE, RESULTS, Evaluation, ModelComparison, ModelEvaluation, SuiteEvaluation
 from plaudit.evaluation.rewards import read_rewards, without_rewards
 from plaudit.evaluation.score import evaluate_suite, log_dropped, model_for, unchanged
 from plaudit.evaluation.suites.registry import LoadedSuite, Rows, Suites, SuiteSource, resolve_suites
@@ -109,16 +102,8 @@ def evaluate(
 
     Results of suites before the one that fails are in `output`.
     """
-    settings = EvaluationSettings(
-        max_length=max_length,
-        overlong=overlong,
-        errors=errors,
-        slices=(slices,) if isinstance(slices, str) else tuple(slices),
-        max_rows=max_rows,
-        seed=seed,
-        sanity_rows=sanity_rows,
-        mistakes=mistakes,
-    )
+    columns = (slices,) if isinstance(slices, str) else tuple(slices)
+    settings = EvaluationSettings(columns, max_rows, seed, sanity_rows, mistakes, max_length, overlong, errors)
     _check_sources(model, suites, rewards, compare_with, loading)
     sources = resolve_suites(str(rewards) if suites is None and rewards is not None else suites or (), split=split)
     others: Any = compare_with if isinstance(compare_with, list | tuple) else [compare_with]

@@ -177,7 +177,8 @@ def score_rows(
         if kept is not None:
             kept.mkdir(parents=True, exist_ok=True)
         given = RowList(raws, members[0].source, members[0].features)
-        scored = list(zip(members, score_in_chunks(model, given, kept, errors="nan", progress=progress), strict=True))
+        scores = score_in_chunks(model, given, kept, errors="nan", chunk_size=CHUNK_SIZE, progress=progress)
+        scored = list(zip(members, scores, strict=True))
         for start in range(0, len(scored), CHUNK_SIZE):
             lines += _lines(model, scored[start : start + CHUNK_SIZE], settings, variant)
     columns = list(zip(*lines, strict=True)) or [()] * len(SCHEMA)

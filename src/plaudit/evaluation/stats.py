@@ -69,11 +69,7 @@ def sums_by_cluster(values_MK: np.ndarray, cluster_M: np.ndarray) -> np.ndarray:
 
 
 def cluster_bootstrap(
-    values_MK: np.ndarray,
-    cluster_M: np.ndarray,
-    statistic: Callable[[np.ndarray], np.ndarray],
-    *,
-    seed: int = 0,
+    values_MK: np.ndarray, cluster_M: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], *, seed: int = 0
 ) -> Interval | None:
     """Returns the 95% percentile interval of a statistic of column sums, by drawing prompts with replacement.
 
