@@ -286,10 +286,11 @@ def record_scores() -> Any:
 
 def record_files() -> Any:
     """`plaudit score`, `best-of-n` and `filter`: what they write."""
+    chunk_size = "--chunk_size" if "--chunk_size" in str(command("score", "--help", output=True)) else "--window"
     scored = {
         "pairs": command("score", "runs/ensemble", "pairs.jsonl", "--output", "scored.jsonl", "--uncertainty"),
         "csv": command("score", "runs/text", "texts.csv", "--output", "scored.csv", "--column", "quality"),
-        "parquet": command("score", "runs/kwise", "several.jsonl", "--output", "several.parquet", "--window", "7"),
+        "parquet": command("score", "runs/kwise", "several.jsonl", "--output", "several.parquet", chunk_size, "7"),
         "broken": command("score", "runs/text", "faulty.jsonl", "--output", "broken.jsonl", "--errors", "nan"),
         "refused": command("score", "runs/text", "faulty.jsonl", "--output", "refused.jsonl"),
         "best": command("best-of-n", "several.parquet", "--output", "best.jsonl", "--top", "2", output=True),
