@@ -365,13 +365,13 @@ class TestCache:
 
     def test_a_cache_that_cannot_be_written_names_the_variable(self, tmp_path, conversions):
         (tmp_path / "file").write_text("")
-        with pytest.raises(ConfigError, match=r"(?s)cannot be written.*PLAUDIT_CACHE"):
+        with pytest.raises(ConfigError, match="PLAUDIT_CACHE"):
             embedded_model_path(tmp_path / "file" / "cache")
         assert not conversions
 
     def test_a_full_disk_is_seen_before_the_work(self, tmp_path, conversions, monkeypatch):
         monkeypatch.setattr(embedded_model.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 2**20}))
-        with pytest.raises(ConfigError, match=r"(?s)1 MB free.*PLAUDIT_CACHE"):
+        with pytest.raises(ConfigError, match=r"(?s)1 MB.*PLAUDIT_CACHE"):
             embedded_model_path(tmp_path)
         assert not conversions
 

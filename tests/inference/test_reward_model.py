@@ -78,7 +78,7 @@ def test_a_layout_that_turns_out_wrong_is_left_and_rewards_stay_right(folder, re
         assert model.score(TEXTS) == pytest.approx(rewards, abs=1e-4)
     assert (model.batch_layout, model.batch_layout_reason) == ("padded", "it is made up")
     assert "Falling back to the padded layout: it is made up." in caplog.text
-    with pytest.raises(ConfigError, match="would be wrong for this model: it is made up"):
+    with pytest.raises(ConfigError, match="it is made up"):
         load(folder, batch_layout="shared_prefix").score(TEXTS)
 
 
@@ -153,7 +153,7 @@ def test_an_adapter_keeps_its_float32_head_on_a_trunk_of_half_precision(tokenize
 
 def test_a_language_model_is_refused(tokenizer, tmp_path):
     save(AutoModelForCausalLM.from_config(tiny_model(tokenizer).config), tokenizer, tmp_path)
-    with pytest.raises(ConfigError, match=r"is a language model \(LlamaForCausalLM\).*(?s:.)*RewardTrainer"):
+    with pytest.raises(ConfigError, match=r"LlamaForCausalLM"):
         load(tmp_path)
 
 
@@ -174,7 +174,7 @@ def test_a_checkpoint_that_lost_its_head_is_refused(tokenizer, tmp_path, archite
     lost = {name: value for name, value in model.state_dict().items() if not name.startswith(("score", "classifier"))}
     model.save_pretrained(tmp_path, state_dict=lost)
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=r"lacks \d weights of a reward model \((score|classifier)"):
+    with pytest.raises(ConfigError, match=r"\((score|classifier)"):
         load(tmp_path)
 
 
@@ -183,7 +183,7 @@ def test_an_adapter_that_brings_no_head_for_a_language_model_is_refused(tokenize
     save(AutoModelForCausalLM.from_config(tiny_model(tokenizer).config), tokenizer, tmp_path / "lm")
     base = AutoModelForSequenceClassification.from_pretrained(tmp_path / "lm", num_labels=1)
     peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(tmp_path / "adapter")
-    with pytest.raises(ConfigError, match=r"lacks 1 weights of a reward model \(score.weight\)"):
+    with pytest.raises(ConfigError, match=r"\(score.weight\)"):
         load(tmp_path / "adapter")
 
 
@@ -192,31 +192,26 @@ def test_an_adapter_of_a_language_model_is_refused(tokenizer, tmp_path):
     base = AutoModelForCausalLM.from_config(tiny_model(tokenizer).config)
     lora = peft.LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"])
     peft.get_peft_model(base, lora).save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match="adapter for CAUSAL_LM"):
+    with pytest.raises(ConfigError, match="CAUSAL_LM"):
         load(tmp_path)
 
 
 def test_folders_without_a_model_and_without_a_tokenizer(tokenizer, tmp_path):
-    with pytest.raises(ConfigError, match=r"holds no model: there is no config\.json"):
+    with pytest.raises(ConfigError, match=r"config\.json"):
         load(tmp_path)
     tiny_model(tokenizer).save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match="no tokenizer could be loaded"):
+    with pytest.raises(ConfigError, match="tokenizer") as caught:
         load(tmp_path)
+    assert caught.value.fix
     assert isinstance(load(tmp_path, processing_class=tokenizer).score("a"), float)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"batch_layout": "flat"}, "`batch_layout` is 'flat'"),
-        ({"overlong": "drop"}, "`overlong` is 'drop'"),
-        ({"max_length": 0}, "`max_length` is 0"),
-        ({"max_tokens_per_batch": -1}, "`max_tokens_per_batch` is -1"),
-    ],
-)
-def test_settings_that_cannot_work(folder, settings, message):
-    with pytest.raises(ConfigError, match=message):
-        load(folder, **settings)
+def test_settings_that_cannot_work(folder):
+    settings = {"batch_layout": "flat", "overlong": "drop", "max_length": 0, "max_tokens_per_batch": -1}
+    for name, value in settings.items():
+        with pytest.raises(ConfigError, match=str(value)) as caught:
+            load(folder, **{name: value})
+        assert caught.value.field == name
 
 
 # ---- the trap of padding --------------------------------------------------------------------------------------
@@ -249,7 +244,7 @@ def test_an_encoder_is_padded_with_what_it_knows(tokenizer, tmp_path):
     together = scorer.score(TEXTS)
     assert together == pytest.approx([scorer.score(text) for text in TEXTS], abs=1e-5)
     assert scorer.max_length == 64
-    with pytest.raises(DataError, match="more than `max_length` 64"):
+    with pytest.raises(DataError, match="64"):
         scorer.score("x" * 80)
 
 
@@ -290,15 +285,18 @@ def test_texts_after_messages_are_what_the_assistant_says(folder):
 
 def test_nothing_to_choose_from(folder):
     model = load(folder, max_length=4, overlong="nan")
-    with pytest.raises(DataError, match="field `responses`: is empty"):
+    with pytest.raises(DataError) as caught:
         model.best_of_n("a", [])
+    assert caught.value.field == "responses"
     ranked = model.rank("a", ["b" * 9, "c"])
     assert [one.response for one in ranked] == ["b" * 9, "c"]
     assert all(math.isnan(one.reward) for one in ranked)  # a row is too long where one of its responses is
-    with pytest.raises(DataError, match="nothing that could be scored"):
+    with pytest.raises(DataError) as caught:
         model.best_of_n("a", ["b" * 9])
-    with pytest.raises(DataError, match="is text, not a list of responses"):
+    assert caught.value.field == "responses"
+    with pytest.raises(DataError) as caught:
         model.rank("a", "b")
+    assert caught.value.field == "responses"
 
 
 def test_margins_and_probabilities(folder, plain):
@@ -309,8 +307,9 @@ def test_margins_and_probabilities(folder, plain):
     assert model.margin(iter(PAIRS)) == pytest.approx(expected, abs=1e-4)
     assert model.probability(PAIRS) == pytest.approx([1 / (1 + math.exp(-one)) for one in expected], abs=1e-4)
     assert model.probability(PAIRS[2]) == 0.5
-    with pytest.raises(DataError, match="row 1: is not a pair"):
+    with pytest.raises(DataError) as caught:
         model.margin([PAIRS[0], {"prompt": "a", "response": "b"}])
+    assert caught.value.row == 1
 
 
 # ---- calibration ----------------------------------------------------------------------------------------------
@@ -384,5 +383,5 @@ def test_it_is_called_like_a_reward_function(folder, plain):
     tools = [None, [{"type": "function", "function": {"name": "add"}}], None]
     expected[1] = plain(talks[1] + said[1], tools=tools[1])
     assert model(talks, said, tools=tools) == pytest.approx(expected, abs=1e-4)
-    with pytest.raises(DataError, match="2 completions for 3 prompts"):
+    with pytest.raises(DataError, match=r"2 completions.* 3 prompts"):
         model(talks, said[:2])

@@ -243,36 +243,36 @@ def test_memory_that_runs_out_halves_the_batch_and_says_so(folder, caplog):
 
 
 @pytest.mark.parametrize(
-    ("row", "field", "message"),
+    ("row", "field", "value"),
     [
-        (None, None, "is null, nothing that can be scored"),
-        (3, None, "is the number 3, nothing that can be scored"),
-        ({}, None, "holds nothing to score; it has no columns"),
-        ({"text": "a"}, None, "holds nothing to score; it has `text`"),
-        ([], "messages", "is a list without messages"),
-        ([user("a"), {"role": "assistant", "content": None}], "messages[1].content", "is null"),
-        ({"response": None}, "response", "is null"),
-        ({"completion": 3, "prompt": "a"}, "completion", "is the number 3"),
-        ({"prompt": None, "response": "a"}, "prompt", "is null"),
-        ({"prompt": "a", "response": TALK}, "prompt", "is plain text, but `response` is a list of messages"),
-        ({"chosen": "a", "rejected": None}, "rejected", "is null"),
-        ({"responses": ["a", None]}, "responses[1]", "is null"),
-        ({"responses": "a"}, "responses", "is text, not a list of responses"),
-        ({"responses": []}, "responses", "is an empty list"),
-        ({"response_ids": [[1], []]}, "response_ids[1]", "is empty"),
-        ({"response": TALK, "tools": "{"}, "tools", "is not valid JSON"),
+        (None, None, "null"),
+        (3, None, "3"),
+        ({}, None, "no columns"),
+        ({"text": "a"}, None, "`text`"),
+        ([], "messages", "list"),
+        ([user("a"), {"role": "assistant", "content": None}], "messages[1].content", "null"),
+        ({"response": None}, "response", "null"),
+        ({"completion": 3, "prompt": "a"}, "completion", "3"),
+        ({"prompt": None, "response": "a"}, "prompt", "null"),
+        ({"prompt": "a", "response": TALK}, "prompt", "`response`"),
+        ({"chosen": "a", "rejected": None}, "rejected", "null"),
+        ({"responses": ["a", None]}, "responses[1]", "null"),
+        ({"responses": "a"}, "responses", "text"),
+        ({"responses": []}, "responses", "empty"),
+        ({"response_ids": [[1], []]}, "response_ids[1]", "empty"),
+        ({"response": TALK, "tools": "{"}, "tools", "JSON"),
         ({"response": "x" * 600}, "response", "has 601 tokens, more than `max_length` 512"),
-        ({"chosen": "a", "rejected": "x" * 600}, "rejected", "has 601 tokens"),
+        ({"chosen": "a", "rejected": "x" * 600}, "rejected", "601"),
     ],
 )
-def test_a_broken_row_is_named_before_anything_is_computed(folder, row, field, message):
+def test_a_broken_row_is_named_before_anything_is_computed(folder, row, field, value):
     model = RewardModel.from_pretrained(folder, device="cpu")
     computed = count_tokens(model)
     with pytest.raises(DataError) as caught:
         model.score(["fine"] * 1500 + [row])
     assert (caught.value.row, caught.value.field) == (1500, field)
-    assert message in str(caught.value)
-    assert "Fix:" in str(caught.value)
+    assert value in caught.value.message
+    assert caught.value.fix
     assert computed == []
 
 
@@ -307,8 +307,9 @@ def test_nan_where_asked_counted_and_said(scorer, caplog):
 def test_a_stream_raises_where_the_broken_row_is_reached(scorer):
     stream = scorer.score_stream(["a", "b", "c", {"response": 3}], window=2)
     assert [next(stream), next(stream)] == pytest.approx(scorer.score(["a", "b"]), abs=1e-5)
-    with pytest.raises(DataError, match="row 3, field `response`"):
+    with pytest.raises(DataError) as caught:
         next(stream)
+    assert (caught.value.row, caught.value.field) == (3, "response")
 
 
 @pytest.mark.parametrize("overlong", ["error", "nan", "truncate_left", "truncate_right"])
@@ -316,7 +317,7 @@ def test_what_is_too_long(folder, layout, plain, caplog, overlong):
     model = RewardModel.from_pretrained(folder, device="cpu", batch_layout=layout, max_length=10, overlong=overlong)
     rows = ["short", {"prompt": "0123456789", "responses": ["abc", "ab"]}]
     if overlong == "error":
-        with pytest.raises(DataError, match="has 14 tokens, more than `max_length` 10"):
+        with pytest.raises(DataError, match=r"14 tokens.* 10"):
             model.score(rows)
         return
     with caplog.at_level(logging.WARNING, "plaudit"):
@@ -325,8 +326,9 @@ def test_what_is_too_long(folder, layout, plain, caplog, overlong):
     if overlong == "nan":
         assert all(map(math.isnan, several))
         assert "2 rows read, 1 scored; not scored: 1 over-long (> 10 tokens; row 1)" in caplog.text
-        with pytest.raises(DataError, match="is null"):
+        with pytest.raises(DataError) as caught:
             model.score([*rows, {"response": None}])
+        assert caught.value.row == 2
         return
     side = overlong.removeprefix("truncate_")
     assert f"1 over-long, truncated on the {side} (> 10 tokens; row 1)" in caplog.text
@@ -355,14 +357,16 @@ def test_plain_text_beside_a_chat_template_is_said_once(folder, caplog):
     assert caplog.text.count("Plain text is scored as it is, without the chat template") == 1
 
 
-@pytest.mark.parametrize("errors", ["ignore", None])
-def test_unknown_settings_are_refused(scorer, errors):
-    with pytest.raises(ConfigError, match="`errors` is"):
-        scorer.score("a", errors=errors)
-    with pytest.raises(ConfigError, match="`window` is 0"):
-        scorer.score_stream(["a"], window=0)
-    with pytest.raises(ConfigError, match="single row"):
-        scorer.score_stream("a")
+def test_unknown_settings_are_refused(scorer):
+    for field, call in (
+        ("errors", lambda: scorer.score("a", errors="ignore")),
+        ("errors", lambda: scorer.score("a", errors=None)),
+        ("window", lambda: scorer.score_stream(["a"], window=0)),
+        ("rows", lambda: scorer.score_stream("a")),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            call()
+        assert caught.value.field == field
 
 
 def test_nothing_passed_in_is_changed(scorer):

@@ -195,15 +195,19 @@ def test_a_model_without_an_ensemble_says_how_to_get_one(scorer, tmp_path):
         lambda: scorer.rank("2+2=", ["4", "5"], uncertainty=True),
         lambda: score_file(scorer, tmp_path / "rows.jsonl", tmp_path / "out.jsonl", uncertainty=True),
     ):
-        with pytest.raises(ConfigError, match=rf"has no ensemble.*\n?.*ensemble_size=8.*{FILE_NAME}"):
+        with pytest.raises(ConfigError) as caught:
             ask()
+        assert caught.value.field == "uncertainty"
+        assert "ensemble_size" in caught.value.fix
+        assert FILE_NAME in caught.value.fix
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("k", [-1.0, math.nan, math.inf, "much", True])
 def test_caution_is_a_number_of_spreads(model, k):
-    with pytest.raises(ConfigError, match="`k` is"):
+    with pytest.raises(ConfigError) as caught:
         model.score(ROWS[0], uncertainty=True, k=k)
+    assert caught.value.field == "k"
 
 
 def test_heads_without_an_ensemble_and_ensembles_of_other_models(folder, tmp_path):
@@ -212,7 +216,7 @@ def test_heads_without_an_ensemble_and_ensembles_of_other_models(folder, tmp_pat
     assert heads_of(RewardModel.from_pretrained(tmp_path / "ties", device="cpu").model) is None
     shutil.copytree(folder, tmp_path / "wide")
     save_heads(TrainingHeads(64, ensemble_size=3), tmp_path / "wide", None, "bradley_terry")
-    with pytest.raises(ConfigError, match="is for states of width 64"):
+    with pytest.raises(ConfigError, match="64"):
         RewardModel.from_pretrained(tmp_path / "wide", device="cpu")
 
 
