@@ -44,7 +44,7 @@ def test_evaluations_output_and_browser(run_folder, tmp_path, capsys, monkeypatc
         (["a", "b"], "unexpected argument 'b'"),
         (["a", "--outptu", "b"], "Did you mean `--output`?"),
         (["a", "--output"], "expected one argument"),
-        (["nowhere"], "is not there"),
+        (["nowhere"], "does not exist"),
     ],
 )
 def test_wrong_command_lines(arguments, words, capsys):

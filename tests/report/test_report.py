@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 
+from plaudit.evaluation.results import Evaluation, Interval
 from plaudit.report import write_report
 from report.fake_run import EVIL, logs
 from report.pages import Page, opened
@@ -103,31 +105,36 @@ def test_findings_say_what_the_numbers_mean(full):
 
 
 @pytest.mark.parametrize(
-    ("real", "difference", "said"),
+    ("p", "difference", "words"),
     [
         (
-            True,
+            0.01,
             0.15,
             "over all rows 80.0% are right, better than a bag of words (train, 90 comparisons): 65.0%.",
         ),
         (
-            True,
+            0.01,
             -0.1,
             "over all rows 80.0% are right, worse than a bag of words (train, 90 comparisons): 90.0%.",
         ),
-        (False, 0.02, "which is not shown to be better than a bag of words (train, 90 comparisons): 78.0%."),
+        (0.5, 0.02, "which is not shown to be better than a bag of words (train, 90 comparisons): 78.0%."),
     ],
 )
-def test_a_bag_of_words_is_spoken_of_first(full_run, tmp_path, real, difference, said):
+def test_a_bag_of_words_is_compared_with(full_run, tmp_path, p, difference, words):
     folder = shutil.copytree(full_run, tmp_path / "run")
-    path = folder / "evaluation" / "evaluation.json"
-    content = json.loads(path.read_text())
-    one = content["comparisons"][0]
-    words = "bag of words (train, 90 comparisons)"
-    overall = {**one["overall"], "real": real, "difference": difference, "scores": [0.8, 0.8 - difference]}
-    baseline = {**one, "models": [one["models"][0], words], "overall": overall, "baseline": True}
-    path.write_text(json.dumps({**content, "comparisons": [baseline]}))
-    assert said in opened(write_report(folder)).page.text
+    evaluation = Evaluation.load(folder / "evaluation")
+    comparison = evaluation.comparisons[0]
+    overall = replace(
+        comparison.overall,
+        difference=difference,
+        interval=Interval(difference - 0.05, difference + 0.05),
+        scores=(0.8, 0.8 - difference),
+        p_adjusted=p,
+    )
+    models = (comparison.models[0], "bag of words (train, 90 comparisons)")
+    baseline = replace(comparison, models=models, overall=overall, baseline=True)
+    replace(evaluation, comparisons=(baseline,)).save(folder / "evaluation")
+    assert words in opened(write_report(folder)).page.text
 
 
 def test_comparisons_name_the_verdict(full, full_run):
@@ -157,8 +164,8 @@ def test_names_cannot_break_out_either(full_run, tmp_path):
     folder = tmp_path / "run"
     (folder / "evaluation").mkdir(parents=True)
     text = (full_run / "evaluation" / "evaluation.json").read_text()
-    for name in ("heldout", "safety", "source"):
-        text = text.replace(f'"{name}', f'"<b onclick=x>\\" x=\\"{name} `| #')
+    for name in ('"heldout', '"safety', '"source": {'):  # a suite, a slice, and the column of the slices
+        text = text.replace(name, f'"<b onclick=x>\\" x=\\"{name[1:7]} `| #{name[7:]}')
     (folder / "evaluation" / "evaluation.json").write_text(text)
     report = write_report(folder)
     page = Page(report.html.read_text())

@@ -41,7 +41,7 @@ class Flag(enum.IntFlag):
         return str(self.name).lower()
 
 
-_WORDS = {
+KIND_WORDS = {
     Flag.OVERLONG.kind: "over-long",
     Flag.IDENTICAL.kind: "with identical responses",
     Flag.EMPTY_RESPONSE.kind: "with an empty response",
@@ -172,7 +172,7 @@ class DataReport:
         titles = ("not scored:", "scored but suspicious:") if self._scores else ("dropped", "kept but suspicious:")
         for title, counts in zip(titles, (self.dropped, flagged), strict=True):
             # The order of the kinds, not of the rows, so that two runs read alike.
-            texts = [self.describe(kind, counts[kind]) for kind in _WORDS if kind in counts]
+            texts = [self.describe(kind, counts[kind]) for kind in KIND_WORDS if kind in counts]
             if texts:
                 parts.append(f"{title} {', '.join(texts)}")
         return "; ".join(parts)
@@ -184,7 +184,7 @@ class DataReport:
             words = f"over-long, truncated on the {side}" if side != self.overlong else "over-long"
             return f"{count.count:,} {words} (> {self.max_length} tokens; {count.rows()})"
         first = f"; the first: {self.first_error.summary}" if kind == BROKEN and self.first_error is not None else ""
-        return f"{count.count:,} {_WORDS[kind]} ({count.rows()}{first})"
+        return f"{count.count:,} {KIND_WORDS[kind]} ({count.rows()}{first})"
 
     @property
     def _scores(self) -> bool:
@@ -223,7 +223,7 @@ class DataReport:
         """Raises `DataError` if every row was dropped."""
         if self.rows_kept:
             return
-        texts = [self.describe(kind, self.dropped[kind]) for kind in _WORDS if kind in self.dropped]
+        texts = [self.describe(kind, self.dropped[kind]) for kind in KIND_WORDS if kind in self.dropped]
         fixes = []
         if Flag.OVERLONG.kind in self.dropped:
             fixes.append(
