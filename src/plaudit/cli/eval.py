@@ -250,7 +250,7 @@ def run_report(arguments: Sequence[str]) -> int:
 
 def print_report(report: Report, console: Console) -> None:
     """Prints what was written, and what could not be shown."""
-    from plaudit.report.build import Paragraph
+    from plaudit.report.document import Paragraph
 
     for block in report.document.sections[0].blocks:
         if isinstance(block, Paragraph) and block.tone in ("warning", "empty"):

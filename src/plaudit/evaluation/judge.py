@@ -17,7 +17,15 @@ from plaudit.errors import ConfigError, DataError
 from plaudit.evaluation.bias import format_bias, length_bias
 from plaudit.evaluation.checks import sanity_checks
 from plaudit.evaluation.compare import Comparison, compare
-from plaudit.evaluation.results import Dropped, Histogram, Margins, Mistake, ModelComparison, SuiteEvaluation
+from plaudit.evaluation.results import (
+    Dropped,
+    Histogram,
+    Margins,
+    Mistake,
+    ModelComparison,
+    SuiteEvaluation,
+    shortened,
+)
 from plaudit.evaluation.stats import best_of_n_curve, by_slice, calibrate, statistics_of
 from plaudit.evaluation.suites.base import Suite, SuiteRow, compare_results
 from plaudit.evaluation.suites.preferences import Preferences
@@ -32,7 +40,6 @@ OnBroken: TypeAlias = Literal["raise", "drop"]
 BINS = 40
 POINTS = 2000
 _ROWS_NAMED = 10
-_LONGEST_TEXT = 4000
 _SUSPICIOUS = {
     Flag.EMPTY_RESPONSE: "have an empty response",
     Flag.LAST_MESSAGE_NOT_ASSISTANT: "end with a message that is not the assistant's",
@@ -263,18 +270,6 @@ def prompt_text(raw: Mapping[str, Any]) -> str:
             f"{message.get('role')}: {text}{json.dumps(calls, ensure_ascii=False, default=str) if calls else ''}"
         )
     return "\n".join(lines)
-
-
-def shortened(text: str, longest: int = _LONGEST_TEXT) -> str:
-    """Returns a text without its middle if it is longer than `longest` characters.
-
-    >>> shortened("abcdefghijklmnop", 11)
-    'abc […] nop'
-    """
-    if len(text) <= longest:
-        return text
-    half = (longest - len(" […] ")) // 2
-    return text[:half] + " […] " + text[len(text) - half :]
 
 
 # ---- distributions -----------------------------------------------------------------------------------------------

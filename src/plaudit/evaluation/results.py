@@ -263,6 +263,18 @@ class Mistake:
     columns: Mapping[str, str] = field(default_factory=dict)
 
 
+def shortened(text: str, longest: int = 4000) -> str:
+    """Returns a text without its middle if it is longer than `longest` characters.
+
+    >>> shortened("abcdefghijklmnop", 11)
+    'abc […] nop'
+    """
+    if len(text) <= longest:
+        return text
+    half = (longest - len(" […] ")) // 2
+    return text[:half] + " […] " + text[len(text) - half :]
+
+
 @dataclass(frozen=True)
 class Histogram:
     """Counts of rewards of better and of worse responses between edges."""

@@ -16,7 +16,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from plaudit.errors import ConfigError
-from plaudit.evaluation.results import Evaluation, Interval, ModelEvaluation, Statistics, SuiteEvaluation
+from plaudit.evaluation.results import Evaluation, Interval, ModelEvaluation, Statistics, SuiteEvaluation, shortened
 from plaudit.report.build import build_report
 from plaudit.report.document import Block, Document, Table, written
 from plaudit.report.suite import accuracy_of, mistake_of
@@ -118,7 +118,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    filters = (anchor, column_classes, fenced, line, marked, mistake_of, no_tags, runs_of_figures, written)
+    filters = (anchor, column_classes, fenced, line, marked, mistake_of, no_tags, runs_of_figures, shortened, written)
     environment.filters |= {function.__name__: function for function in filters}
     return environment
 

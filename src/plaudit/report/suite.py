@@ -44,7 +44,6 @@ from plaudit.report.figures import (
 
 _SLICES_DRAWN = 30
 _POINTS_SHOWN = 20
-_CUT = " […] "
 
 
 def suite_title(suite: SuiteEvaluation) -> str:
@@ -437,31 +436,18 @@ def _mistake_blocks(suite: SuiteEvaluation) -> list[Block]:
     return [Paragraph("The evaluation kept no mistakes to show.", "note")]
 
 
-def mistake_of(row: WrongRow, suite: SuiteEvaluation, most_text: int | None = None) -> Mistake:
-    """Returns a row that the model is wrong about, ready to be shown, with at most so many characters of each text."""
+def mistake_of(row: WrongRow, suite: SuiteEvaluation) -> Mistake:
+    """Returns a row that the model is wrong about, ready to be shown."""
     better, worse = ("good", "bad") if row.kind == "label" else ("better", "worse")
     responses = [
-        Response(better, shortened(row.better, most_text), row.better_reward, row.better_tokens),
-        Response(worse, shortened(row.worse, most_text), row.worse_reward, row.worse_tokens),
+        Response(better, row.better, row.better_reward, row.better_tokens),
+        Response(worse, row.worse, row.worse_reward, row.worse_tokens),
     ]
     responses = [response for response in responses if response.text is not None or response.reward is not None]
     title = f"Row {row.row}" + (f" ({row.id})" if row.id not in ("", str(row.row)) else "")
     if len(suite.sources) > 1:
         title += f" of {row.source}"
-    prompt = shortened(row.prompt, most_text) or ""
-    return Mistake(title, row.confidence, row.margin, prompt, tuple(responses), dict(row.columns))
-
-
-def shortened(text: str | None, most: int | None) -> str | None:
-    """Cuts the middle out of a text of more than `most` characters.
-
-    >>> shortened("abcdefghijklmnop", 11)
-    'abc […] nop'
-    """
-    if text is None or most is None or len(text) <= most:
-        return text
-    half = (most - len(_CUT)) // 2
-    return text[:half] + _CUT + text[len(text) - half :]
+    return Mistake(title, row.confidence, row.margin, row.prompt, tuple(responses), dict(row.columns))
 
 
 def _dropped_tables(suite: SuiteEvaluation) -> list[Table]:
