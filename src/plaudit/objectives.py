@@ -77,7 +77,7 @@ class Objective(ABC):
 
     name: ClassVar[ObjectiveName]
     card: ClassVar[str]
-    meaning: ClassVar[str] = "Rewards compare answers to the same prompt; their absolute height means nothing."
+    meaning: ClassVar[str] = "Rewards compare responses to the same prompt; their absolute height means nothing."
     row_kinds: ClassVar[frozenset[RowKind]] = frozenset(("pairs", "scores", "ranks"))
     columns: ClassVar[frozenset[str]] = frozenset()
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -258,7 +258,7 @@ class Regression(_Pointwise):
     """Squared error of rewards as estimates of ratings."""
 
     name = "regression"
-    card = "Trained on rated answers with the squared error: the reward estimates the rating."
+    card = "Trained on rated responses with the squared error: the reward estimates the rating."
     meaning = "Rewards are estimates of ratings, on the scale of the ratings."
     row_kinds = frozenset(("ratings", "scores"))
     pointwise = "ratings"
@@ -274,10 +274,10 @@ class BinaryCrossEntropy(_Pointwise):
 
     name = "binary_cross_entropy"
     card = (
-        "Trained on answers labelled good or bad with the binary cross-entropy: "
+        "Trained on responses labelled good or bad with the binary cross-entropy: "
         "the sigmoid of the reward estimates the probability of good."
     )
-    meaning = "Above 0 an answer is more likely good than bad."
+    meaning = "Above 0 a response is more likely good than bad."
     row_kinds = frozenset(("labels",))
     pointwise = "labels"
     label_smoothing: float = 0.0

@@ -67,7 +67,7 @@ YES, NO = message("assistant", "yes"), message("assistant", "no")
             "the Bradley-Terry loss.",
         ),
         ({}, {"response": YES, "score": 3.5}, "Rewards are estimates of ratings"),
-        ({}, {"response": YES, "label": True}, "Above 0 an answer is more likely good"),
+        ({}, {"response": YES, "label": True}, "Above 0 a response is more likely good"),
         (
             {"objective": "plackett_luce", "plackett_luce_top_k": 2},
             {"responses": [message("assistant", one) for one in ("yes", "no", "so")], "ranks": [2, 1, 3]},

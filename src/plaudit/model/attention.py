@@ -184,25 +184,25 @@ def shared_prefix_attention(
 
 
 def _choose_backend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, asked: str, settings: AttentionSettings
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, wanted: str, settings: AttentionSettings
 ) -> str:
-    """Returns the backend of a call; raises `ConfigError` where the one that the user asked for cannot compute it."""
-    if asked == "sdpa":
+    """Returns the backend of a call; raises `ConfigError` where the one that the user set cannot compute it."""
+    if wanted == "sdpa":
         return "sdpa"
     problem = None
-    for backend in {"auto": AUTOMATIC, "flex": ()}.get(asked, (asked,)):
+    for backend in {"auto": AUTOMATIC, "flex": ()}.get(wanted, (wanted,)):
         problem = why_not_varlen(backend, query, settings)
         if problem is None:
             _log_once(f"{backend}, one call per layer")
             return backend
     # FlexAttention has to be compiled first; the kernels above are ready at once.
-    if asked == "flex" or (asked == "auto" and (settings.softcap is not None or settings.sinks is not None)):
+    if wanted == "flex" or (wanted == "auto" and (settings.softcap is not None or settings.sinks is not None)):
         problem = why_not_flex(query, key, value, settings)
         if problem is None:
             _log_once("flex, one call per layer, compiled for this model")
             return "flex"
-    if asked != "auto":
-        message = f"`attention_backend` {asked!r} cannot be used: {problem}"
+    if wanted != "auto":
+        message = f"`attention_backend` {wanted!r} cannot be used: {problem}"
         raise ConfigError(message, field="attention_backend", fix="Use 'auto' or 'sdpa'.")
     if query.device.type != "cpu":
         _log_once(f"a loop over responses ({problem})")

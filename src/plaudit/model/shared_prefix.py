@@ -45,12 +45,12 @@ _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, tor
 
 
 def choose_layout(
-    model: nn.Module, asked: BatchLayout | str, *, own_collator: bool = False, neftune: bool = False
+    model: nn.Module, batch_layout: BatchLayout | str, *, own_collator: bool = False, neftune: bool = False
 ) -> tuple[str, str]:
     """Returns the layout to start with, and why; raises `ConfigError` where the user set one that cannot be used."""
-    if asked == "padded" and not own_collator:
-        return "padded", "as asked for"
-    problem = None
+    if batch_layout == "padded" and not own_collator:
+        return "padded", "as set by `batch_layout`"
+    problem: str | None
     if own_collator:
         problem = "a data collator was given"
     elif is_prompt_learning(model):
@@ -58,8 +58,9 @@ def choose_layout(
     else:
         problem = why_not_shared_prefix(base_model_of(model), neftune=neftune)
     if problem is None:
-        return "shared_prefix", "as asked for" if asked == "shared_prefix" else "each prompt computed once"
-    if asked == "shared_prefix":
+        set_by_user = batch_layout == "shared_prefix"
+        return "shared_prefix", "as set by `batch_layout`" if set_by_user else "each prompt computed once"
+    if batch_layout == "shared_prefix":
         fix = "Remove `data_collator`, or `batch_layout`." if own_collator else "Use batch_layout='auto' or 'padded'."
         message = f"batch_layout='shared_prefix' cannot be used: {problem}"
         raise ConfigError(message, field="batch_layout", fix=fix)
@@ -115,7 +116,7 @@ class RewardForward:
         layout: ``"padded"`` or ``"shared_prefix"``: how batches arrive. ``"padded"`` after a fallback.
         reason: Why that layout.
         reads_positions: Whether the model reads rewards at given positions, rather than pooling itself.
-        required: Raise if the layouts differ, rather than fall back: the user asked for the layout.
+        required: Raise if the layouts differ, rather than fall back: the user set the layout.
     """
 
     def __init__(
@@ -142,7 +143,7 @@ class RewardForward:
             gather: Collects a tensor from all processes, which decide alike; None for one process.
 
         Raises:
-            ConfigError: The user asked for the shared-prefix layout, and it is wrong for this model.
+            ConfigError: The user set the shared-prefix layout, and it is wrong for this model.
         """
         if self._unchecked:
             self._check(model, batch, compute_dtype, gather)
