@@ -40,7 +40,7 @@ def run_processes(folder, world, use_cpu):
             **os.environ,
             **FSDP2,
             "ACCELERATE_USE_CPU": str(use_cpu).lower(),
-            "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
+            "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")]),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
             "WORLD_SIZE": str(world),

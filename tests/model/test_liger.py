@@ -19,7 +19,6 @@ from plaudit.losses import bradley_terry_loss
 from plaudit.model.head import install_reward_forward
 from plaudit.model.load import apply_liger
 from plaudit.model.shared_prefix import MODEL_KEYS, enable_shared_prefix
-from plaudit.training import setup
 
 ROWS = [{"chosen_ids": [5, 6, 7, 8 + n, 9], "rejected_ids": [5, 6, 7, 70 + n]} for n in range(6)]
 
@@ -116,7 +115,7 @@ def test_rewards_and_gradients_stay_the_same(collator, liger, caplog):
 
 
 def losses_of(folder, monkeypatch, **settings):
-    monkeypatch.setattr(setup, "apply_liger", lambda *args, use_cpu: apply_liger(*args, use_cpu=False))
+    monkeypatch.setattr("plaudit.model.load.apply_liger", lambda *args, use_cpu: apply_liger(*args, use_cpu=False))
     tokenizer = tiny_tokenizer()
     rows = Dataset.from_list(conversation_rows())
     config = RewardConfig(

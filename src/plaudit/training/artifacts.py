@@ -423,10 +423,10 @@ def render_model_card(
     name: str,
     location: str,
     base_model: str | None = None,
-    datasets: Sequence[str] = (),
-    dataset_args: Sequence[str] = (),
+    datasets: str | Sequence[str] | None = None,
+    dataset_args: str | Sequence[str] | None = None,
     tags: Sequence[str] = (),
-    tasks: Sequence[str] = (),
+    tasks: str | Sequence[str] | None = None,
     language: str | Sequence[str] | None = None,
     license: str | None = None,
 ) -> str:
@@ -434,13 +434,13 @@ def render_model_card(
     base_model = base_model or record["base_model"] or ""
     header: dict[str, Any] = {
         "library_name": "peft" if record["adapter"] else "transformers",
-        "pipeline_tag": next(iter(tasks), "text-classification"),
+        "pipeline_tag": next(iter(as_list(tasks)), "text-classification"),
         "tags": sorted({*tags}),
         "language": language if isinstance(language, str) else list(language or ()),
         "license": license,
         # The name of a folder would mean nothing to others.
         "base_model": None if base_model.startswith(("/", ".")) else base_model,
-        "datasets": list(datasets),
+        "datasets": as_list(datasets),
     }
     logs, objective = record["log_history"], record["objective"]
     evaluations = [log for log in logs if any(key.startswith("eval_") for key in log)]
@@ -461,7 +461,7 @@ def render_model_card(
         meaning=OBJECTIVES[objective].meaning,
         evaluation=_table({key: value for log in last for key, value in log.items()}, "runtime", "per_second", "epoch"),
         training=_table(next((log for log in reversed(logs) if "loss" in log), {})),
-        data=[*dataset_args, *(report["summary"] for report in record["data"].values())],
+        data=[*as_list(dataset_args), *(report["summary"] for report in record["data"].values())],
         settings=_table(settings | {"objective": objective}),
         versions=_table(record["versions"]),
     )

@@ -40,22 +40,28 @@ def example_loader(
     is_training: bool,
     padded: bool = False,
     prompts: Sequence[int] | None = None,
+    may_sort: bool = False,
 ) -> DataLoader[Any]:
     """Returns the micro-batches of this process: the same number on each process, in an order that all agree on.
 
     `padded` says whether batches are rectangles, which a limit on their tokens counts. `prompts` has equal numbers for
-    rows with equal prompts, where rows are grouped by prompt.
+    rows with equal prompts, where rows are grouped by prompt. `may_sort` lets an evaluation order rows by their work.
     """
     sampler: ExampleBatchSampler | TokenBatchSampler
     if is_training and args.max_tokens_per_batch is not None:
         sampler = _token_sampler(rows, args, args.max_tokens_per_batch, padded, prompts)
     else:
+        order = None
+        if is_training:
+            order = _training_order(rows, args, batch_size, prompts)
+        elif may_sort:
+            order = by_similar_work(rows, padded=padded)
         sampler = ExampleBatchSampler(
             len(rows),
             batch_size,
             process_index=args.process_index,
             num_processes=args.world_size,
-            order=_training_order(rows, args, batch_size, prompts) if is_training else None,
+            order=order,
             drop_last=is_training and args.dataloader_drop_last,
         )
     loader: DataLoader[Any] = DataLoader(
@@ -127,8 +133,8 @@ def sampler_of(loader: Any) -> ExampleBatchSampler | None:
     return sampler if isinstance(sampler, ExampleBatchSampler) else None
 
 
-def by_similar_work(rows: Dataset, *, padded: bool) -> list[int]:
-    """Returns an order in which rows that are cheap to compute together follow each other.
+def by_similar_work(rows: Dataset, *, padded: bool) -> Callable[[int], list[int]]:
+    """Returns the order in which rows that are cheap to compute together follow each other, for any epoch.
 
     In rectangles these are rows of similar length, the longest first; where prefixes are shared, rows of one prompt.
     """
@@ -142,7 +148,7 @@ def by_similar_work(rows: Dataset, *, padded: bool) -> list[int]:
         else:
             # Neighbours in the order of their tokens have most in common.
             order += [start + g for g in sorted(range(len(response_ids)), key=lambda g: list(response_ids[g][0]))]
-    return order
+    return lambda epoch: order
 
 
 def in_row_order(values: Any, order: Sequence[int] | None) -> Any:

@@ -19,34 +19,8 @@ from plaudit.data.parse import survey
 from plaudit.data.prepare import as_table, prepare_dataset
 from plaudit.data.report import DataReport, Purpose
 from plaudit.errors import ConfigError
-from plaudit.model.aux_heads import (
-    ATTRIBUTE,
-    TrainingHeads,
-    install_training_heads,
-    language_model_weight,
-    remove_training_heads,
-)
+from plaudit.model import aux_heads, load, peft, shared_prefix
 from plaudit.model.head import install_reward_forward
-from plaudit.model.load import (
-    apply_liger,
-    disable_dropout,
-    load_model,
-    load_tokenizer,
-    require_reward_model,
-    set_chat_template,
-    set_pad_token,
-    set_serving_config,
-)
-from plaudit.model.peft import (
-    base_model_of,
-    is_peft_model,
-    is_prompt_learning,
-    require_sequence_classification,
-    store_trained_head_in_float32,
-    warn_if_head_is_frozen,
-    wrap_with_adapter,
-)
-from plaudit.model.shared_prefix import choose_layout, enable_shared_prefix
 from plaudit.objectives import Objective, check_objective
 from plaudit.training.config import RewardConfig
 from plaudit.training.loss import RewardLoss
@@ -192,15 +166,15 @@ def load_model_and_tokenizer(
     revision: str | None = None
     if isinstance(model, str):
         name, revision = model, init_kwargs.get("revision")
-        model = load_model(name, init_kwargs, trust_remote_code=args.trust_remote_code, seed=args.seed)
+        model = load.load_model(name, init_kwargs, trust_remote_code=args.trust_remote_code, seed=args.seed)
     else:
         if init_kwargs:
             logger.warning("%s: ignored, as the model is already instantiated.", ", ".join(map(repr, init_kwargs)))
-        require_sequence_classification(model)
-        require_reward_model(model)
+        peft.require_sequence_classification(model)
+        load.require_reward_model(model)
         name = getattr(model.config, "name_or_path", None) or ""
     if tokenizer is None:
-        tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=args.trust_remote_code)
+        tokenizer = load.load_tokenizer(name, revision=revision, trust_remote_code=args.trust_remote_code)
     tokenizer = copy.deepcopy(tokenizer)
     if args.eos_token is not None:
         if args.eos_token not in tokenizer.get_vocab():
@@ -213,7 +187,7 @@ def load_model_and_tokenizer(
         model.config.get_text_config().eos_token_id = tokenizer.eos_token_id
     added_tokens = []
     if args.chat_template_path is not None:
-        added_tokens = set_chat_template(
+        added_tokens = load.set_chat_template(
             model, tokenizer, args.chat_template_path, trust_remote_code=args.trust_remote_code
         )
     return model, tokenizer, added_tokens
@@ -246,33 +220,33 @@ def prepare_model(
     Returns the model (maybe in an adapter), a copy of the tokenizer with its padding token, and whether the model
     reads rewards at given positions (decoders) rather than pooling itself.
     """
-    base_model = base_model_of(model)
-    may_resize = peft_config is None and not is_peft_model(model) and not getattr(model, "is_quantized", False)
-    tokenizer = set_pad_token(base_model, tokenizer, args.pad_token, may_resize=may_resize)
-    set_serving_config(base_model)
+    base_model = peft.base_model_of(model)
+    may_resize = peft_config is None and not peft.is_peft_model(model) and not getattr(model, "is_quantized", False)
+    tokenizer = load.set_pad_token(base_model, tokenizer, args.pad_token, may_resize=may_resize)
+    load.set_serving_config(base_model)
     if args.disable_dropout:
-        disable_dropout(model)
+        load.disable_dropout(model)
     reads_positions = install_reward_forward(base_model)
     if peft_config is not None:
-        model = wrap_with_adapter(model, peft_config, trained_tokens=trained_tokens)
+        model = peft.wrap_with_adapter(model, peft_config, trained_tokens=trained_tokens)
         if reads_positions:
-            store_trained_head_in_float32(model)
-    elif is_peft_model(model):
-        warn_if_head_is_frozen(model)
-    if is_peft_model(model) and args.gradient_checkpointing:
+            peft.store_trained_head_in_float32(model)
+    elif peft.is_peft_model(model):
+        peft.warn_if_head_is_frozen(model)
+    if peft.is_peft_model(model) and args.gradient_checkpointing:
         model.enable_input_require_grads()
     if args.use_liger_kernel:
-        apply_liger(model, args.liger_kernel_config, use_cpu=args.use_cpu)
+        load.apply_liger(model, args.liger_kernel_config, use_cpu=args.use_cpu)
     return model, tokenizer, reads_positions
 
 
 def choose_batch_layout(model: Any, args: RewardConfig, *, own_collator: bool) -> tuple[str, str]:
     """Chooses the batch layout, prepares the model for it, and returns it with the reason."""
-    layout, reason = choose_layout(
+    layout, reason = shared_prefix.choose_layout(
         model, args.batch_layout, own_collator=own_collator, neftune=bool(args.neftune_noise_alpha)
     )
     if layout == "shared_prefix":
-        enable_shared_prefix(base_model_of(model), args.attention_backend)
+        shared_prefix.enable_shared_prefix(peft.base_model_of(model), args.attention_backend)
         if args.pad_to_multiple_of is not None:
             logger.warning("`pad_to_multiple_of` has no effect in the shared_prefix layout, which has no padding.")
     logger.info("Batch layout: %s (%s).", layout, reason)
@@ -285,8 +259,8 @@ def add_training_heads(model: Any, loss: RewardLoss, *, reads_positions: bool) -
     Raises:
         ConfigError: The model cannot have such heads.
     """
-    base_model = base_model_of(model)
-    remove_training_heads(base_model)
+    base_model = peft.base_model_of(model)
+    aux_heads.remove_training_heads(base_model)
     settings = {
         "objective": loss.objective.learns_ties,
         "length_head_coefficient": loss.length_head,
@@ -303,27 +277,27 @@ def add_training_heads(model: Any, loss: RewardLoss, *, reads_positions: bool) -
             field=setting,
             fix=f"Use another model, or remove `{setting}`.",
         )
-    if loss.lm_loss and is_prompt_learning(model):
+    if loss.lm_loss and peft.is_prompt_learning(model):
         raise ConfigError(
             "the text behind an adapter's virtual tokens cannot be found",
             field="lm_loss_coefficient",
             fix="Use another kind of adapter, or remove `lm_loss_coefficient`.",
         )
-    heads = TrainingHeads(
+    heads = aux_heads.TrainingHeads(
         base_model.config.get_text_config().hidden_size,
         ties=loss.objective.learns_ties,
         length=bool(loss.length_head),
         ensemble_size=loss.ensemble_size,
         seed=loss.seed,
-        language_model_weight=language_model_weight(base_model) if loss.lm_loss else None,
+        language_model_weight=aux_heads.language_model_weight(base_model) if loss.lm_loss else None,
     )
-    install_training_heads(base_model, heads)
+    aux_heads.install_training_heads(base_model, heads)
 
 
 def set_head_learning_rates(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Moves the parameters of `HEAD_LEARNING_RATES` that a model has into groups of their own, without decay."""
     for head, learning_rate in HEAD_LEARNING_RATES.items():
-        name = f"{ATTRIBUTE}.{head}"
+        name = f"{aux_heads.ATTRIBUTE}.{head}"
         parameter = next((value for key, value in model.named_parameters() if key.endswith(name)), None)
         if parameter is None:
             continue

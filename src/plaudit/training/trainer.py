@@ -27,40 +27,10 @@ from plaudit.model.peft import base_model_of
 from plaudit.model.shared_prefix import MODEL_KEYS, RewardForward
 from plaudit.objectives import Objective
 from plaudit.schema import TOKENIZED_COLUMNS, TOKENIZED_LIST_COLUMNS, Batch
-from plaudit.training.artifacts import (
-    as_list,
-    choose_golden_rows,
-    mark_incomplete,
-    newest_complete_checkpoint,
-    render_model_card,
-    run_record,
-    write_golden_rows,
-    write_run_record,
-)
+from plaudit.training import artifacts, memory, setup
 from plaudit.training.config import RewardConfig
-from plaudit.training.dataloader import by_similar_work, example_loader, in_row_order, sampler_of
+from plaudit.training.dataloader import example_loader, in_row_order, sampler_of
 from plaudit.training.loss import divisor, make_loss
-from plaudit.training.memory import (
-    decide_checkpointing,
-    enable_checkpointing,
-    keep_freed_memory,
-    offload_activations,
-    with_checkpointing,
-)
-from plaudit.training.setup import (
-    add_training_heads,
-    check_collator,
-    check_grouping,
-    check_train_dataset,
-    check_writable,
-    choose_batch_layout,
-    default_config,
-    keep_outputs_exact,
-    load_model_and_tokenizer,
-    prepare_data,
-    prepare_model,
-    set_head_learning_rates,
-)
 
 logger = logging.getLogger("plaudit")
 EvalData: TypeAlias = Dataset | IterableDataset | Mapping[str, Dataset | IterableDataset]
@@ -166,9 +136,9 @@ class RewardTrainer(Trainer):
         *,
         quantization_config: Any | None = None,
     ) -> None:
-        args = args if args is not None else default_config(model)
-        check_train_dataset(train_dataset, args.max_steps)
-        check_writable(args.output_dir)
+        args = args if args is not None else setup.default_config(model)
+        setup.check_train_dataset(train_dataset, args.max_steps)
+        setup.check_writable(args.output_dir)
         if args.n_gpu > 1:
             raise ConfigError(
                 "several GPUs are visible to one process, and `nn.DataParallel` is not supported",
@@ -180,12 +150,12 @@ class RewardTrainer(Trainer):
         self._checkpointing_undecided = args.gradient_checkpointing == "auto"
         self._may_enable_checkpointing = False
         # `_prepare_data` reads the settings before the Trainer sets them.
-        self.args = args = with_checkpointing(args, False) if self._checkpointing_undecided else args
-        model, self._tokenizer, added_tokens = load_model_and_tokenizer(
+        self.args = args = memory.with_checkpointing(args, False) if self._checkpointing_undecided else args
+        model, self._tokenizer, added_tokens = setup.load_model_and_tokenizer(
             model, args, processing_class, quantization_config
         )
         self._loss = make_loss(args, train_dataset)
-        self._golden_rows = choose_golden_rows(
+        self._golden_rows = artifacts.choose_golden_rows(
             self._tokenizer, (eval_dataset, train_dataset), args.golden_rows, max_length=args.max_length
         )
         self.data_reports: dict[str, DataReport] = {}
@@ -195,13 +165,13 @@ class RewardTrainer(Trainer):
             eval_dataset = {name: self._prepare_data(rows, str(name), "eval") for name, rows in eval_dataset.items()}
         elif eval_dataset is not None:
             eval_dataset = self._prepare_data(eval_dataset, "eval", "eval")
-        check_collator(data_collator, self._loss, train_dataset)
-        check_grouping(args, self.data_reports["train"])
-        model, tokenizer, self._reads_positions = prepare_model(
+        setup.check_collator(data_collator, self._loss, train_dataset)
+        setup.check_grouping(args, self.data_reports["train"])
+        model, tokenizer, self._reads_positions = setup.prepare_model(
             model, self._tokenizer, args, peft_config, trained_tokens=added_tokens
         )
-        layout, reason = choose_batch_layout(model, args, own_collator=data_collator is not None)
-        add_training_heads(model, self._loss, reads_positions=self._reads_positions)
+        layout, reason = setup.choose_batch_layout(model, args, own_collator=data_collator is not None)
+        setup.add_training_heads(model, self._loss, reads_positions=self._reads_positions)
         self._base_model = base_model_of(model)
         self._forward = RewardForward(
             self._base_model,
@@ -226,7 +196,7 @@ class RewardTrainer(Trainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
-        keep_outputs_exact(getattr(self.accelerator.state, "fsdp_plugin", None))
+        setup.keep_outputs_exact(getattr(self.accelerator.state, "fsdp_plugin", None))
         # The loss is divided by the global number of comparisons, so the Trainer must not divide it again.
         self.model_accepts_loss_kwargs = True
         self.can_return_loss, self.label_names = True, []
@@ -250,7 +220,7 @@ class RewardTrainer(Trainer):
     # ---- data -------------------------------------------------------------------------------------------------
 
     def _prepare_data(self, dataset: Any, name: str, purpose: Purpose) -> Any:
-        prepared, self.data_reports[name] = prepare_data(
+        prepared, self.data_reports[name] = setup.prepare_data(
             dataset, self._tokenizer, self._loss.objective, self.args, name, purpose
         )
         if isinstance(prepared, Dataset):
@@ -284,7 +254,10 @@ class RewardTrainer(Trainer):
         is_training: bool = False,
         dataloader_key: str | None = None,
     ) -> DataLoader[Any]:
-        """A loader with our rank-aware sampler; the Trainer's for streams and for samplers of a subclass."""
+        """A loader with our rank-aware sampler; the Trainer's for streams and for samplers of a subclass.
+
+        It puts rows of similar length of an evaluation together; `evaluation_loop` restores their order.
+        """
         sampler_name = "_get_train_sampler" if is_training else "_get_eval_sampler"
         overridden = getattr(type(self), sampler_name) is not getattr(Trainer, sampler_name)
         if not isinstance(dataset, Dataset) or overridden:
@@ -301,6 +274,7 @@ class RewardTrainer(Trainer):
             is_training=is_training,
             padded=self.batch_layout == "padded",
             prompts=self._prompts(dataset) if is_training and self.args.group_by_prompt else None,
+            may_sort=self._eval_order_is_free(),
         )
         if dataloader_key is not None and self.args.dataloader_persistent_workers:
             self._kept_loaders[dataloader_key] = dataset, loader
@@ -317,24 +291,12 @@ class RewardTrainer(Trainer):
             )
         return prompts.tolist()
 
-    def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader[Any]:
-        """The Trainer's loader, with rows of similar length together; `evaluation_loop` restores their order."""
-        return self._sorted_by_work(super().get_eval_dataloader(eval_dataset))
-
-    def get_test_dataloader(self, test_dataset: Any) -> DataLoader[Any]:
-        """The Trainer's loader, with rows of similar length together; `evaluation_loop` restores their order."""
-        return self._sorted_by_work(super().get_test_dataloader(test_dataset))
-
-    def _sorted_by_work(self, loader: DataLoader[Any]) -> DataLoader[Any]:
-        sampler, args, loss = sampler_of(loader), self.args, self._loss
-        # The order must stay where something reported depends on which rows share a batch, or on the order of batches.
-        loads_balanced = getattr(self._base_model.config.get_text_config(), "output_router_logits", False)
+    def _eval_order_is_free(self) -> bool:
+        """Whether nothing reported depends on which rows share a batch, or on the order of batches."""
+        args, loss = self.args, self._loss
         by_batch = args.include_for_metrics or args.batch_eval_metrics or not args.eval_do_concat_batches
-        if sampler is not None and not (by_batch or loads_balanced or loss.length_penalty or loss.length_head):
-            rows: Any = loader.dataset
-            order = by_similar_work(rows.rows, padded=self.batch_layout == "padded")
-            sampler.order = lambda epoch: order
-        return loader
+        loads_balanced = getattr(self._base_model.config.get_text_config(), "output_router_logits", False)
+        return not (by_batch or loads_balanced or loss.length_penalty or loss.length_head)
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
@@ -405,16 +367,16 @@ class RewardTrainer(Trainer):
         given = self.optimizer is not None
         optimizer = super().create_optimizer(model)
         if not given:
-            set_head_learning_rates(self.model if model is None else model, optimizer)
+            setup.set_head_learning_rates(self.model if model is None else model, optimizer)
         return optimizer
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train; ``resume_from_checkpoint=True`` resumes from the newest complete checkpoint."""
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = str(newest_complete_checkpoint(str(self.args.output_dir)))
+            resume_from_checkpoint = str(artifacts.newest_complete_checkpoint(str(self.args.output_dir)))
         if self._checkpointing_undecided:
             self._decide_checkpointing()
-        with keep_freed_memory(self.args.device):
+        with memory.keep_freed_memory(self.args.device):
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _decide_checkpointing(self) -> None:
@@ -423,7 +385,7 @@ class RewardTrainer(Trainer):
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             on, reason = True, "the memory of sharded training is not estimated"
         else:
-            on, reason = decide_checkpointing(
+            on, reason = memory.decide_checkpointing(
                 self.model,
                 self.args,
                 self.train_dataset,
@@ -431,9 +393,9 @@ class RewardTrainer(Trainer):
                 loss_of_rows=self.loss_of_rows,
                 gather=self.accelerator.gather,
             )
-        self.args = with_checkpointing(self.args, on)
+        self.args = memory.with_checkpointing(self.args, on)
         if on:
-            enable_checkpointing(self.model, self.args)
+            memory.enable_checkpointing(self.model, self.args)
         # A step can be repeated only where it has not added to gradients nor talked to other processes.
         alone = self.accelerator.num_processes == 1 and self.args.gradient_accumulation_steps == 1
         self._may_enable_checkpointing = alone and not on
@@ -442,7 +404,7 @@ class RewardTrainer(Trainer):
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Forward and backward pass of a micro-batch, with activations offloaded in between on request."""
         try:
-            with offload_activations(self.model, enabled=self.args.activation_offloading):
+            with memory.offload_activations(self.model, enabled=self.args.activation_offloading):
                 loss = super().training_step(*args, **kwargs)
         except torch.OutOfMemoryError:
             if not self._may_enable_checkpointing:
@@ -460,8 +422,8 @@ class RewardTrainer(Trainer):
         """Turns gradient checkpointing on after an estimate that was too low, once."""
         self._may_enable_checkpointing, self._scored = False, None
         logger.warning("Out of memory: gradient checkpointing is on from step %d.", self.state.global_step + 1)
-        self.args = with_checkpointing(self.args, True)
-        enable_checkpointing(self.model, self.args)
+        self.args = memory.with_checkpointing(self.args, True)
+        memory.enable_checkpointing(self.model, self.args)
         self.model.zero_grad(set_to_none=True)
         if self.args.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -586,7 +548,7 @@ class RewardTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._interval.collect(self.accelerator.gather)
         if self.args.should_save:
-            mark_incomplete(Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
+            artifacts.mark_incomplete(Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self.create_model_card()
@@ -601,8 +563,8 @@ class RewardTrainer(Trainer):
         super()._save(output_dir, state_dict)
         folder = Path(str(self.args.output_dir) if output_dir is None else output_dir)
         if self.args.should_save:
-            write_run_record(folder, self._run_record())
-            write_golden_rows(
+            artifacts.write_run_record(folder, self._run_record())
+            artifacts.write_golden_rows(
                 folder,
                 self._golden_rows,
                 self.args,
@@ -618,7 +580,7 @@ class RewardTrainer(Trainer):
             save_heads(heads, folder, state_dict, self._loss.objective.name)
 
     def _run_record(self) -> dict[str, Any]:
-        return run_record(
+        return artifacts.run_record(
             self.args,
             self.state,
             model=self.model,
@@ -658,15 +620,15 @@ class RewardTrainer(Trainer):
         """Write ``README.md`` into the output folder: data, settings, metrics, versions, and how to use the model."""
         folder = Path(str(self.args.output_dir))
         name = model_name or folder.name
-        card = render_model_card(
+        card = artifacts.render_model_card(
             self._run_record(),
             name=name,
             location=self.hub_model_id or name,
             base_model=finetuned_from,
-            datasets=as_list(dataset_tags or dataset),
-            dataset_args=as_list(dataset_args),
-            tags=[*self._tag_names, *as_list(tags)],
-            tasks=as_list(tasks),
+            datasets=dataset_tags or dataset,
+            dataset_args=dataset_args,
+            tags=[*self._tag_names, *artifacts.as_list(tags)],
+            tasks=tasks,
             language=language,
             license=license,
         )
