@@ -19,7 +19,7 @@ from plaudit.doctor.findings import KINDS, DataCheck, Finding, TokenLengths, in_
 from plaudit.doctor.fix import check_target, write_fixed
 from plaudit.doctor.leaks import Leak
 from plaudit.doctor.relations import Benchmark, Prompts
-from plaudit.doctor.rows import CheckedRow, RowReader, Sample, Ways, open_rows, ways_of
+from plaudit.doctor.rows import CheckedRow, ReadPlan, RowReader, Sample, open_rows, plan_reading
 from plaudit.doctor.shortcuts import Lengths, Shortcut, distinct, read_words
 from plaudit.errors import ConfigError
 
@@ -94,18 +94,18 @@ def check_dataset(
 
         tokenizer = load_tokenizer(os.fspath(tokenizer))
     source = open_rows(dataset, config=config, split=split, streaming=streaming)
-    ways = ways_of(source)
-    if max_length is not None and tokenizer is None and not ways.tokenized:
+    plan = plan_reading(source)
+    if max_length is not None and tokenizer is None and not plan.tokenized:
         raise ConfigError("`max_length` counts tokens, and there is no tokenizer", fix="Name the model as well.")
     # The configuration is one of the data set: other files have none.
     other_config = config if isinstance(eval_dataset, str) and eval_dataset == str(dataset) else None
     eval_prompts = None if eval_dataset is None else Prompts.of(eval_dataset, config=other_config, split=eval_split)
     overlaps = Overlaps(eval_prompts, [Benchmark(one) for one in benchmarks])
-    reader = RowReader(source, ways, tokenizer, max_length)
+    reader = RowReader(source, plan, tokenizer, max_length)
     scan = _Scan.of(tokenizer, max_length, overlaps, Sample(sample_rows if words else 0, seed))
     scan.run(reader, source.length, progress)
-    check = _conclude(scan, source, ways, reader, seed=seed, words=words, progress=progress)
-    if fix is not None and reader.torn is None:
+    check = _conclude(scan, source, plan, reader, seed=seed, words=words, progress=progress)
+    if fix is not None and reader.broken is None:
         fixed = write_fixed(source, check.findings, Path(fix), kinds=remove, total=check.rows)
         check = replace(check, fixed=fixed)
     elif fix is not None:
@@ -160,7 +160,7 @@ class _Scan:
 def _conclude(
     scan: _Scan,
     source: DataSource,
-    ways: Ways,
+    plan: ReadPlan,
     reader: RowReader,
     *,
     seed: int,
@@ -169,15 +169,17 @@ def _conclude(
 ) -> DataCheck:
     notes: list[str] = []
     findings = [finding for check in scan.checks for finding in check.findings()]
-    if reader.torn is not None:
-        advice = reader.torn.fix or ""
-        findings.append(Finding("broken_file", (), f"after row {scan.rows - 1}: {reader.torn.message}", (), (), advice))
-    if ways.refusal is not None:
-        findings.append(Finding("no_objective", (), ways.refusal))
+    if reader.broken is not None:
+        advice = reader.broken.fix or ""
+        findings.append(
+            Finding("broken_file", (), f"after row {scan.rows - 1}: {reader.broken.message}", (), (), advice)
+        )
+    if plan.objective_problem is not None:
+        findings.append(Finding("no_objective", (), plan.objective_problem))
     shortcut = scan.lengths.shortcut()
     shortcuts = [shortcut] if shortcut is not None else []
     leaks, suspects = scan.marks.counts.leaks(), []
-    if ways.tokenized:
+    if plan.tokenized:
         notes.append("The rows hold token ids: texts were not looked at.")
     elif shortcut is None:
         notes.append("No row compares two responses: no shortcuts were computed.")
@@ -190,7 +192,7 @@ def _conclude(
         else:
             shortcuts.append(found.shortcut)
             leaks, suspects = distinct([*leaks, *found.leaks]), found.suspects
-    if scan.token_lengths() is None and not ways.tokenized:
+    if scan.token_lengths() is None and not plan.tokenized:
         notes.append("Lengths in tokens were not checked: name a model.")
     findings += [*_leak_findings(leaks), *_shortcut_findings(shortcuts)]
     findings = with_texts(source, in_order(findings))

@@ -11,7 +11,7 @@ from plaudit.data.report import Flag
 from plaudit.doctor.findings import Finding, Occurrence, row_names
 from plaudit.doctor.leaks import MarkCounts, Marker, breaks_off, lacks_end, percent, two_proportions
 from plaudit.doctor.relations import Benchmark, Ledger, Prompts, shorten
-from plaudit.doctor.rows import CheckedRow, excerpt, is_flagged
+from plaudit.doctor.rows import CheckedRow, excerpt
 from plaudit.schema import response_field
 
 EXAMPLES = 3
@@ -19,7 +19,7 @@ EXAMPLES = 3
 REASONS = 8
 """How many different reasons of unreadable rows are told apart."""
 STYLE_SHARE = 0.9
-"""Where this share of long answers ends with a full stop, one without it seems to break off."""
+"""Where this share of long responses ends with a full stop, one without it seems to break off."""
 
 
 class Check(Protocol):
@@ -77,11 +77,7 @@ _FLAGS = {
 
 
 class Flagged:
-    """Rows with what training calls suspicious.
-
-    Args:
-        max_length: Limit in tokens, for the words.
-    """
+    """Rows with what training calls suspicious."""
 
     def __init__(self, max_length: int | None) -> None:
         self._max_length = max_length
@@ -92,10 +88,10 @@ class Flagged:
         """Count the flags of a row."""
         if row.error is not None:
             return
-        kinds = [kind for flag, kind in _FLAGS.items() if is_flagged(row, flag)]
-        if row.parts is not None and len(row.parts.answers) > 1 and "identical" not in kinds:
-            answers = {" ".join(one.split()) for one in row.parts.answers}
-            kinds += ["same_words"] if len(answers) == 1 and "empty" not in kinds else []
+        kinds = [kind for flag, kind in _FLAGS.items() if row.flags & flag]
+        if row.parts is not None and len(row.parts.responses) > 1 and "identical" not in kinds:
+            responses = {" ".join(one.split()) for one in row.parts.responses}
+            kinds += ["same_words"] if len(responses) == 1 and "empty" not in kinds else []
         for kind in kinds:
             self._rows.setdefault(kind, array("q")).append(row.number)
             examples = self._examples.setdefault(kind, [])
@@ -108,9 +104,9 @@ class Flagged:
         if row.parts is None:
             return ""
         if kind == "empty":
-            blank = [n for n, answer in enumerate(row.parts.answers) if not answer.strip()]
-            return ", ".join(f"`{response_field(row.row_kind, place)}` is empty" for place in blank)
-        return excerpt(row.parts.answers[0]) if kind == "identical" else ""
+            blank = [n for n, response in enumerate(row.parts.responses) if not response.strip()]
+            return ", ".join(f"`{response_field(row.row_kind, index)}` is empty" for index in blank)
+        return excerpt(row.parts.responses[0]) if kind == "identical" else ""
 
     def findings(self) -> list[Finding]:
         """A finding for each kind."""
@@ -162,7 +158,7 @@ class Relations:
 
 
 class Endings:
-    """Answers that seem to break off, on both sides."""
+    """Responses that seem to break off, on both sides."""
 
     def __init__(self) -> None:
         self._rows, self._style_rows = array("q"), array("q")
@@ -172,39 +168,39 @@ class Endings:
         self._long, self._endless = 0, 0
 
     def add(self, row: CheckedRow) -> None:
-        """Look at the ends of a row's answers."""
-        if row.parts is None or is_flagged(row, Flag.IDENTICAL):
+        """Look at the ends of a row's responses."""
+        if row.parts is None or bool(row.flags & Flag.IDENTICAL):
             return
         reasons, styles = {}, []
-        for place, (answer, call) in enumerate(zip(row.parts.answers, row.parts.calls, strict=True)):
-            if call or not answer.strip():
+        for index, (response, call) in enumerate(zip(row.parts.responses, row.parts.calls, strict=True)):
+            if call or not response.strip():
                 continue
-            reason = breaks_off(answer)
+            reason = breaks_off(response)
             if reason is not None:
-                reasons[place] = reason
-            style = lacks_end(answer)
+                reasons[index] = reason
+            style = lacks_end(response)
             if style is not None:
                 self._long += 1
                 self._endless += style
-                styles += [place] if style and reason is None else []
+                styles += [index] if style and reason is None else []
         self._count_sides(row, reasons, styles)
-        for places, rows, examples in (
+        for indices, rows, examples in (
             (list(reasons), self._rows, self._examples),
             ([] if reasons else styles, self._style_rows, self._style_examples),
         ):
-            if places:
+            if indices:
                 rows.append(row.number)
                 if len(examples) < EXAMPLES:
-                    field = response_field(row.row_kind, places[0])
-                    why = reasons.get(places[0], "has no full stop")
-                    text = f"`{field}` {why}: {excerpt(row.parts.answers[places[0]], 70, end=True)}"
+                    field = response_field(row.row_kind, indices[0])
+                    why = reasons.get(indices[0], "has no full stop")
+                    text = f"`{field}` {why}: {excerpt(row.parts.responses[indices[0]], 70, end=True)}"
                     examples.append(Occurrence((row.number,), text))
 
     def _count_sides(self, row: CheckedRow, reasons: dict[int, str], styles: list[int]) -> None:
-        for preferred, place in zip((True, False), row.sides or (), strict=False):
+        for preferred, index in zip((True, False), row.sides or (), strict=False):
             counts = self._sides[preferred]
-            counts[0] += place in reasons
-            counts[1] += place in styles
+            counts[0] += index in reasons
+            counts[1] += index in styles
             counts[2] += 1
 
     def findings(self) -> list[Finding]:
@@ -227,16 +223,12 @@ class Endings:
             )
             if chance[0] < 0.01:
                 detail += ": a difference that a model can learn instead"
-        advice = "Often a limit on new tokens when the answers were made: make them again with a higher one."
+        advice = "Often a limit on new tokens when the responses were generated: generate them again with a higher one."
         return [Finding("truncated", rows, detail, (), tuple(examples), advice)]
 
 
 class Marks:
-    """Stock phrases, formatting and special tokens.
-
-    Args:
-        special_tokens: Those of the tokenizer.
-    """
+    """Stock phrases, formatting and special tokens."""
 
     def __init__(self, special_tokens: Sequence[str] = ()) -> None:
         self._marker = Marker(special_tokens)
@@ -244,22 +236,22 @@ class Marks:
         self._special, self._examples = array("q"), list[Occurrence]()
 
     def add(self, row: CheckedRow) -> None:
-        """Look at the answers of a row."""
+        """Look at the responses of a row."""
         if row.parts is None:
             return
-        answers = row.parts.answers
+        responses = row.parts.responses
         if row.row_kind == "labels":
-            self.counts.add(self._marker.marks(answers[0]), preferred=row.ratings[0] > 0.5)
+            self.counts.add(self._marker.marks(responses[0]), preferred=row.ratings[0] > 0.5)
         elif row.sides is not None:
-            for preferred, place in zip((True, False), row.sides, strict=True):
-                self.counts.add(self._marker.marks(answers[place]), preferred=preferred)
-        for place, answer in enumerate(answers):
-            token = self._marker.special_token(answer)
+            for preferred, index in zip((True, False), row.sides, strict=True):
+                self.counts.add(self._marker.marks(responses[index]), preferred=preferred)
+        for index, response in enumerate(responses):
+            token = self._marker.special_token(response)
             if token is not None:
                 self._special.append(row.number)
                 if len(self._examples) < EXAMPLES:
                     self._examples.append(
-                        Occurrence((row.number,), f"`{response_field(row.row_kind, place)}` has {token}")
+                        Occurrence((row.number,), f"`{response_field(row.row_kind, index)}` has {token}")
                     )
                 break
 
@@ -271,12 +263,7 @@ class Marks:
 
 
 class Overlaps:
-    """Prompts shared with evaluation data and benchmarks.
-
-    Args:
-        eval_prompts: Those of the evaluation data.
-        benchmarks: Benchmarks.
-    """
+    """Prompts shared with evaluation data and benchmarks."""
 
     def __init__(self, eval_prompts: Prompts | None, benchmarks: Sequence[Benchmark]) -> None:
         self._eval, self._benchmarks = eval_prompts, benchmarks

@@ -21,12 +21,7 @@ _WIDTH = 60
 
 
 def with_texts(source: DataSource, findings: Sequence[Finding]) -> list[Finding]:
-    """Give examples that have no text the beginning of their row.
-
-    Args:
-        source: The rows.
-        findings: What was found in them.
-    """
+    """Give examples that have no text the beginning of their row."""
     wanted = {one.rows[0] for finding in findings for one in finding.examples if not one.text}
     texts = {number: summary(row) for number, row in _look_up(source, sorted(wanted)).items()}
     return [
@@ -57,10 +52,7 @@ def _look_up(source: DataSource, numbers: Sequence[int]) -> dict[int, Mapping[st
 
 
 def summary(row: Mapping[str, Any]) -> str:
-    """Prompt and answers of a raw row, shortened to one line.
-
-    Args:
-        row: Its columns.
+    """Prompt and responses of a raw row, shortened to one line.
 
     >>> summary({"prompt": "2+2=", "chosen": "4", "rejected": "5"})
     '"2+2=" chosen: "4" rejected: "5"'
@@ -72,8 +64,8 @@ def summary(row: Mapping[str, Any]) -> str:
         if row.get(name) is not None:
             parts.append(f'{name}: "{excerpt(_text(row[name]), _WIDTH, end="prompt" not in row)}"')
     if not parts[1:] and isinstance(row.get("responses"), list):
-        answers = row["responses"][:2]
-        parts += [f'"{excerpt(_text(one), _WIDTH)}"' for one in answers] + ["…"] * (len(row["responses"]) > 2)
+        responses = row["responses"][:2]
+        parts += [f'"{excerpt(_text(one), _WIDTH)}"' for one in responses] + ["…"] * (len(row["responses"]) > 2)
     return " ".join(parts)
 
 
@@ -98,19 +90,12 @@ ROWS_LISTED = 1000
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of finding.
+    """One kind of finding."""
 
-    Attributes:
-        name: Its name in JSON and in lists of removed rows.
-        severity: How bad it is.
-        title: What is wrong, as it follows a number of rows.
-        removable: Whether `fix` removes such rows: only where the fault is certain.
-    """
-
-    name: str
-    severity: Severity
-    title: str
-    removable: bool = False
+    name: str  # its name in JSON and in lists of removed rows
+    severity: Severity  # how bad it is
+    title: str  # what is wrong, as it follows a number of rows
+    removable: bool = False  # whether `fix` removes such rows: only where the fault is certain
 
 
 KINDS = {
@@ -144,36 +129,23 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Occurrence:
-    """A row that shows a finding.
+    """A row that shows a finding."""
 
-    Attributes:
-        rows: Its number, with those of the rows that it clashes with.
-        text: What there is to see; empty until the row is looked up.
-    """
-
-    rows: tuple[int, ...]
-    text: str = ""
+    rows: tuple[int, ...]  # its number, with those of the rows that it clashes with
+    text: str = ""  # what there is to see; empty until the row is looked up
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of fault, and the rows that have it.
+    """One kind of fault, and the rows that have it."""
 
-    Attributes:
-        kind: Which; a key of :data:`KINDS`.
-        rows: All their numbers, ascending, counted from 0; empty where the fault is one of the whole data set.
-        detail: The fault in words, where there is more to say.
-        lines: Further lines, such as one for each reason.
-        examples: Some of the rows.
-        advice: What to do about it.
-    """
-
-    kind: str
+    kind: str  # which; a key of :data:`KINDS`
+    # all their numbers, ascending, counted from 0; empty where the fault is one of the whole data set
     rows: Sequence[int] = field(default=(), repr=False)
-    detail: str = ""
-    lines: tuple[str, ...] = ()
-    examples: tuple[Occurrence, ...] = ()
-    advice: str = ""
+    detail: str = ""  # the fault in words, where there is more to say
+    lines: tuple[str, ...] = ()  # further lines, such as one for each reason
+    examples: tuple[Occurrence, ...] = ()  # some of the rows
+    advice: str = ""  # what to do about it
 
     @property
     def severity(self) -> Severity:
@@ -191,11 +163,7 @@ class Finding:
         return len(self.rows)
 
     def to_dict(self, total: int) -> dict[str, Any]:
-        """Write the finding as plain values.
-
-        Args:
-            total: Number of rows of the data set.
-        """
+        """Write the finding as plain values."""
         return {
             "kind": self.kind,
             "severity": self.severity,
@@ -212,21 +180,13 @@ class Finding:
 
 
 def in_order(findings: Sequence[Finding]) -> list[Finding]:
-    """Sort findings: the worst first, then in the order of :data:`KINDS`.
-
-    Args:
-        findings: Any findings.
-    """
-    places = {name: place for place, name in enumerate(KINDS)}
-    return sorted(findings, key=lambda one: (SEVERITIES.index(one.severity), places[one.kind]))
+    """Sort findings: the worst first, then in the order of :data:`KINDS`."""
+    indices = {name: index for index, name in enumerate(KINDS)}
+    return sorted(findings, key=lambda one: (SEVERITIES.index(one.severity), indices[one.kind]))
 
 
 def row_names(rows: Sequence[int], limit: int = 5) -> str:
     """Name some rows.
-
-    Args:
-        rows: Their numbers.
-        limit: How many to name.
 
     >>> row_names([3, 18]), row_names([7]), row_names(range(9))
     ('rows 3, 18', 'row 7', 'rows 0, 1, 2, 3, 4, ...')
@@ -237,67 +197,40 @@ def row_names(rows: Sequence[int], limit: int = 5) -> str:
 
 @dataclass(frozen=True)
 class TokenLengths:
-    """Lengths of single responses with their prompts, in tokens.
+    """Lengths of single responses with their prompts, in tokens."""
 
-    Attributes:
-        shortest: That of the shortest.
-        median: Half of them are no longer.
-        most: 95% of them are no longer.
-        longest: That of the longest.
-    """
-
-    shortest: int
-    median: int
-    most: int
-    longest: int
+    shortest: int  # that of the shortest
+    median: int  # half of them are no longer
+    most: int  # 95% of them are no longer
+    longest: int  # that of the longest
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """A cleaned copy that was written.
+    """A cleaned copy that was written."""
 
-    Attributes:
-        path: The copy.
-        removed_path: The list of what was removed and why.
-        kept: Number of rows in the copy.
-        removed: Kind of fault -> rows removed for it; a row is counted once.
-    """
-
-    path: str
-    removed_path: str
-    kept: int
-    removed: dict[str, int]
+    path: str  # the copy
+    removed_path: str  # the list of what was removed and why
+    kept: int  # number of rows in the copy
+    removed: dict[str, int]  # kind of fault -> rows removed for it; a row is counted once
 
 
 @dataclass(frozen=True)
 class DataCheck:
-    """What the data doctor found.
+    """What the data doctor found."""
 
-    Attributes:
-        name: What was checked.
-        rows: Number of rows read.
-        forms: Number of rows of each form.
-        findings: The faults, the worst first.
-        shortcuts: What a reward model must beat.
-        leaks: Marks that lean to one side, the clearest first.
-        suspects: Rows most likely labelled the wrong way round, the likeliest first.
-        lengths: Token lengths (None: no tokenizer).
-        notes: What was not checked, and why.
-        seconds: Time it took.
-        fixed: The cleaned copy (None: not asked for).
-    """
-
-    name: str
-    rows: int
+    name: str  # what was checked
+    rows: int  # number of rows read
     row_kinds: dict[str, int]
-    findings: list[Finding]
-    shortcuts: list[Shortcut] = field(default_factory=list)
-    leaks: list[Leak] = field(default_factory=list)
+    findings: list[Finding]  # the faults, the worst first
+    shortcuts: list[Shortcut] = field(default_factory=list)  # what a reward model must beat
+    leaks: list[Leak] = field(default_factory=list)  # marks that lean to one side, the clearest first
+    # rows most likely labelled the wrong way round, the likeliest first
     suspects: list[Suspect] = field(default_factory=list)
-    lengths: TokenLengths | None = None
-    notes: list[str] = field(default_factory=list)
-    seconds: float = 0.0
-    fixed: Fixed | None = None
+    lengths: TokenLengths | None = None  # token lengths (None: no tokenizer)
+    notes: list[str] = field(default_factory=list)  # what was not checked, and why
+    seconds: float = 0.0  # time it took
+    fixed: Fixed | None = None  # the cleaned copy (None: not asked for)
 
     @property
     def ok(self) -> bool:
@@ -305,19 +238,11 @@ class DataCheck:
         return not self.of("error")
 
     def of(self, severity: Severity) -> list[Finding]:
-        """The findings of one severity.
-
-        Args:
-            severity: Which.
-        """
+        """The findings of one severity."""
         return [one for one in self.findings if one.severity == severity]
 
     def finding(self, kind: str) -> Finding | None:
-        """The finding of one kind; None where there is none.
-
-        Args:
-            kind: A key of :data:`~plaudit.doctor.findings.KINDS`.
-        """
+        """The finding of one kind; None where there is none."""
         return next((one for one in self.findings if one.kind == kind), None)
 
     @property
@@ -370,12 +295,7 @@ class DataCheck:
 
 
 def finding_cells(finding: Finding, total: int) -> list[str]:
-    """What was found, rows, share and first rows, as texts of table cells.
-
-    Args:
-        finding: One finding.
-        total: Number of rows of the data set.
-    """
+    """What was found, rows, share and first rows, as texts of table cells."""
     what = finding.title + (f" ({finding.detail})" if finding.detail else "")
     if not finding.count:
         return [what, "", "", ""]
@@ -385,9 +305,6 @@ def finding_cells(finding: Finding, total: int) -> list[str]:
 
 def token_lengths(counts: Sequence[int]) -> TokenLengths | None:
     """Sum up lengths.
-
-    Args:
-        counts: How many responses have 0, 1, 2, ... tokens.
 
     >>> token_lengths([0, 0, 3, 1])
     TokenLengths(shortest=2, median=2, most=3, longest=3)

@@ -25,9 +25,6 @@ _SUFFIXES = (".jsonl", ".jsonl.gz")
 def removed_path(path: Path) -> Path:
     """Where the list of removed rows goes.
 
-    Args:
-        path: The cleaned copy.
-
     >>> str(removed_path(Path("clean.jsonl.gz")))
     'clean.removed.jsonl.gz'
     """
@@ -36,16 +33,7 @@ def removed_path(path: Path) -> Path:
 
 
 def check_target(path: Path, source: Any, *, overwrite: bool) -> None:
-    """Refuse a target that cannot be written, before any work is done.
-
-    Args:
-        path: The cleaned copy.
-        source: Name of the data set, where it has one.
-        overwrite: Whether existing files may be replaced.
-
-    Raises:
-        ConfigError: It is the source, it exists, its folder does not, or its name says another format.
-    """
+    """Refuse a target that cannot be written, before any work is done."""
     if not path.name.endswith(_SUFFIXES):
         raise ConfigError(f"the cleaned copy {str(path)!r} would be JSON lines", fix="Let its name end in .jsonl.")
     if not path.parent.is_dir():
@@ -63,32 +51,22 @@ def write_fixed(
     """Write the rows without a fault to one file, the others with their faults to another.
 
     Both files appear when they are complete; until then neither changes.
-
-    Args:
-        source: The rows; they are read again.
-        findings: What was found in them.
-        path: The cleaned copy.
-        kinds: Kinds of faults to remove.
-        total: Number of rows that were checked.
-
-    Raises:
-        DataError: No row is without a fault, the rows are others than those checked, or one is no JSON.
     """
     rows, reasons = _removals(findings, kinds)
     if len(rows) == total:
         fix = "Look at the findings: this looks like one fault in how the data was made."
         raise DataError("has no row without a fault: nothing was written", dataset=source.name, fix=fix)
     counts: dict[str, int] = {}
-    seen, place = 0, 0
+    seen, index = 0, 0
     with _appearing(path) as kept, _appearing(removed_path(path)) as removed:
         for seen, row in enumerate(source.whole_rows(), start=1):
             line = _as_json(row, source, seen - 1)
-            if place < len(rows) and rows[place] == seen - 1:
-                kind = reasons[place]
+            if index < len(rows) and rows[index] == seen - 1:
+                kind = reasons[index]
                 counts[kind] = counts.get(kind, 0) + 1
                 about = {"row": seen - 1, "reason": kind, "title": KINDS[kind].title}
                 removed.write(f'{json.dumps(about)[:-1]}, "data": {line}}}\n')
-                place += 1
+                index += 1
             else:
                 kept.write(f"{line}\n")
         if seen != total:

@@ -33,13 +33,10 @@ _PROSE_WORDS = 8
 
 
 def breaks_off(text: str) -> str | None:
-    """Say why an answer seems to break off; None where it does not.
+    """Say why an response seems to break off; None where it does not.
 
-    Short answers, lists, code and tables may end without a full stop; a sentence in prose that follows finished ones
+    Short responses, lists, code and tables may end without a full stop; a sentence in prose that follows finished ones
     may not.
-
-    Args:
-        text: The answer.
 
     >>> breaks_off("It is blue. The reason is that the light of the"), breaks_off("42"), breaks_off("- milk\\n- eggs")
     ('ends in the word "the"', None, None)
@@ -70,18 +67,15 @@ def breaks_off(text: str) -> str | None:
         return None
     # After the last full stop of the line: "Answer. 12 apples" has ended.
     tail = _SENTENCE_END.split(line)[-1].split() if inside else words
-    if len(tail) < 3 or not tail[-1][-1].isalpha() or not _is_careful(text):
+    if len(tail) < 3 or not tail[-1][-1].isalpha() or not _capitalizes_sentences(text):
         return None
     return "ends in the middle of a sentence"
 
 
 def lacks_end(text: str) -> bool | None:
-    """Whether an answer of one long sentence lacks its full stop; None where the answer is of another kind.
+    """Whether an response of one long sentence lacks its full stop; None where the response is of another kind.
 
-    By itself that is a matter of style: it tells something only where the other answers have theirs.
-
-    Args:
-        text: The answer.
+    By itself that is a matter of style: it tells something only where the other responses have theirs.
     """
     text = text.strip()
     if "\n" in text or len(text.split()) < _PROSE_WORDS or text[-1] in "`|" or _URL.search(text):
@@ -89,7 +83,7 @@ def lacks_end(text: str) -> bool | None:
     return text[-1].isalnum() or text[-1] in ",;-("
 
 
-def _is_careful(text: str) -> bool:
+def _capitalizes_sentences(text: str) -> bool:
     """Whether sentences begin with capitals: who writes without them also ends without a full stop."""
     starts = [part.lstrip("\"'“‘([*_ \n\t-")[:1] for part in _SENTENCE_END.split(text)]
     return not any(start.islower() for start in starts)
@@ -154,11 +148,7 @@ SPECIAL_TOKENS = (
 
 
 class Marker:
-    """Names the marks of a text.
-
-    Args:
-        special_tokens: Special tokens of the tokenizer, beside the usual ones.
-    """
+    """Names the marks of a text."""
 
     def __init__(self, special_tokens: Iterable[str] = ()) -> None:
         self._phrases = {
@@ -181,9 +171,6 @@ class Marker:
     def marks(self, text: str) -> list[str]:
         """Name the marks that a text carries.
 
-        Args:
-            text: An answer.
-
         >>> Marker().marks("As an AI I cannot help with that.\\n")
         ['the phrase "as an AI"', 'the phrase "I cannot help"', 'trailing white space']
         """
@@ -194,11 +181,7 @@ class Marker:
         return found + [name for name, one in self._formats.items() if one.search(text)]
 
     def special_token(self, text: str) -> str | None:
-        """The first special token that is written out in a text; None where there is none.
-
-        Args:
-            text: An answer.
-        """
+        """The first special token that is written out in a text; None where there is none."""
         found = self._special.search(text)
         return found[0] if found else None
 
@@ -215,22 +198,15 @@ LARGE, SMALL = 0.5, 0.2
 
 @dataclass(frozen=True)
 class Leak:
-    """A mark that one side carries more often than the other.
+    """A mark that one side carries more often than the other."""
 
-    Attributes:
-        mark: What it is, for people.
-        chosen: Share of the preferred responses that carry it.
-        rejected: Share of the others that do.
-        effect: Cohen's h, :math:`2 \\arcsin\\sqrt{p_1} - 2 \\arcsin\\sqrt{p_2}`, positive where the preferred
-            ones carry it more often.
-        p_value: That of a two-proportion z test, adjusted for the number of marks (Holm).
-    """
-
-    mark: str
-    chosen: float
-    rejected: float
+    mark: str  # what it is, for people
+    chosen: float  # share of the preferred responses that carry it
+    rejected: float  # share of the others that do
+    # cohen's h, :math:`2 \\arcsin\\sqrt{p_1} - 2 \\arcsin\\sqrt{p_2}`, positive where the preferred ones carry it
+    # more often
     effect: float
-    p_value: float
+    p_value: float  # that of a two-proportion z test, adjusted for the number of marks (Holm)
 
     @property
     def one_sided(self) -> bool:
@@ -265,12 +241,6 @@ def two_proportions(first_M: np.ndarray, size: int, second_M: np.ndarray, other_
 
     .. math:: z = \frac{p_1 - p_2}{\sqrt{p (1 - p) (1/n_1 + 1/n_2)}}, \quad p = \frac{x_1 + x_2}{n_1 + n_2}
 
-    Args:
-        first_M: Occurrences of each of M marks on the first side.
-        size: Number of responses there.
-        second_M: Occurrences on the second side.
-        other_size: Number of responses there.
-
     >>> two_proportions(np.array([31, 5]), 100, np.array([1, 5]), 100).round(4).tolist()
     [0.0, 1.0]
     """
@@ -283,9 +253,6 @@ def two_proportions(first_M: np.ndarray, size: int, second_M: np.ndarray, other_
 
 def holm(p_values_M: np.ndarray) -> np.ndarray:
     """Adjust p values for their number (Holm, Scandinavian Journal of Statistics 6, 1979).
-
-    Args:
-        p_values_M: P values of M tests, shape (M,).
 
     >>> holm(np.array([0.01, 0.04, 0.03])).tolist()
     [0.03, 0.06, 0.06]
@@ -301,15 +268,7 @@ def holm(p_values_M: np.ndarray) -> np.ndarray:
 def find_leaks(
     names: Sequence[str], chosen_M: np.ndarray, size: int, rejected_M: np.ndarray, other_size: int
 ) -> list[Leak]:
-    """Name the marks whose shares differ for certain and by enough to matter, the clearest first.
-
-    Args:
-        names: What the M marks are called.
-        chosen_M: Occurrences of each among the preferred responses.
-        size: Number of preferred responses.
-        rejected_M: Occurrences among the others.
-        other_size: Number of the others.
-    """
+    """Name the marks whose shares differ for certain and by enough to matter, the clearest first."""
     if not size or not other_size or not names:
         return []
     adjusted_M = holm(two_proportions(chosen_M, size, rejected_M, other_size))
@@ -325,12 +284,7 @@ def find_leaks(
 
 
 class MarkCounts:
-    """Counts marks on both sides, one preferred and one other response of each row.
-
-    Attributes:
-        size: Number of preferred responses seen.
-        other_size: Number of others seen.
-    """
+    """Counts marks on both sides, one preferred and one other response of each row."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = list(names)
@@ -339,12 +293,7 @@ class MarkCounts:
         self.size = self.other_size = 0
 
     def add(self, marks: Sequence[str], preferred: bool) -> None:
-        """Count the marks of one response.
-
-        Args:
-            marks: Their names.
-            preferred: On which side it is.
-        """
+        """Count the marks of one response."""
         (self._chosen if preferred else self._rejected).update(marks)
         self.size += preferred
         self.other_size += not preferred

@@ -16,13 +16,12 @@ from plaudit.data.report import Flag
 from plaudit.doctor.rows import (
     CheckedRow,
     RowReader,
-    is_flagged,
     key_of,
     message_text,
     normalized,
     open_rows,
+    plan_reading,
     prompt_key_of,
-    ways_of,
 )
 from plaudit.errors import DataError
 from plaudit.schema import is_tokenized, row_kinds_of
@@ -38,14 +37,7 @@ _WORD = re.compile(r"\w+")
 
 
 class Prompts:
-    """The prompts of another data set, and which of them were met.
-
-    Args:
-        name: What the data set is called.
-
-    Attributes:
-        hits: For each row that shares a prompt, its number and the first row over there.
-    """
+    """The prompts of another data set, and which of them were met."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -55,30 +47,17 @@ class Prompts:
 
     @classmethod
     def of(cls, dataset: DataLike, *, config: str | None = None, split: str = "train") -> Prompts:
-        """Read the prompts of preferences.
-
-        Args:
-            dataset: Rows, or the name of rows.
-            config: Configuration of a data set on the Hub.
-            split: Which split.
-
-        Raises:
-            DataError: It cannot be read.
-        """
+        """Read the prompts of preferences."""
         name = None if isinstance(dataset, str | os.PathLike) else "eval"
         source = open_rows(dataset, name=name, config=config, split=split)
         prompts = cls(source.name)
-        for row in RowReader(source, ways_of(source), None, None):
+        for row in RowReader(source, plan_reading(source), None, None):
             if row.error is None:
                 prompts._row_of.setdefault(row.prompt_key, row.number)
         return prompts
 
     def add(self, row: CheckedRow) -> None:
-        """Look for the prompt of a row.
-
-        Args:
-            row: A row that was read.
-        """
+        """Look for the prompt of a row."""
         other = self._row_of.get(row.prompt_key)
         if other is not None:
             self.hits.append((row.number, other))
@@ -91,20 +70,7 @@ class Prompts:
 
 
 class Benchmark:
-    """The prompts of a benchmark: whole, and as runs of :data:`GRAM` words.
-
-    Args:
-        path: A file, a folder or the name of a data set, or its rows; preferences, or any rows with a column such as
-            ``question``.
-
-    Attributes:
-        name: The path.
-        exact: Rows with the same prompt up to case and white space, and the row over there.
-        near: Rows that share at least half of a prompt's runs of words, and the row over there.
-
-    Raises:
-        DataError: It cannot be read, or has no prompts.
-    """
+    """The prompts of a benchmark: whole, and as runs of :data:`GRAM` words."""
 
     def __init__(self, path: DataLike) -> None:
         self.name = str(path) if isinstance(path, str | os.PathLike) else "the benchmark"
@@ -133,11 +99,7 @@ class Benchmark:
                 rows.append(number)
 
     def add(self, row: CheckedRow) -> None:
-        """Look for the prompt of a row.
-
-        Args:
-            row: A row that was read.
-        """
+        """Look for the prompt of a row."""
         if row.parts is None or row.parts.prompt is None:
             return
         other = self._row_of.get(row.prompt_key)
@@ -157,11 +119,7 @@ class Benchmark:
 
 
 def grams_of(texts: Sequence[str]) -> set[int]:
-    """Numbers for the runs of :data:`GRAM` words in a prompt; they hold within this process.
-
-    Args:
-        texts: The messages of the prompt.
-    """
+    """Numbers for the runs of :data:`GRAM` words in a prompt; they hold within this process."""
     words = _WORD.findall(normalized(" ".join(texts)))
     return {hash(tuple(words[start : start + GRAM])) for start in range(len(words) - GRAM + 1)}
 
@@ -172,7 +130,7 @@ def _prompts_in(path: DataLike) -> Iterator[tuple[int, tuple[str, ...]]]:
     columns = list(getattr(rows, "column_names", None) or dict.fromkeys(name for row in rows for name in row))
     if row_kinds_of(columns) and not is_tokenized(columns):
         source = open_rows(path)
-        for row in RowReader(source, ways_of(source), None, None):
+        for row in RowReader(source, plan_reading(source), None, None):
             if row.parts is not None and row.parts.prompt is not None:
                 yield row.number, row.parts.prompt[row.parts.system :]
         return
@@ -192,23 +150,14 @@ def _prompts_in(path: DataLike) -> Iterator[tuple[int, tuple[str, ...]]]:
 
 @dataclass(frozen=True)
 class Repeats:
-    """What rows say about each other.
+    """What rows say about each other."""
 
-    Attributes:
-        duplicates: Rows that say exactly what an earlier row says.
-        first_of: For each of these, the earlier row.
-        contradictory: Rows of which another row (or the row itself) says the opposite.
-        contradictions: Groups of rows that contradict each other.
-        cyclic: Rows of preference cycles of three and more responses.
-        cycles: The rows of each cycle.
-    """
-
-    duplicates: np.ndarray
-    first_of: np.ndarray
-    contradictory: np.ndarray
-    contradictions: list[tuple[int, ...]]
-    cyclic: np.ndarray
-    cycles: list[tuple[int, ...]]
+    duplicates: np.ndarray  # rows that say exactly what an earlier row says
+    first_of: np.ndarray  # for each of these, the earlier row
+    contradictory: np.ndarray  # rows of which another row (or the row itself) says the opposite
+    contradictions: list[tuple[int, ...]]  # groups of rows that contradict each other
+    cyclic: np.ndarray  # rows of preference cycles of three and more responses
+    cycles: list[tuple[int, ...]]  # the rows of each cycle
 
 
 _SILENT, _COMPARES, _LABEL = 0, 1, 2
@@ -223,18 +172,14 @@ class Ledger:
         self._keys, self._ratings, self._kinds = array("Q"), array("d"), array("b")
 
     def add(self, row: CheckedRow) -> None:
-        """Remember a row.
-
-        Args:
-            row: A row that was read.
-        """
+        """Remember a row."""
         self._rows.append(row.number)
         self._row_keys.append(row.row_key)
         self._keys.extend(row.keys)
         self._ratings.extend(row.ratings)
         self._ends.append(len(self._keys))
         # One response with several ratings is nothing unusual; labels for it are a contradiction.
-        silent = row.row_kind == "ratings" or is_flagged(row, Flag.IDENTICAL)
+        silent = row.row_kind == "ratings" or bool(row.flags & Flag.IDENTICAL)
         self._kinds.append(_SILENT if silent else _LABEL if row.row_kind == "labels" else _COMPARES)
 
     def repeats(self) -> Repeats:
@@ -245,42 +190,38 @@ class Ledger:
         repeated = np.flatnonzero(earliest != np.arange(len(rows)))
         edges = self._edges(np.unique(first))
         opposed = edges.opposed()
-        contradictory = {int(inverse[place]) for place in edges.place[opposed]} | self._torn_in_themselves(inverse)
+        contradictory = {int(inverse[index]) for index in edges.index[opposed]} | self._self_contradictory(inverse)
         in_contradiction = np.isin(inverse, np.fromiter(contradictory, dtype=np.int64, count=len(contradictory)))
         components = edges.without(opposed).cycles()
         return Repeats(
             duplicates=rows[repeated],
             first_of=rows[earliest[repeated]],
             contradictory=rows[in_contradiction],
-            contradictions=[tuple(int(rows[place]) for place in group) for group in edges.groups(opposed)],
+            contradictions=[tuple(int(rows[index]) for index in group) for group in edges.groups(opposed)],
             cyclic=np.unique(rows[np.concatenate([*components, np.zeros(0, dtype=np.int64)]).astype(np.int64)]),
-            cycles=[tuple(sorted(int(rows[place]) for place in one)) for one in components],
+            cycles=[tuple(sorted(int(rows[index]) for index in one)) for one in components],
         )
 
-    def _responses(self, place: int) -> slice:
-        return slice(self._ends[place - 1] if place else 0, self._ends[place])
+    def _responses(self, index: int) -> slice:
+        return slice(self._ends[index - 1] if index else 0, self._ends[index])
 
-    def _edges(self, places: np.ndarray) -> _Edges:
-        """The comparisons between responses that several rows have; others can take part in no contradiction.
-
-        Args:
-            places: Places of the rows to look at, each different from the others.
-        """
+    def _edges(self, indices: np.ndarray) -> _Edges:
+        """The comparisons between responses that several rows have; others can take part in no contradiction."""
         keys, ends = np.asarray(self._keys), np.asarray(self._ends)
         counts = np.diff(ends, prepend=0)
         owner = np.repeat(np.arange(len(ends)), counts)
-        kept = np.isin(owner, places) & (np.asarray(self._kinds)[owner] != _SILENT)
+        kept = np.isin(owner, indices) & (np.asarray(self._kinds)[owner] != _SILENT)
         nodes, node_of = np.unique(keys, return_inverse=True)
         pairs = np.unique(np.stack([node_of[kept], owner[kept]], axis=1), axis=0)
         shared = np.bincount(pairs[:, 0], minlength=len(nodes)) > 1
         candidates = np.unique(owner[kept & shared[node_of]])
         better, worse, place_of = array("q"), array("q"), array("q")
-        for place in candidates.tolist():
-            span = self._responses(place)
+        for index in candidates.tolist():
+            span = self._responses(index)
             said = [
                 (int(node), good) for node, good in zip(node_of[span], self._ratings[span], strict=True) if shared[node]
             ]
-            if self._kinds[place] == _LABEL:
+            if self._kinds[index] == _LABEL:
                 # A label says that a response is better, or worse, than a doubtful one.
                 said.append((-1, 0.5))
             for one, good in said:
@@ -288,19 +229,19 @@ class Ledger:
                     if good > less and one != other:
                         better.append(one)
                         worse.append(other)
-                        place_of.append(place)
+                        place_of.append(index)
         return _Edges(np.asarray(better), np.asarray(worse), np.asarray(place_of))
 
-    def _torn_in_themselves(self, inverse: np.ndarray) -> set[int]:
+    def _self_contradictory(self, inverse: np.ndarray) -> set[int]:
         """Rows that give one and the same response two scores."""
         found = set()
         several = (np.diff(np.asarray(self._ends), prepend=0) > 2) & (np.asarray(self._kinds) == _COMPARES)
-        for place in np.flatnonzero(several):
-            span = self._responses(int(place))
+        for index in np.flatnonzero(several):
+            span = self._responses(int(index))
             scores: dict[int, float] = {}
             for key, good in zip(self._keys[span], self._ratings[span], strict=True):
                 if scores.setdefault(key, good) != good:
-                    found.add(int(inverse[place]))
+                    found.add(int(inverse[index]))
         return found
 
 
@@ -310,7 +251,7 @@ class _Edges:
 
     better: np.ndarray
     worse: np.ndarray
-    place: np.ndarray
+    index: np.ndarray
 
     def _pairs(self) -> tuple[np.ndarray, np.ndarray]:
         """A number for the two responses of each comparison, and which of them is the better."""
@@ -328,27 +269,19 @@ class _Edges:
         return ((forth > 0) & (back > 0))[pair]
 
     def groups(self, opposed: np.ndarray) -> list[tuple[int, ...]]:
-        """Places of the rows of each contradiction.
-
-        Args:
-            opposed: Which comparisons have an opposite one.
-        """
+        """Places of the rows of each contradiction."""
         if not opposed.any():
             return []
         pair, _ = self._pairs()
         found: dict[int, set[int]] = {}
-        for number, place in zip(pair[opposed].tolist(), self.place[opposed].tolist(), strict=True):
-            found.setdefault(number, set()).add(place)
-        return sorted({tuple(sorted(places)) for places in found.values()})
+        for number, index in zip(pair[opposed].tolist(), self.index[opposed].tolist(), strict=True):
+            found.setdefault(number, set()).add(index)
+        return sorted({tuple(sorted(indices)) for indices in found.values()})
 
     def without(self, left_out: np.ndarray) -> _Edges:
-        """The other comparisons.
-
-        Args:
-            left_out: Which to leave out, and labels go too.
-        """
+        """The other comparisons."""
         kept = ~left_out & (self.better >= 0) & (self.worse >= 0) if len(self.better) else left_out
-        return _Edges(self.better[kept], self.worse[kept], self.place[kept])
+        return _Edges(self.better[kept], self.worse[kept], self.index[kept])
 
     def cycles(self) -> list[np.ndarray]:
         """Places of the rows of each strongly connected component of at least three responses."""
@@ -365,16 +298,11 @@ class _Edges:
         found = np.unique(component[start[inside]])
         order = np.argsort(component[start[inside]], kind="stable")
         grouped = np.split(
-            self.place[inside][order], np.searchsorted(component[start[inside]][order], found, side="left")[1:]
+            self.index[inside][order], np.searchsorted(component[start[inside]][order], found, side="left")[1:]
         )
-        return [np.unique(places) for places in grouped if len(places)]
+        return [np.unique(indices) for indices in grouped if len(indices)]
 
 
 def shorten(groups: Sequence[tuple[int, ...]], limit: int) -> list[tuple[int, ...]]:
-    """The first groups of rows, those with the lowest numbers.
-
-    Args:
-        groups: Groups of row numbers.
-        limit: How many.
-    """
+    """The first groups of rows, those with the lowest numbers."""
     return sorted(groups)[:limit]

@@ -21,7 +21,6 @@ from transformers import PreTrainedTokenizerBase
 from plaudit.data.load import DataSource, open_data, until_broken
 from plaudit.data.parse import content_text, survey
 from plaudit.data.prepare import PreparedRow, RowPreparer
-from plaudit.data.report import Flag
 from plaudit.errors import ConfigError, DataError
 from plaudit.objectives import Objective, choose_objective, make_objective, objectives_for
 from plaudit.schema import (
@@ -48,30 +47,20 @@ open_rows = partial(open_data, peek=PEEK, keep_readable=True)
 
 
 @dataclass(frozen=True)
-class Ways:
-    """How the rows of a source are read.
+class ReadPlan:
+    """How the rows of a source are read."""
 
-    Attributes:
-        objective: What they are for, as training would choose it.
-        refusal: Why training would refuse to choose; then the objective is the one that reads most rows.
-        pairs: Whether all rows are pairs.
-        tokenized: Whether they come as token ids.
-        optional: The optional columns that rows have.
-    """
-
-    objective: Objective
-    refusal: str | None
-    pairs: bool
-    tokenized: bool
-    optional: frozenset[str]
+    objective: Objective  # what they are for, as training would choose it
+    objective_problem: (
+        str | None
+    )  # why training would refuse to choose; then the objective is the one that reads most rows
+    pairs: bool  # whether all rows are pairs
+    tokenized: bool  # whether they come as token ids
+    optional: frozenset[str]  # the optional columns that rows have
 
 
-def ways_of(source: DataSource) -> Ways:
-    """Decide how rows are read, by the columns of a table or list and by the first rows of a stream.
-
-    Args:
-        source: The rows.
-    """
+def plan_reading(source: DataSource) -> ReadPlan:
+    """Decide how rows are read, by the columns of a table or list and by the first rows of a stream."""
     first = list(itertools.islice(until_broken(source.rows()), PEEK))
     filled = Counter(name for row in first for name, value in row.items() if value is not None)
     # Most rows, not the first: one broken row should not be the measure of the others.
@@ -84,19 +73,19 @@ def ways_of(source: DataSource) -> Ways:
     else:
         row_kinds = frozenset(row_kind_of(row) for row in first)
         columns = frozenset({*PAIR_COLUMNS} & filled.keys())
-    refusal = None
+    objective_problem = None
     try:
         name = choose_objective(row_kinds, columns)[0]
     except ConfigError as error:
-        refusal = error.summary
+        objective_problem = error.summary
         usual_form = Counter(row_kind_of(row) for row in first).most_common(1)[0][0]
         name = next(iter([*objectives_for([usual_form], columns), *objectives_for([usual_form], [])]))
     pairs = "response_ids" not in source.columns if tokenized else row_kinds == {"pairs"}
     optional = frozenset({*OPTIONAL_COLUMNS} & usual - ({"prompt"} if tokenized else set()))
-    return Ways(make_objective(name), refusal, pairs, tokenized, optional)
+    return ReadPlan(make_objective(name), objective_problem, pairs, tokenized, optional)
 
 
-# The last of these in the text that responses share is where the answers begin.
+# The last of these in the text that responses share is where the responses begin.
 _TURN = re.compile(
     r"(?:^|\n)[ \t#*]*(?:assistant|response|answer|output)[ \t*]*:[ \t*]*"
     r"|<\|im_start\|>assistant\n|<\|assistant\|>\n?|\[/INST\] ?|<start_of_turn>model\n"
@@ -107,31 +96,21 @@ _TURN = re.compile(
 
 @dataclass(frozen=True)
 class Parts:
-    """A row's texts.
+    """A row's texts."""
 
-    Attributes:
-        prompt: Text of each message of the prompt, the system message first if there is one; None where prompt and
-            answer cannot be told apart.
-        system: How many of these are system messages.
-        answers: Text of each response, without the prompt.
-        calls: Whether each response ends in a call of a tool.
-    """
-
+    # text of each message of the prompt, the system message first if there is one; None where prompt and response
+    # cannot be told apart
     prompt: tuple[str, ...] | None
-    system: int
-    answers: tuple[str, ...]
-    calls: tuple[bool, ...]
+    system: int  # how many of these are system messages
+    responses: tuple[str, ...]  # text of each response, without the prompt
+    calls: tuple[bool, ...]  # whether each response ends in a call of a tool
 
 
 def take_apart(example: Example, prompt: Text | None) -> Parts:
-    """Take the answers of a row apart from its prompt.
-
-    Args:
-        example: The row, read.
-        prompt: Its column ``prompt`` (None: it has none).
+    """Take the responses of a row apart from its prompt.
 
     >>> row = Example(("Human: Hi\\n\\nAssistant: Hello!", "Human: Hi\\n\\nAssistant: Help!"))
-    >>> take_apart(row, None).prompt, take_apart(row, None).answers
+    >>> take_apart(row, None).prompt, take_apart(row, None).responses
     (('Human: Hi\\n\\nAssistant: ',), ('Hello!', 'Help!'))
     """
     if isinstance(example.responses[0], str):
@@ -142,7 +121,7 @@ def take_apart(example: Example, prompt: Text | None) -> Parts:
     return Parts(
         prompt=tuple(message_text(one) for one in head) if count else None,
         system=sum(one["role"] == "system" for one in head),
-        answers=tuple("\n".join(message_text(message) for message in one[count:]) for one in responses),
+        responses=tuple("\n".join(message_text(message) for message in one[count:]) for one in responses),
         calls=tuple(bool(one[-1].get("tool_calls")) for one in responses),
     )
 
@@ -151,14 +130,14 @@ def _of_texts(responses: Sequence[str], prompt: Text | None) -> Parts:
     if prompt is not None:
         start, known = len(prompt), str(prompt)
     else:
-        start = _start_of_answers(responses)
+        start = _start_of_responses(responses)
         known = responses[0][:start] if start and _TURN.search(responses[0], 0, start) else ""
     calls = (False,) * len(responses)
     return Parts((known,) if known else None, 0, tuple(one[start:] for one in responses), calls)
 
 
-def _start_of_answers(responses: Sequence[str]) -> int:
-    """Where the answers begin: after the last sign of a turn that all share, or with the word in which they differ."""
+def _start_of_responses(responses: Sequence[str]) -> int:
+    """Finds where the responses begin: after the last turn marker that all share, or at the first differing word."""
     shortest, longest = min(responses), max(responses)
     shared = next((n for n, (a, b) in enumerate(zip(shortest, longest, strict=False)) if a != b), len(shortest))
     if len(responses) == 1:
@@ -180,16 +159,12 @@ def _shared_messages(responses: Sequence[Sequence[Mapping[str, Any]]]) -> int:
         if any(message != messages[0] for message in messages):
             break
         shared += 1
-    questions = [place for place in range(shared) if responses[0][place]["role"] == "user"]
+    questions = [index for index in range(shared) if responses[0][index]["role"] == "user"]
     return questions[-1] + 1 if questions else 0
 
 
 def message_text(message: Mapping[str, Any]) -> str:
-    """Text of one message, its calls of tools included.
-
-    Args:
-        message: A message that was read.
-    """
+    """Text of one message, its calls of tools included."""
     text = content_text(message.get("content") or "")
     calls = message.get("tool_calls")
     return text if not calls else "\n".join([*([text] if text else []), json.dumps(calls, default=str)])
@@ -197,9 +172,6 @@ def message_text(message: Mapping[str, Any]) -> str:
 
 def normalized(text: str) -> str:
     """Bring a text into the form in which prompts are compared: letters' width, case and white space do not count.
-
-    Args:
-        text: Any text.
 
     >>> normalized("  What is\\n2+2? ") == normalized("what is 2+2?")
     True
@@ -209,11 +181,6 @@ def normalized(text: str) -> str:
 
 def excerpt(text: str, width: int = 100, *, end: bool = False) -> str:
     """Shorten a text to one line.
-
-    Args:
-        text: Any text.
-        width: Number of characters.
-        end: Show the end instead of the beginning.
 
     >>> excerpt("one two\\nthree", 8), excerpt("one two three", 8, end=True)
     ('one two…', '…o three')
@@ -234,48 +201,26 @@ MOST_COMPARISONS = 8
 
 @dataclass(frozen=True)
 class SampledRow:
-    """A row of the sample.
+    """A row of the sample."""
 
-    Attributes:
-        number: Its index in the data set.
-        prompt_key: A number for its prompt.
-        answers: Its responses without their prompt, cut at :data:`MOST_CHARACTERS`.
-        ratings: How good each is.
-    """
-
-    number: int
-    prompt_key: int
-    answers: tuple[str, ...]
-    ratings: tuple[float, ...]
+    number: int  # its index in the data set
+    prompt_key: int  # A number for its prompt
+    responses: tuple[str, ...]  # its responses without their prompt, cut at :data:`MOST_CHARACTERS`
+    ratings: tuple[float, ...]  # how good each is
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A better and a worse response.
+    """A better and a worse response."""
 
-    Attributes:
-        row: The row that says so.
-        prompt_key: A number for its prompt.
-        better: Text of the better response.
-        worse: Text of the worse one.
-    """
-
-    row: int
-    prompt_key: int
-    better: str
-    worse: str
+    row: int  # the row that says so
+    prompt_key: int  # A number for its prompt
+    better: str  # text of the better response
+    worse: str  # text of the worse one
 
 
 class Sample:
-    """Draws rows with equal chances from a stream of unknown length (reservoir sampling, Vitter 1985).
-
-    Args:
-        size: Number of rows to keep.
-        seed: Decides which.
-
-    Attributes:
-        seen: Number of rows that could have been drawn.
-    """
+    """Draws rows with equal chances from a stream of unknown length (reservoir sampling, Vitter 1985)."""
 
     def __init__(self, size: int, seed: int) -> None:
         self._size, self._random = size, random.Random(seed)
@@ -283,32 +228,28 @@ class Sample:
         self.seen = 0
 
     def add(self, row: CheckedRow) -> None:
-        """Offer a row.
-
-        Args:
-            row: A row that was read; one that compares nothing, or holds token ids, is passed over.
-        """
+        """Offer a row."""
         if row.sides is None or row.parts is None:
             return
         self.seen += 1
         if len(self._rows) < self._size:
             self._rows.append(self._taken(row))
             return
-        place = self._random.randrange(self.seen)
-        if place < self._size:
-            self._rows[place] = self._taken(row)
+        index = self._random.randrange(self.seen)
+        if index < self._size:
+            self._rows[index] = self._taken(row)
 
     def _taken(self, row: CheckedRow) -> SampledRow:
         assert row.parts is not None
-        places = list(range(len(row.ratings)))
-        if len(places) > MOST_RESPONSES and row.sides is not None:
-            others = [place for place in places if place not in row.sides]
-            places = [*row.sides, *self._random.sample(others, MOST_RESPONSES - 2)]
+        indices = list(range(len(row.ratings)))
+        if len(indices) > MOST_RESPONSES and row.sides is not None:
+            others = [index for index in indices if index not in row.sides]
+            indices = [*row.sides, *self._random.sample(others, MOST_RESPONSES - 2)]
         return SampledRow(
             row.number,
             row.prompt_key,
-            tuple(row.parts.answers[place][:MOST_CHARACTERS] for place in places),
-            tuple(row.ratings[place] for place in places),
+            tuple(row.parts.responses[index][:MOST_CHARACTERS] for index in indices),
+            tuple(row.ratings[index] for index in indices),
         )
 
     @property
@@ -325,47 +266,30 @@ class Sample:
         for row in rows:
             pairs = comparisons_of(row.ratings)
             for better, worse in pairs if len(pairs) <= each else draw.sample(pairs, each):
-                found.append(Comparison(row.number, row.prompt_key, row.answers[better], row.answers[worse]))
+                found.append(Comparison(row.number, row.prompt_key, row.responses[better], row.responses[worse]))
         return found
 
 
 def key_of(*parts: Any) -> int:
-    """A number of 64 bits that stands for values: of ten million different ones two agree once in 400,000 data sets.
-
-    Args:
-        parts: Values that JSON can write.
-    """
+    """A number of 64 bits that stands for values: of ten million different ones two agree once in 400,000 data sets."""
     text = json.dumps(parts, sort_keys=True, default=str)
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
 @dataclass(frozen=True)
 class CheckedRow:
-    """A row as the checks see it.
+    """A row as the checks see it."""
 
-    Attributes:
-        number: Its index in the data set, counted from 0.
-        error: Why it cannot be read (None: it can).
-        flags: Sum of the values of its :class:`~plaudit.data.report.Flag`.
-        form: In which form it says what is better.
-        ratings: How good each of its N responses is, higher is better.
-        keys: A number for each whole response, equal for equal ones.
-        row_key: A number for all that the row says.
-        prompt_key: A number for its prompt, up to case and white space; for the row where it has none.
-        lengths: Tokens of each response; empty without a tokenizer.
-        parts: Its texts (None: it holds token ids).
-    """
-
-    number: int
-    error: DataError | None = None
-    flags: int = 0
+    number: int  # its index in the data set, counted from 0
+    error: DataError | None = None  # why it cannot be read (None: it can)
+    flags: int = 0  # sum of the values of its :class:`~plaudit.data.report.Flag`
     row_kind: RowKind = "pairs"
-    ratings: tuple[float, ...] = ()
-    keys: tuple[int, ...] = ()
-    row_key: int = 0
-    prompt_key: int = 0
-    lengths: tuple[int, ...] = ()
-    parts: Parts | None = None
+    ratings: tuple[float, ...] = ()  # how good each of its N responses is, higher is better
+    keys: tuple[int, ...] = ()  # A number for each whole response, equal for equal ones
+    row_key: int = 0  # A number for all that the row says
+    prompt_key: int = 0  # A number for its prompt, up to case and white space; for the row where it has none
+    lengths: tuple[int, ...] = ()  # tokens of each response; empty without a tokenizer
+    parts: Parts | None = None  # its texts (None: it holds token ids)
 
     @property
     def sides(self) -> tuple[int, int] | None:
@@ -403,13 +327,7 @@ def _checked(row: PreparedRow, prompt: Text | None) -> CheckedRow:
 
 
 def prompt_key_of(parts: Parts, keys: Sequence[int], *, system: bool = True) -> int:
-    """A number for a prompt, up to case and white space; for the whole row where there is no prompt to be told.
-
-    Args:
-        parts: The texts of the row.
-        keys: Numbers of its responses.
-        system: Whether system messages count.
-    """
+    """A number for a prompt, up to case and white space; for the whole row where there is no prompt to be told."""
     if parts.prompt is None:
         return key_of("row", sorted(keys))
     texts = parts.prompt if system else parts.prompt[parts.system :]
@@ -417,32 +335,19 @@ def prompt_key_of(parts: Parts, keys: Sequence[int], *, system: bool = True) -> 
 
 
 class RowReader:
-    """Reads the rows of a source, one batch after the other.
-
-    Args:
-        source: The rows.
-        ways: How they are read.
-        tokenizer: Counts tokens (None: they are not counted).
-        max_length: Limit for one response with its prompt, in tokens (None: no limit).
-
-    Attributes:
-        torn: Why the source could not be read to its end (None: it could).
-
-    Raises:
-        ConfigError: The tokenizer does not suit the rows.
-    """
+    """Reads the rows of a source, one batch after the other."""
 
     def __init__(
-        self, source: DataSource, ways: Ways, tokenizer: PreTrainedTokenizerBase | None, max_length: int | None
+        self, source: DataSource, plan: ReadPlan, tokenizer: PreTrainedTokenizerBase | None, max_length: int | None
     ) -> None:
-        self._source, self._ways, self.torn = source, ways, source.broken
+        self._source, self._plan, self.broken = source, plan, source.broken
         self._most: bool | None = None
         self._preparer = RowPreparer(
-            None if ways.tokenized else tokenizer,
+            None if plan.tokenized else tokenizer,
             max_length,
             "drop",
-            objective=ways.objective,
-            schema=RowSchema(ways.tokenized, ways.pairs, None, ways.optional),
+            objective=plan.objective,
+            schema=RowSchema(plan.tokenized, plan.pairs, None, plan.optional),
             dataset_name=source.name,
             features=source.features,
         )
@@ -454,15 +359,15 @@ class RowReader:
             start += len(batch)
 
     def _check(self, batch: Sequence[Mapping[str, Any]], start: int) -> Iterator[CheckedRow]:
-        rows = [self._preparer.read(raw, start + place) for place, raw in enumerate(batch)]
-        if not self._ways.tokenized:
+        rows = [self._preparer.read(raw, start + index) for index, raw in enumerate(batch)]
+        if not self._plan.tokenized:
             self._require_one_form(rows)
         self._preparer.encode(rows)
         for raw, row in zip(batch, rows, strict=True):
             if row.error is not None:
                 yield CheckedRow(row.index, row.error)
             else:
-                yield _checked(row, raw.get("prompt") if "prompt" in self._ways.optional else None)
+                yield _checked(row, raw.get("prompt") if "prompt" in self._plan.optional else None)
 
     def _require_one_form(self, rows: Sequence[PreparedRow]) -> None:
         """Refuses rows of another form than most of the first batch have."""
@@ -486,16 +391,6 @@ class RowReader:
                     yield batch
                     batch = []
         except DataError as error:
-            self.torn = self.torn or error
+            self.broken = self.broken or error
         if batch:
             yield batch
-
-
-def is_flagged(row: CheckedRow, flag: Flag) -> bool:
-    """Whether a row has a flag.
-
-    Args:
-        row: A row that was read.
-        flag: The flag.
-    """
-    return bool(row.flags & flag)

@@ -29,29 +29,15 @@ MOST_WORDS = 200_000
 
 @dataclass(frozen=True)
 class WordCounts:
-    """Counts of words and pairs of words in P comparisons.
+    """Counts of words and pairs of words in P comparisons."""
 
-    Attributes:
-        better: Counts in the better response of each, a sparse matrix of shape (P, W).
-        worse: Counts in the worse one.
-        words: The W words and pairs of words.
-    """
-
-    better: Any
-    worse: Any
-    words: np.ndarray
+    better: Any  # counts in the better response of each, a sparse matrix of shape (P, W)
+    worse: Any  # counts in the worse one
+    words: np.ndarray  # the W words and pairs of words
 
     @classmethod
     def of(cls, better: Sequence[str], worse: Sequence[str]) -> WordCounts:
-        """Count the words and pairs of words that occur in at least two responses.
-
-        Args:
-            better: P texts.
-            worse: P texts.
-
-        Raises:
-            ValueError: There is no such word.
-        """
+        """Count the words and pairs of words that occur in at least two responses."""
         vectorizer = _vectorizer().fit([*better, *worse])
         return cls(vectorizer.transform(better), vectorizer.transform(worse), vectorizer.get_feature_names_out())
 
@@ -66,15 +52,6 @@ def out_of_fold(differences: Any, groups: Sequence[int], *, folds: int = 5, seed
     """Probability that the better response wins, by models that were fitted on other prompts, shape (P,).
 
     Each fold chooses its own penalty on a part of its rows, so that nothing is known of the rows that are judged.
-
-    Args:
-        differences: Counts in the better response less those in the worse one, a sparse matrix of shape (P, W).
-        groups: The prompt of each comparison.
-        folds: Number of folds; fewer where there are fewer prompts.
-        seed: Decides which comparisons are mirrored.
-
-    Returns:
-        None where there are fewer than four prompts.
     """
     from sklearn.model_selection import GroupKFold
 
@@ -90,16 +67,7 @@ def out_of_fold(differences: Any, groups: Sequence[int], *, folds: int = 5, seed
 
 
 def fit_bradley_terry(differences: Any, groups: Sequence[int] | np.ndarray, *, seed: int = 0) -> LogisticRegression:
-    """Fit on comparisons, with the penalty that is best on a fifth of the prompts, which is held out for that.
-
-    Args:
-        differences: Counts in the better response less those in the worse one, a sparse matrix of shape (P, W).
-        groups: The prompt of each comparison.
-        seed: Decides which comparisons are mirrored and which prompts held out.
-
-    Returns:
-        A model whose ``decision_function`` is the difference of rewards.
-    """
+    """Fit on comparisons, with the penalty that is best on a fifth of the prompts, which is held out for that."""
     from sklearn.model_selection import GroupShuffleSplit
 
     # The better response always comes first; every second comparison is turned round, which changes no loss.
@@ -124,41 +92,21 @@ def _regression(strength: float) -> LogisticRegression:
 
 @dataclass(frozen=True)
 class BagOfWords:
-    """A reward model that counts words.
+    """A reward model that counts words."""
 
-    Attributes:
-        vectorizer: Counts the words and pairs of words of a text.
-        weights_W: Reward of each.
-        comparisons: How many comparisons it was fitted on.
-    """
-
-    vectorizer: Any
-    weights_W: np.ndarray
-    comparisons: int
+    vectorizer: Any  # counts the words and pairs of words of a text
+    weights_W: np.ndarray  # reward of each
+    comparisons: int  # how many comparisons it was fitted on
 
     @classmethod
     def fit(cls, better: Sequence[str], worse: Sequence[str], groups: Sequence[int], *, seed: int = 0) -> BagOfWords:
-        """Fit on comparisons.
-
-        Args:
-            better: P texts.
-            worse: P texts.
-            groups: The prompt of each comparison.
-            seed: Decides which comparisons are mirrored, and which prompts choose the penalty.
-
-        Raises:
-            ValueError: No word occurs in two responses, or there are fewer than two comparisons or prompts.
-        """
+        """Fit on comparisons."""
         vectorizer = _vectorizer().fit([*better, *worse])
         model = fit_bradley_terry(vectorizer.transform(better) - vectorizer.transform(worse), groups, seed=seed)
         return cls(vectorizer, model.coef_[0], len(better))
 
     def rewards(self, texts: Sequence[str]) -> np.ndarray:
-        """Reward of each text, shape (N,).
-
-        Args:
-            texts: N responses, without their prompts.
-        """
+        """Reward of each text, shape (N,)."""
         rewards_N: np.ndarray = self.vectorizer.transform(texts) @ self.weights_W
         return rewards_N
 
@@ -175,34 +123,18 @@ WORDS_LEAKING = 8
 
 @dataclass(frozen=True)
 class Shortcut:
-    """How often a rule that knows nothing of the content prefers the right response.
+    """How often a rule that knows nothing of the content prefers the right response."""
 
-    Attributes:
-        name: The rule.
-        accuracy: Share of the comparisons it gets right, each row counting as one; equal ones count half.
-        low: Lower end of the 95% interval (Wilson).
-        high: Upper end.
-        rows: Number of rows.
-        note: What else there is to say.
-    """
-
-    name: str
-    accuracy: float
-    low: float
-    high: float
-    rows: int
-    note: str = ""
+    name: str  # the rule
+    accuracy: float  # share of the comparisons it gets right, each row counting as one; equal ones count half
+    low: float  # lower end of the 95% interval (Wilson)
+    high: float  # upper end
+    rows: int  # number of rows
+    note: str = ""  # what else there is to say
 
     @classmethod
     def of(cls, name: str, right: float, rows: int, note: str = "") -> Shortcut:
-        """Make one from counts.
-
-        Args:
-            name: The rule.
-            right: Rows it gets right; a row with several comparisons counts by its share of right ones.
-            rows: Number of rows.
-            note: What else there is to say.
-        """
+        """Make one from counts."""
         return cls(name, right / rows, *wilson_interval(right, rows), rows, note)
 
     def to_dict(self) -> dict[str, Any]:
@@ -212,19 +144,12 @@ class Shortcut:
 
 @dataclass(frozen=True)
 class Suspect:
-    """A row that is perhaps labelled the wrong way round.
+    """A row that is perhaps labelled the wrong way round."""
 
-    Attributes:
-        row: Its number.
-        probability: Probability that its preferred response is the better one, according to the words.
-        better: Beginning of that response.
-        worse: Beginning of the other.
-    """
-
-    row: int
-    probability: float
-    better: str
-    worse: str
+    row: int  # its number
+    probability: float  # probability that its preferred response is the better one, according to the words
+    better: str  # beginning of that response
+    worse: str  # beginning of the other
 
 
 class Lengths:
@@ -234,16 +159,12 @@ class Lengths:
         self._right, self._rows, self._ties = 0.0, 0, 0
 
     def add(self, row: CheckedRow) -> None:
-        """Count a row.
-
-        Args:
-            row: A row that was read; one that compares nothing is passed over.
-        """
+        """Count a row."""
         pairs = comparisons_of(row.ratings)
         if not pairs:
             return
         if row.parts is not None:
-            sizes: Sequence[int] = [len(answer) for answer in row.parts.answers]
+            sizes: Sequence[int] = [len(response) for response in row.parts.responses]
         else:
             sizes = row.lengths
         wins = [(sizes[i] > sizes[j]) + 0.5 * (sizes[i] == sizes[j]) for i, j in pairs]
@@ -261,29 +182,15 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Words:
-    """What the words of a sample of rows give away.
+    """What the words of a sample of rows give away."""
 
-    Attributes:
-        shortcut: The bag-of-words model, judged on prompts it was not fitted on.
-        suspects: Rows it contradicts most, the clearest first.
-        leaks: Words and pairs of words of one side.
-    """
-
-    shortcut: Shortcut
-    suspects: list[Suspect]
-    leaks: list[Leak]
+    shortcut: Shortcut  # the bag-of-words model, judged on prompts it was not fitted on
+    suspects: list[Suspect]  # rows it contradicts most, the clearest first
+    leaks: list[Leak]  # words and pairs of words of one side
 
 
 def read_words(sample: Sample, *, seed: int = 0) -> Words | None:
-    """Fit bag-of-words models to a sample of rows.
-
-    Args:
-        sample: The rows.
-        seed: Decides which comparisons are mirrored.
-
-    Returns:
-        None where there are too few comparisons, prompts or words.
-    """
+    """Fit bag-of-words models to a sample of rows."""
     comparisons = sample.comparisons()
     if len(comparisons) < LEAST_COMPARISONS:
         return None
@@ -306,25 +213,25 @@ def read_words(sample: Sample, *, seed: int = 0) -> Words | None:
         Shortcut.of("bag of words", float(right.sum()), drawn, note),
         _suspects(comparisons, found),
         # One comparison of each row: those of one row are not independent.
-        _leaking_words(counts, firsts) + _leaking_openings([comparisons[place] for place in firsts]),
+        _leaking_words(counts, firsts) + _leaking_openings([comparisons[index] for index in firsts]),
     )
 
 
 def _suspects(comparisons: Sequence[Comparison], probabilities_P: np.ndarray) -> list[Suspect]:
     named: dict[int, Suspect] = {}
-    for place in np.argsort(probabilities_P, kind="stable").tolist():
-        one, probability = comparisons[place], float(probabilities_P[place])
+    for index in np.argsort(probabilities_P, kind="stable").tolist():
+        one, probability = comparisons[index], float(probabilities_P[index])
         if probability >= 0.5 or len(named) == SUSPECTS:
             break
         named.setdefault(one.row, Suspect(one.row, probability, one.better[:400], one.worse[:400]))
     return list(named.values())
 
 
-def _leaking_words(counts: WordCounts, places: np.ndarray) -> list[Leak]:
+def _leaking_words(counts: WordCounts, indices: np.ndarray) -> list[Leak]:
     """Words and pairs of words that occur in responses of nearly one side only."""
-    size = len(places)
+    size = len(indices)
     chosen_W, rejected_W = (
-        np.asarray((side[places] > 0).sum(axis=0), float).reshape(-1) for side in (counts.better, counts.worse)
+        np.asarray((side[indices] > 0).sum(axis=0), float).reshape(-1) for side in (counts.better, counts.worse)
     )
     leaks = find_leaks(counts.words.tolist(), chosen_W, size, rejected_W, size)
     clear = [one for one in leaks if one.one_sided]
@@ -335,11 +242,7 @@ def _leaking_words(counts: WordCounts, places: np.ndarray) -> list[Leak]:
 
 
 def distinct(leaks: Sequence[Leak]) -> list[Leak]:
-    """Leave out quoted words that a mark before them quotes as well: "sorry" after "I'm sorry".
-
-    Args:
-        leaks: Marks, the most telling first.
-    """
+    """Leave out quoted words that a mark before them quotes as well: "sorry" after "I'm sorry"."""
     kept, seen = [], set[str]()
     for leak in leaks:
         words = {word for quoted in _QUOTED.findall(leak.mark) for word in re.findall(r"\w+", quoted.lower())}
