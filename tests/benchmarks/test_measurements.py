@@ -9,6 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, LlamaConfig, Qwen3Config
 
+from tolerances import REWARD
+
 
 def tiny_model():
     config = LlamaConfig(
@@ -87,7 +89,7 @@ class TestGemms:
         hidden = replay._room[last.rows, last.inputs, "read"]
         gradient = replay._room[last.rows, last.outputs, "read"]
         torch.testing.assert_close(
-            replay._room[last.outputs, last.inputs, "written"], gradient.t() @ hidden, rtol=1e-4, atol=1e-5
+            replay._room[last.outputs, last.inputs, "written"], gradient.t() @ hidden, **REWARD.close
         )
 
 
@@ -197,9 +199,9 @@ class TestTimeToAccuracy:
         ]
         together = worker.held_out_margins(model, pairs)
         alone = [worker.held_out_margins(model, [pair])[0] for pair in pairs]
-        assert together == pytest.approx(alone, abs=1e-5)
+        assert together == REWARD.approx(alone)
         swapped = [{"chosen_ids": pair["rejected_ids"], "rejected_ids": pair["chosen_ids"]} for pair in pairs]
-        assert worker.held_out_margins(model, swapped) == pytest.approx([-margin for margin in together], abs=1e-6)
+        assert worker.held_out_margins(model, swapped) == REWARD.approx([-margin for margin in together])
         assert model.training
 
     def test_a_split_of_the_data_is_kept(self, benchmark_module):

@@ -14,6 +14,7 @@ from plaudit import RewardModel
 from plaudit.cli.export import EXPORT, read_temperature
 from plaudit.cli.main import main
 from plaudit.model.calibration import RewardCalibration, load_calibration
+from tolerances import REWARD
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def test_what_is_said(plaudit, model_folder):
         "  vllm serve 'my export' --runner pooling",
         "  hf upload USER/'my export' 'my export'",
     ]
-    np.testing.assert_allclose(scores("my export"), scores(model_folder), atol=1e-5)
+    np.testing.assert_allclose(scores("my export"), scores(model_folder), **REWARD.close)
 
 
 def test_a_shift_that_cannot_be_folded_is_said_loudly(plaudit, model_folder, pairs):
@@ -61,8 +62,8 @@ def test_a_shift_that_cannot_be_folded_is_said_loudly(plaudit, model_folder, pai
     assert f"a shift of {calibration.shift:+.6g} and a temperature of {record['scale']:.6g} for prob" in out
     assert "in reward_calibration.json: only Plaudit applies it" in out
     assert "mean 0 and deviation 1 over 24 responses of pairs.jsonl" in out
-    assert scores("out").mean() == pytest.approx(0, abs=1e-5)
-    assert scores("out").std() == pytest.approx(1, abs=1e-5)
+    assert scores("out").mean() == REWARD.approx(0)
+    assert scores("out").std() == REWARD.approx(1)
 
 
 def test_settings_arrive(plaudit, model_folder, tmp_path):
@@ -79,7 +80,7 @@ def test_settings_arrive(plaudit, model_folder, tmp_path):
     assert load_calibration("raw") == RewardCalibration(3.0, 0.0, 1.0, "test")
     assert plaudit("out", "--output", "folded", "--overwrite")[0] == 0
     assert load_calibration("folded") is None
-    np.testing.assert_allclose(scores("folded"), scores("raw"), atol=1e-4)
+    np.testing.assert_allclose(scores("folded"), scores("raw"), **REWARD.close)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from model_builders import conversation_rows
 from plaudit import RewardModel
 from plaudit.cli.main import main
 from plaudit.inference.files import WorkFolder
+from tolerances import REWARD
 
 PAGE = (Path(__file__).parents[2] / "docs" / "scoring.md").read_text(encoding="utf-8")
 
@@ -56,8 +57,8 @@ def test_the_commands_on_the_page(plaudit, pairs, candidates, model_folder):
     model = RewardModel.from_pretrained(model_folder, device="cpu")
     rows = lines("scored.jsonl")
     for row, (chosen, rejected) in zip(rows, model.score(conversation_rows()), strict=True):
-        assert row["chosen_reward"] == pytest.approx(chosen, abs=1e-5)
-        assert row["rejected_reward"] == pytest.approx(rejected, abs=1e-5)
+        assert row["chosen_reward"] == REWARD.approx(chosen)
+        assert row["rejected_reward"] == REWARD.approx(rejected)
     kept = [row for row in rows if row["chosen_reward"] - row["rejected_reward"] >= 0.01]
     assert lines("clear.jsonl") == kept
     assert len(lines("unclear.jsonl")) == len(rows) - len(kept)

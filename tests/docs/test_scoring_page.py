@@ -10,6 +10,7 @@ from builders import tiny_tokenizer
 from model_builders import tiny_model
 from plaudit import RewardModel
 from plaudit.model.calibration import RewardCalibration, load_calibration
+from tolerances import REWARD
 
 PAGE = (Path(__file__).parents[2] / "docs" / "scoring.md").read_text(encoding="utf-8")
 
@@ -32,7 +33,7 @@ def test_code_runs_from_top_to_bottom(newcomer, capsys):
     for block in blocks("python"):
         exec(block, names)
     assert len(names["several"]) == 3
-    assert names["chosen"] == pytest.approx(names["alone"], abs=1e-5)
+    assert names["chosen"] == REWARD.approx(names["alone"])
     output = capsys.readouterr().out
     assert re.search(r"^-?\d\.\d\d It is (blue|green)\.$", output, flags=re.MULTILINE)
     assert "RewardCalibration(scale=1.0, shift=0.0, temperature=1.5, how='fitted on pairs.jsonl')" in output

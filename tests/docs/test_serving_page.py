@@ -10,6 +10,7 @@ from model_builders import tiny_model
 from plaudit import RewardModel
 from plaudit.cli.serve import SERVE
 from serve.conftest import LiveServer
+from tolerances import REWARD
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
 
@@ -24,9 +25,9 @@ def test_code_runs_and_gives_the_rewards_of_python(model):
     names = {}
     with LiveServer(model) as server:
         exec(block.replace("127.0.0.1:8000", f"127.0.0.1:{server.port}"), names)
-    assert names["one"] == pytest.approx(model.score("2+2=4"), abs=1e-4)
-    assert names["several"] == pytest.approx(model.score([f"2+2={end}" for end in ("4", "5", "22")]), abs=1e-4)
-    assert names["pair"] == pytest.approx(model.score(["2+2=4", "2+2=5"]), abs=1e-4)
+    assert names["one"] == REWARD.approx(model.score("2+2=4"))
+    assert names["several"] == REWARD.approx(model.score([f"2+2={end}" for end in ("4", "5", "22")]))
+    assert names["pair"] == REWARD.approx(model.score(["2+2=4", "2+2=5"]))
     assert names["order"] == [one.position for one in model.rank("2+2=", ["5", "4"])]
 
 

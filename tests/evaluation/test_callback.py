@@ -13,6 +13,7 @@ from model_builders import conversation_rows, tiny_model
 from plaudit import ConfigError, RewardConfig, RewardModel, RewardTrainer
 from plaudit.evaluation.callback import SuiteCallback
 from plaudit.evaluation.suites.registry import suite_dataset
+from tolerances import REWARD
 
 
 @pytest.fixture
@@ -129,7 +130,7 @@ def test_metrics_are_those_of_the_model_at_that_step(make_trainer, bar):
     trainer = make_trainer(callbacks=[SuiteCallback(bar)], max_steps=2)
     trainer.train()
     found = plaudit.evaluate(RewardModel(trainer.model, trainer.processing_class), bar, sanity_rows=0)["llmbar"]
-    assert logged(trainer, "eval_llmbar_margin") == [pytest.approx(found.statistics.pairs.margin, abs=1e-5)]
+    assert logged(trainer, "eval_llmbar_margin") == [REWARD.approx(found.statistics.pairs.margin)]
 
 
 def test_several_evaluation_sets_evaluate_suites_once_a_round(make_trainer, rows, bar, monkeypatch):

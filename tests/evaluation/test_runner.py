@@ -17,6 +17,7 @@ from plaudit import ConfigError, DataError, RewardModel
 from plaudit.evaluation.results import Evaluation
 from plaudit.model.calibration import RewardCalibration
 from plaudit.report.render import evaluation_page
+from tolerances import REWARD
 
 
 @pytest.fixture(scope="module")
@@ -49,19 +50,19 @@ def test_rewards_and_accuracy_are_those_of_plain_transformers(folder, rows, rewa
     found = plaudit.evaluate(folder, {"pairs": rows}, batch_layout=layout, max_tokens_per_batch=200)
     assert found.models[0].batch_layout == layout
     expected = [[reward(row["prompt"] + row[name]) for name in ("chosen", "rejected")] for row in rows]
-    assert np.allclose(list(found["pairs"].rewards.values()), expected, atol=1e-4)
+    assert np.allclose(list(found["pairs"].rewards.values()), expected, **REWARD.close)
     margins = [chosen - rejected for chosen, rejected in expected]
     one = found["pairs"]
     assert one.score == one.accuracy.value == 0.8
     assert one.accuracy.n == one.rows == 40
-    assert one.statistics.pairs.margin == pytest.approx(np.mean(margins), abs=1e-4)
+    assert one.statistics.pairs.margin == REWARD.approx(np.mean(margins))
     low, high = one.accuracy.interval
     assert low < 0.8 < high
     worst = int(np.argmin(margins))
     assert one.mistakes[0].row == worst
     assert one.mistakes[0].better == rows[worst]["chosen"][0]["content"]
     assert one.mistakes[0].prompt == f"user: Question {worst}"
-    assert one.mistakes[0].confidence == pytest.approx(1 / (1 + np.exp(margins[worst])), abs=1e-4)
+    assert one.mistakes[0].confidence == REWARD.approx(1 / (1 + np.exp(margins[worst])))
     assert len(one.mistakes) == 8
     assert sum(one.histogram.better) == sum(one.histogram.worse) == sum(one.margins.counts) == 40
     tokens = one.table.column("tokens").to_pylist()[:2]
@@ -93,7 +94,7 @@ def test_rankings_have_a_best_of_n_curve(folder, reward):
     found = plaudit.evaluate(folder, rows)["rows"]
     assert found.statistics.rankings.rankings == 2
     assert found.best_of_n.points[-1].n == 5
-    assert found.best_of_n.points[-1].oracle == pytest.approx((max(rewards) - min(rewards)) / 2)
+    assert found.best_of_n.points[-1].oracle == REWARD.approx((max(rewards) - min(rewards)) / 2)
     assert found.statistics.pairs.comparisons == 20
 
 
@@ -137,7 +138,7 @@ def test_a_model_with_its_head_turned_round_is_really_worse(folder, negated, row
     assert one.verdict.startswith(f"{folder} is better than {negated} by 60.0 points")
     assert second["pairs"].statistics == found["pairs"].statistics
     turned = [[-value for value in rewards] for rewards in second["pairs"].rewards.values()]
-    assert np.allclose(turned, list(second.models[1]["pairs"].rewards.values()), atol=1e-5)
+    assert np.allclose(turned, list(second.models[1]["pairs"].rewards.values()), **REWARD.close)
 
 
 def test_models_are_compared_on_rows_that_both_have_scored(folder, rows, tmp_path):

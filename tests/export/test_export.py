@@ -22,6 +22,7 @@ from plaudit.export import ExportResult, export_model
 from plaudit.export.export import PlainHead
 from plaudit.model.aux_heads import TrainingHeads, save_heads
 from plaudit.model.golden import GoldenRow, GoldenRows, load_golden_rows
+from tolerances import REWARD
 
 peft = pytest.importorskip("peft")
 
@@ -47,7 +48,7 @@ def dtypes_in(folder):
 def test_a_whole_model_is_written_anew(save, tmp_path, architecture, head):
     source = save(architecture)
     result = export_model(source, tmp_path / "out")
-    np.testing.assert_allclose(plain(tmp_path / "out"), plain(source), atol=1e-6)
+    np.testing.assert_allclose(plain(tmp_path / "out"), plain(source), **REWARD.close)
     assert isinstance(result, ExportResult)
     assert (result.adapter, result.dtype, result.head, result.scale, result.shift) == ("none", "float32", head, 1, 0)
     assert result.calibration is None
@@ -72,9 +73,9 @@ def test_what_servers_read(save_adapter, tmp_path):
     texts = [tokenizer.apply_chat_template(one, tokenize=False) for one in responses()]
     classify = pipeline("text-classification", model=str(tmp_path / "out"), tokenizer=tokenizer, device="cpu")
     said = classify(texts, function_to_apply="none", batch_size=4)
-    np.testing.assert_allclose([one["score"] for one in said], plain(tmp_path / "out"), atol=1e-5)
+    np.testing.assert_allclose([one["score"] for one in said], plain(tmp_path / "out"), **REWARD.close)
     # The configuration says by itself that there is no sigmoid.
-    np.testing.assert_allclose([one["score"] for one in classify(texts)], plain(tmp_path / "out"), atol=1e-5)
+    np.testing.assert_allclose([one["score"] for one in classify(texts)], plain(tmp_path / "out"), **REWARD.close)
 
 
 def test_an_export_exported_again_is_the_same(source, tmp_path):
@@ -100,7 +101,7 @@ def test_a_source_that_pads_with_eos_gets_a_padding_token(save, tmp_path, caplog
     assert exported.pad_token_id == AutoConfig.from_pretrained(tmp_path / "out").pad_token_id != exported.eos_token_id
     classify = pipeline("text-classification", model=str(tmp_path / "out"), tokenizer=exported, device="cpu")
     ours = RewardModel.from_pretrained(source, device="cpu").score(text)
-    assert classify("2+2=4<|eos|>", function_to_apply="none")[0]["score"] == pytest.approx(ours, abs=1e-5)
+    assert classify("2+2=4<|eos|>", function_to_apply="none")[0]["score"] == REWARD.approx(ours)
     assert "The padding token is now '<|pad|>' (it was '<|eos|>')" in result.notes[0]
     assert result.notes[0] in caplog.text
 
@@ -121,7 +122,7 @@ def test_a_merged_adapter_gives_the_rewards_of_the_adapter(save_adapter, tmp_pat
     adapter = peft.AutoPeftModelForSequenceClassification.from_pretrained(source, num_labels=1)
     expected = plain(source, model=adapter)
     result = export_model(source, tmp_path / "out", temperature=2.0)
-    np.testing.assert_allclose(plain(tmp_path / "out"), expected / 2, atol=1e-5)
+    np.testing.assert_allclose(plain(tmp_path / "out"), expected / 2, **REWARD.close)
     assert np.abs(expected - plain(source.parent / "source")).max() > 0.01
     assert result.adapter == "merged"
 
@@ -138,7 +139,7 @@ def test_adapters_of_other_architectures(save_adapter, tmp_path, architecture):
     source = save_adapter(config, architecture)
     expected = plain(source, model=peft.AutoPeftModelForSequenceClassification.from_pretrained(source, num_labels=1))
     export_model(source, tmp_path / "out", temperature=0.5)
-    np.testing.assert_allclose(plain(tmp_path / "out"), expected * 2, atol=1e-5)
+    np.testing.assert_allclose(plain(tmp_path / "out"), expected * 2, **REWARD.close)
 
 
 def test_an_adapter_may_stay_one(save_adapter, tmp_path):
@@ -147,7 +148,7 @@ def test_an_adapter_may_stay_one(save_adapter, tmp_path):
     expected = plain(source, model=adapter)
     result = export_model(source, tmp_path / "out", merge=False, temperature=4.0)
     exported = peft.AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "out", num_labels=1)
-    np.testing.assert_allclose(plain(tmp_path / "out", model=exported), expected / 4, atol=1e-5)
+    np.testing.assert_allclose(plain(tmp_path / "out", model=exported), expected / 4, **REWARD.close)
     assert (result.adapter, result.scale, result.calibration) == ("kept", 0.25, None)
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
@@ -190,8 +191,8 @@ def test_dtype_is_that_of_the_source_or_as_asked_for(save, tmp_path):
     half = save(dtype=torch.bfloat16)
     assert export_model(half, tmp_path / "one").dtype == "bfloat16"
     assert export_model(half, tmp_path / "two", dtype="float32").dtype == "float32"
-    np.testing.assert_allclose(plain(tmp_path / "one"), plain(half), atol=1e-6)
-    np.testing.assert_allclose(plain(tmp_path / "two"), plain(half), atol=1e-6)
+    np.testing.assert_allclose(plain(tmp_path / "one"), plain(half), **REWARD.close)
+    np.testing.assert_allclose(plain(tmp_path / "two"), plain(half), **REWARD.close)
     whole = export_model(save(), tmp_path / "three", dtype="float16")
     assert set(dtypes_in(tmp_path / "three").values()) == {"F16", "F32"}
     assert 0 < whole.check.largest_difference < 0.01
@@ -287,11 +288,11 @@ def test_golden_rows_go_along_with_the_rewards_of_the_export(source, golden, tmp
     result = export_model(source, tmp_path / "out", temperature=0.5)
     exported = load_golden_rows(str(tmp_path / "out"))
     np.testing.assert_allclose(exported.rewards, np.array(golden.rewards) * 2, rtol=1e-12)
-    np.testing.assert_allclose(exported.rewards, plain(tmp_path / "out"), atol=1e-5)
+    np.testing.assert_allclose(exported.rewards, plain(tmp_path / "out"), **REWARD.close)
     assert [row.ids for row in exported.rows] == [row.ids for row in golden.rows]
     assert exported.pad_token_id == 0
     assert (result.golden_rows, result.check.golden, result.notes) == (16, 16, ())
-    np.testing.assert_allclose(result.check.before[:16], golden.rewards, atol=1e-5)
+    np.testing.assert_allclose(result.check.before[:16], golden.rewards, **REWARD.close)
 
 
 def test_golden_rows_of_rounded_weights_say_so(source, golden, save, tmp_path):

@@ -21,6 +21,7 @@ from plaudit.export import export as heads
 from plaudit.export import export_model
 from plaudit.export.rescaling import fit_temperature
 from plaudit.model.calibration import RewardCalibration, load_calibration
+from tolerances import REWARD, SUMMED
 
 STORED = RewardCalibration(2.5, -0.75, 1.5, "by hand")
 
@@ -39,8 +40,8 @@ def test_a_head_with_a_bias_takes_scale_and_shift(save, tmp_path, architecture):
     STORED.save(source)
     raw = plain(source)
     result = export_model(source, tmp_path / "out")
-    np.testing.assert_allclose(plain(tmp_path / "out"), 2.5 * raw - 0.75, atol=1e-5)
-    np.testing.assert_allclose(ours(tmp_path / "out"), 2.5 * raw - 0.75, atol=1e-5)
+    np.testing.assert_allclose(plain(tmp_path / "out"), 2.5 * raw - 0.75, **REWARD.times(2.5).close)
+    np.testing.assert_allclose(ours(tmp_path / "out"), 2.5 * raw - 0.75, **REWARD.times(2.5).close)
     assert (result.scale, result.shift, result.notes) == (2.5, -0.75, ())
     # The temperature of the calibration is in units of the new rewards, and stays with them.
     assert load_calibration(str(tmp_path / "out")) == RewardCalibration(1.0, 0.0, 1.5, "by hand")
@@ -53,9 +54,9 @@ def test_a_head_without_one_takes_the_scale_and_the_shift_lies_beside(save, tmp_
     raw = plain(source)
     with caplog.at_level(logging.WARNING):
         result = export_model(source, tmp_path / "out")
-    np.testing.assert_allclose(plain(tmp_path / "out"), 2.5 * raw, atol=1e-5)
-    np.testing.assert_allclose(ours(tmp_path / "out"), 2.5 * raw - 0.75, atol=1e-5)
-    np.testing.assert_allclose(ours(tmp_path / "out"), ours(source), atol=1e-5)
+    np.testing.assert_allclose(plain(tmp_path / "out"), 2.5 * raw, **REWARD.times(2.5).close)
+    np.testing.assert_allclose(ours(tmp_path / "out"), 2.5 * raw - 0.75, **REWARD.times(2.5).close)
+    np.testing.assert_allclose(ours(tmp_path / "out"), ours(source), **REWARD.close)
     assert load_calibration(str(tmp_path / "out")) == RewardCalibration(1.0, -0.75, 1.5, "by hand")
     (note,) = result.notes
     assert "the shift of -0.75 could not be folded" in note
@@ -69,7 +70,7 @@ def test_a_head_without_one_takes_the_scale_and_the_shift_lies_beside(save, tmp_
 def test_raw_leaves_rewards_and_calibration_as_they_are(source, tmp_path):
     STORED.save(source)
     result = export_model(source, tmp_path / "out", raw=True)
-    np.testing.assert_allclose(plain(tmp_path / "out"), plain(source), atol=1e-6)
+    np.testing.assert_allclose(plain(tmp_path / "out"), plain(source), **REWARD.close)
     assert load_calibration(str(tmp_path / "out")) == STORED
     assert (result.scale, result.shift) == (1.0, 0.0)
     assert "Rewards are left as they are" in result.notes[0]
@@ -92,8 +93,8 @@ def test_no_plain_head_leaves_the_change_beside(bounded, tmp_path):
     raw = plain(bounded)
     STORED.save(bounded)
     result = export_model(bounded, tmp_path / "out")
-    np.testing.assert_allclose(plain(tmp_path / "out"), raw, atol=1e-6)
-    np.testing.assert_allclose(ours(tmp_path / "out"), 2.5 * raw - 0.75, atol=1e-5)
+    np.testing.assert_allclose(plain(tmp_path / "out"), raw, **REWARD.close)
+    np.testing.assert_allclose(ours(tmp_path / "out"), 2.5 * raw - 0.75, **REWARD.times(2.5).close)
     assert (result.head, result.scale, result.shift, result.calibration) == (None, 1.0, 0.0, STORED)
     assert "could not be folded into the weights" in result.notes[0]
     assert "margins and thresholds are not" in result.notes[0]
@@ -122,15 +123,15 @@ def test_a_stored_temperature_makes_differences_log_odds(source, tmp_path):
     result = export_model(source, tmp_path / "out", temperature="stored")
     assert (result.scale, result.calibration.shift) == (2.5 / 1.5, -0.5)
     margins = plain(tmp_path / "out").reshape(-1, 2) @ [1, -1]
-    np.testing.assert_allclose(1 / (1 + np.exp(-margins)), probability, atol=1e-5)
+    np.testing.assert_allclose(1 / (1 + np.exp(-margins)), probability, **REWARD.close)
     exported = RewardModel.from_pretrained(tmp_path / "out", device="cpu")
-    np.testing.assert_allclose(exported.probability(ROWS), probability, atol=1e-5)
+    np.testing.assert_allclose(exported.probability(ROWS), probability, **REWARD.close)
     assert "by hand" in result.rewards.how
 
 
 def test_a_number_divides(source, tmp_path):
     result = export_model(source, tmp_path / "out", temperature=4)
-    np.testing.assert_allclose(plain(tmp_path / "out"), plain(source) / 4, atol=1e-6)
+    np.testing.assert_allclose(plain(tmp_path / "out"), plain(source) / 4, **REWARD.close)
     assert (result.scale, result.calibration) == (0.25, None)
 
 
@@ -151,11 +152,11 @@ def test_one_fitted_on_data_is_the_best(source, tmp_path):
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     result = export_model(source, tmp_path / "out", temperature=path)
-    assert result.scale == pytest.approx(1 / best, rel=1e-5)
-    np.testing.assert_allclose(plain(tmp_path / "out"), plain(source) / best, atol=1e-4)
+    assert result.scale == REWARD.approx(1 / best)
+    np.testing.assert_allclose(plain(tmp_path / "out"), plain(source) / best, **REWARD.close)
     assert "fitted on 24 comparisons of pairs.jsonl" in result.rewards.how
     again = export_model(tmp_path / "out", tmp_path / "again", temperature=path)
-    assert again.scale == pytest.approx(1.0, rel=1e-4)
+    assert again.scale == REWARD.approx(1.0)
 
 
 def test_a_fit_starts_from_the_rewards_of_the_head(source, tmp_path):
@@ -187,7 +188,7 @@ def test_lists_of_scores_strengths_and_token_ids_count(source, tokenizer, tmp_pa
     rows, margins = mostly_right(source)
     best, _ = fit_with_scipy(margins)
     lists = [{"prompt": row["prompt"], "responses": [row["rejected"], row["chosen"]], "scores": [0, 2]} for row in rows]
-    assert export_model(source, tmp_path / "lists", temperature=lists).scale == pytest.approx(1 / best, rel=1e-4)
+    assert export_model(source, tmp_path / "lists", temperature=lists).scale == REWARD.approx(1 / best)
     texts = [
         {
             name: tokenizer.apply_chat_template([*row["prompt"], *row[name]], tokenize=False)
@@ -200,12 +201,10 @@ def test_lists_of_scores_strengths_and_token_ids_count(source, tokenizer, tmp_pa
         {f"{name}_ids": tokenizer(text, add_special_tokens=False)["input_ids"] for name, text in row.items()}
         for row in texts
     ]
-    assert export_model(source, tmp_path / "ids", temperature=ids).scale == pytest.approx(1 / best, rel=1e-4)
+    assert export_model(source, tmp_path / "ids", temperature=ids).scale == REWARD.approx(1 / best)
     soft, _ = fit_with_scipy(margins, np.full(len(margins), 0.8))
     preference_probs = [{**row, "preference_prob": 0.8} for row in rows]
-    assert export_model(source, tmp_path / "soft", temperature=preference_probs).scale == pytest.approx(
-        1 / soft, rel=1e-4
-    )
+    assert export_model(source, tmp_path / "soft", temperature=preference_probs).scale == REWARD.approx(1 / soft)
     assert soft != pytest.approx(best, rel=0.05)
 
 
@@ -222,8 +221,8 @@ def test_the_fit_is_that_of_the_evaluation_and_follows_the_unit(right, wrong, un
     if found is None:
         assert at_bound
         return
-    assert found == pytest.approx(expected, rel=1e-4)
-    assert fit_temperature(margin_P * unit, np.ones(len(margin_P))) == pytest.approx(found * unit, rel=1e-6)
+    assert found == REWARD.approx(expected)
+    assert fit_temperature(margin_P * unit, np.ones(len(margin_P))) == SUMMED.approx(found * unit)
 
 
 # ---- mean and deviation -------------------------------------------------------------------------------------------
@@ -241,25 +240,25 @@ def test_normalized_rewards_have_mean_0_and_deviation_1(source, tmp_path, row_ki
     if row_kind == "generator":
         data = (row for row in ROWS)
     result = export_model(source, tmp_path / "out", normalize=data)
-    assert result.scale == pytest.approx(1 / raw.std(), rel=1e-5)
-    assert result.calibration.shift == pytest.approx(-raw.mean() / raw.std(), abs=1e-5)
-    np.testing.assert_allclose(plain(tmp_path / "out"), raw / raw.std(), atol=1e-5)
-    np.testing.assert_allclose(ours(tmp_path / "out"), (raw - raw.mean()) / raw.std(), atol=1e-5)
+    assert result.scale == REWARD.approx(1 / raw.std())
+    assert result.calibration.shift == REWARD.approx(-raw.mean() / raw.std())
+    np.testing.assert_allclose(plain(tmp_path / "out"), raw / raw.std(), **REWARD.close)
+    np.testing.assert_allclose(ours(tmp_path / "out"), (raw - raw.mean()) / raw.std(), **REWARD.close)
     name = "pairs.jsonl" if row_kind == "file" else "rows in memory"
     assert f"over 16 responses of {name}" in result.rewards.how
 
 
 def test_normalized_rewards_of_a_head_with_a_bias_are_the_same_everywhere(save, tmp_path):
     export_model(save("bert"), tmp_path / "out", normalize=ROWS)
-    assert plain(tmp_path / "out").mean() == pytest.approx(0, abs=1e-5)
-    assert plain(tmp_path / "out").std() == pytest.approx(1, abs=1e-5)
+    assert plain(tmp_path / "out").mean() == REWARD.approx(0)
+    assert plain(tmp_path / "out").std() == REWARD.approx(1)
 
 
 def test_probabilities_stay_what_they_were(source, tmp_path):
     STORED.save(source)
     before = RewardModel.from_pretrained(source, device="cpu").probability(ROWS)
     result = export_model(source, tmp_path / "out", normalize=ROWS)
-    np.testing.assert_allclose(RewardModel.from_pretrained(tmp_path / "out").probability(ROWS), before, atol=1e-5)
+    np.testing.assert_allclose(RewardModel.from_pretrained(tmp_path / "out").probability(ROWS), before, **REWARD.close)
     assert result.calibration.temperature == pytest.approx(1.5 * result.scale / 2.5)
 
 
@@ -269,7 +268,7 @@ def test_rows_that_are_too_long_are_left_out_and_counted(save, tmp_path):
     result = export_model(source, tmp_path / "out", normalize=[*ROWS, long])
     assert "over 16 responses of rows in memory (1 too long ones left out)" in result.rewards.how
     raw = plain(source)
-    assert result.scale == pytest.approx(1 / raw.std(), rel=1e-5)
+    assert result.scale == REWARD.approx(1 / raw.std())
 
 
 @pytest.mark.parametrize("rows", [[], ROWS[:1] * 3])

@@ -8,6 +8,7 @@ from model_builders import conversation_rows, tiny_model
 from plaudit import RewardConfig, RewardModel, RewardTrainer
 from plaudit.training import dataloader
 from plaudit.training.dataloader import by_similar_work
+from tolerances import REWARD
 
 
 def ragged(count=23):
@@ -37,10 +38,10 @@ def test_predictions_and_own_metrics_are_in_the_order_of_the_rows(tokenizer, tmp
     trainer = make_trainer(tokenizer, tmp_path, rows, layout, compute_metrics=compute_metrics)
     expected = np.array(RewardModel.from_pretrained(folder, device="cpu").score(rows))
     predictions = trainer.predict(Dataset.from_list(rows)).predictions
-    np.testing.assert_allclose(predictions, expected, atol=1e-4)
+    np.testing.assert_allclose(predictions, expected, **REWARD.close)
     metrics = trainer.evaluate(Dataset.from_list(rows))
-    np.testing.assert_allclose(seen[-1], expected, atol=1e-4)
-    assert metrics["eval_first"] == pytest.approx(expected[0, 0], abs=1e-4)
+    np.testing.assert_allclose(seen[-1], expected, **REWARD.close)
+    assert metrics["eval_first"] == REWARD.approx(expected[0, 0])
     assert metrics["eval_accuracy"] == (expected[:, 0] > expected[:, 1]).mean()
     assert trainer.compute_metrics is compute_metrics
 
@@ -53,7 +54,7 @@ def test_rankings_and_their_labels_are_too(tokenizer, tmp_path, layout, folder):
     trainer = make_trainer(tokenizer, tmp_path, rows, layout)
     output = trainer.predict(Dataset.from_list(rows))
     expected = RewardModel.from_pretrained(folder, device="cpu").score(rows)
-    np.testing.assert_allclose(output.predictions, expected, atol=1e-4)
+    np.testing.assert_allclose(output.predictions, expected, **REWARD.close)
     np.testing.assert_allclose(output.label_ids, [row["scores"] for row in rows])
 
 
@@ -66,7 +67,7 @@ def test_sorting_saves_padding_and_changes_no_metric(tokenizer, tmp_path, monkey
     assert metrics["eval_num_tokens_computed"] < 0.9 * unsorted["eval_num_tokens_computed"]
     measured = {"eval_runtime", "eval_samples_per_second", "eval_steps_per_second", "eval_num_tokens_computed"}
     for name in unsorted.keys() - measured:
-        assert metrics[name] == pytest.approx(unsorted[name], rel=1e-5), name
+        assert metrics[name] == REWARD.approx(unsorted[name]), name
 
 
 def test_rows_of_one_prompt_are_evaluated_together(tokenizer, tmp_path):

@@ -20,6 +20,7 @@ from plaudit.data.report import Flag
 from plaudit.inference.files import WorkFolder, score_file, score_in_chunks
 from plaudit.inference.io import RowList
 from plaudit.inference.select import Bounds, best_of_n_file, filter_file
+from tolerances import REWARD
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +49,7 @@ def lines(path):
 
 
 def close(values, expected):
-    assert values == pytest.approx(expected, abs=1e-5)
+    assert values == REWARD.approx(expected)
 
 
 # --- values and formats ---------------------------------------------------------------------------------------

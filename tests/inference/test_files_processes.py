@@ -9,6 +9,7 @@ from two_processes import run_two_processes
 
 from plaudit import RewardModel
 from plaudit.inference.files import score_file
+from tolerances import REWARD
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,7 @@ def test_one_merged_result_in_the_order_of_the_input(outcome, tmp_path):
     )
     assert [row["n"] for row in together] == list(range(30))
     for row, other in zip(together, alone, strict=True):
-        assert row["reward"] == pytest.approx(other["reward"], abs=1e-5)
+        assert row["reward"] == REWARD.approx(other["reward"])
     assert not (path / "scored.jsonl.chunks").exists()
 
 

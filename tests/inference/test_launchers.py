@@ -9,6 +9,7 @@ import pytest
 
 from plaudit import RewardModel
 from plaudit.inference.files import score_file
+from tolerances import REWARD
 
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 # Without MPI, accelerate starts two processes on a CPU only if it is told to treat them as several GPUs.
@@ -49,7 +50,7 @@ def test_one_merged_result_equal_to_one_process(launcher, folder, rows, tmp_path
     )
     assert [row["n"] for row in together] == list(range(30))
     for row, other in zip(together, alone, strict=True):
-        assert row["reward"] == pytest.approx(other["reward"], abs=1e-5)
+        assert row["reward"] == REWARD.approx(other["reward"])
     assert not (tmp_path / "two.jsonl.chunks").exists()
 
 

@@ -12,6 +12,7 @@ from builders import tiny_tokenizer
 from model_builders import conversation_rows, tiny_model, tiny_reward_model
 from plaudit import ConfigError, DataError, RewardModel
 from plaudit.model.calibration import RewardCalibration, load_calibration
+from tolerances import REWARD
 
 TEXTS = ["good", "bad, very bad", "I do not know", "good!"]
 PAIRS = [
@@ -41,7 +42,7 @@ def save(model, tokenizer, folder):
 
 def test_a_folder_is_loaded_with_its_tokenizer_and_says_what_it_is(folder, rewards):
     model = load(str(folder))
-    assert model.score(TEXTS) == pytest.approx(rewards, abs=1e-4)
+    assert model.score(TEXTS) == REWARD.approx(rewards)
     assert (model.batch_layout, model.max_length, model.dtype) == ("shared_prefix", 512, torch.float32)
     assert model.batch_layout_reason == "each prompt computed once"
     assert repr(model) == f"RewardModel('{folder}', device='cpu', batch_layout='shared_prefix')"
@@ -51,7 +52,7 @@ def test_a_folder_is_loaded_with_its_tokenizer_and_says_what_it_is(folder, rewar
 def test_a_model_that_is_loaded_already(tokenizer, rewards):
     before = tokenizer.pad_token
     model = RewardModel(tiny_model(tokenizer, max_position_embeddings=512).train(), tokenizer)
-    assert model.score(TEXTS) == pytest.approx(rewards, abs=1e-4)
+    assert model.score(TEXTS) == REWARD.approx(rewards)
     assert tokenizer.pad_token == before
     model.model.train()
     model.score("a")
@@ -67,7 +68,7 @@ def test_other_architectures(tokenizer, tmp_path, architecture):
             model(torch.tensor([tokenizer(text + tokenizer.eos_token)["input_ids"]])).logits.item() for text in TEXTS
         ]
     scorer = load(tmp_path)
-    assert scorer.score([*TEXTS, *TEXTS]) == pytest.approx(expected * 2, abs=1e-4)
+    assert scorer.score([*TEXTS, *TEXTS]) == REWARD.approx(expected * 2)
     assert scorer.batch_layout == ("shared_prefix" if architecture in ("gpt2", "gemma2", "qwen3_moe") else "padded")
 
 
@@ -75,7 +76,7 @@ def test_a_layout_that_turns_out_wrong_is_left_and_rewards_stay_right(folder, re
     monkeypatch.setattr("plaudit.model.shared_prefix._unexpected_calls", lambda *args: "it is made up")
     model = load(folder)
     with caplog.at_level(logging.WARNING, "plaudit"):
-        assert model.score(TEXTS) == pytest.approx(rewards, abs=1e-4)
+        assert model.score(TEXTS) == REWARD.approx(rewards)
     assert (model.batch_layout, model.batch_layout_reason) == ("padded", "it is made up")
     assert "Falling back to the padded layout: it is made up." in caplog.text
     with pytest.raises(ConfigError, match="it is made up"):
@@ -132,7 +133,7 @@ def test_adapters_and_merged_ones(tokenizer, tmp_path, layout, merge, base_is):
     if merge == "saved":
         folder = save(adapted.merge_and_unload(), tokenizer, tmp_path / "merged")
     model = load(folder, batch_layout=layout, merge_adapter=merge is True)
-    assert model.score(TEXTS) == pytest.approx(expected, abs=1e-4)
+    assert model.score(TEXTS) == REWARD.approx(expected)
     assert any("lora" in name for name, _ in model.model.named_parameters()) is (merge is False)
 
 
@@ -230,7 +231,7 @@ def test_a_checkpoint_that_pads_with_eos_is_read_at_the_last_token_and_says_so(t
         with caplog.at_level(logging.WARNING, "plaudit"):
             scorer = load(tmp_path, batch_layout=layout)
         assert "This checkpoint pads with its eos token" in caplog.text
-        assert scorer.score(TEXTS) == pytest.approx(expected, abs=1e-4)
+        assert scorer.score(TEXTS) == REWARD.approx(expected)
     assert scorer.processing_class.pad_token_id != tokenizer.eos_token_id
 
 
@@ -242,7 +243,7 @@ def test_an_encoder_is_padded_with_what_it_knows(tokenizer, tmp_path):
     save(AutoModelForSequenceClassification.from_config(config), tokenizer, tmp_path)
     scorer = load(tmp_path, batch_layout="auto")
     together = scorer.score(TEXTS)
-    assert together == pytest.approx([scorer.score(text) for text in TEXTS], abs=1e-5)
+    assert together == REWARD.approx([scorer.score(text) for text in TEXTS])
     assert scorer.max_length == 64
     with pytest.raises(DataError, match="64"):
         scorer.score("x" * 80)
@@ -257,7 +258,7 @@ def test_ranking_is_best_first_and_says_where_each_was(folder, plain):
     ranked = model.rank("2+2=", answers)
     expected = [plain("2+2=" + answer) for answer in answers]
     assert [one.position for one in ranked] == sorted(range(4), key=lambda n: -round(expected[n], 4))
-    assert [one.reward for one in ranked] == pytest.approx(sorted(expected, reverse=True), abs=1e-4)
+    assert [one.reward for one in ranked] == REWARD.approx(sorted(expected, reverse=True))
     assert [one.response for one in ranked] == [answers[one.position] for one in ranked]
     same = [one.position for one in ranked if one.response == "4"]
     assert same == [0, 3]  # equal ones stay in their order
@@ -273,14 +274,14 @@ def test_texts_after_messages_are_what_the_assistant_says(folder):
     answers = ["4", "5"]
     as_messages = [[{"role": "assistant", "content": answer}] for answer in answers]
     ranked = model.rank(prompt, answers)
-    assert [one.reward for one in ranked] == pytest.approx([one.reward for one in model.rank(prompt, as_messages)])
+    assert [one.reward for one in ranked] == REWARD.approx([one.reward for one in model.rank(prompt, as_messages)])
     assert {one.response for one in ranked} == set(answers)
     whole = model.rank(None, [prompt + one for one in as_messages])
-    assert [one.reward for one in whole] == pytest.approx([one.reward for one in ranked], abs=1e-5)
+    assert [one.reward for one in whole] == REWARD.approx([one.reward for one in ranked])
     tools = [{"type": "function", "function": {"name": "add"}}]
     with_tools = model.best_of_n(prompt, answers, tools=tools).reward
     row = {"prompt": prompt, "responses": as_messages, "tools": tools}
-    assert with_tools == pytest.approx(max(model.score(row)), abs=1e-5)
+    assert with_tools == REWARD.approx(max(model.score(row)))
 
 
 def test_nothing_to_choose_from(folder):
@@ -302,10 +303,10 @@ def test_nothing_to_choose_from(folder):
 def test_margins_and_probabilities(folder, plain):
     model = load(folder)
     expected = [plain(row["prompt"] + row["chosen"]) - plain(row["prompt"] + row["rejected"]) for row in PAIRS]
-    assert model.margin(PAIRS) == pytest.approx(expected, abs=1e-4)
-    assert model.margin(PAIRS[0]) == pytest.approx(expected[0], abs=1e-4)
-    assert model.margin(iter(PAIRS)) == pytest.approx(expected, abs=1e-4)
-    assert model.probability(PAIRS) == pytest.approx([1 / (1 + math.exp(-one)) for one in expected], abs=1e-4)
+    assert model.margin(PAIRS) == REWARD.approx(expected)
+    assert model.margin(PAIRS[0]) == REWARD.approx(expected[0])
+    assert model.margin(iter(PAIRS)) == REWARD.approx(expected)
+    assert model.probability(PAIRS) == REWARD.approx([1 / (1 + math.exp(-one)) for one in expected])
     assert model.probability(PAIRS[2]) == 0.5
     with pytest.raises(DataError) as caught:
         model.margin([PAIRS[0], {"prompt": "a", "response": "b"}])
@@ -327,13 +328,13 @@ def test_a_calibration_beside_the_model_is_applied_and_said(calibrated, rewards,
         model = load(calibrated)
     assert "rewards are 3 times the model's plus -1, temperature 2 (fitted on pairs.jsonl)" in caplog.text
     assert model.calibration.how == "fitted on pairs.jsonl"
-    assert model.score(TEXTS) == pytest.approx([3 * one - 1 for one in rewards], abs=1e-3)
+    assert model.score(TEXTS) == REWARD.times(3).approx([3 * one - 1 for one in rewards])
     raw = load(folder).margin(PAIRS)
-    assert model.margin(PAIRS) == pytest.approx([3 * one for one in raw], abs=1e-3)
-    assert model.probability(PAIRS) == pytest.approx([1 / (1 + math.exp(-1.5 * one)) for one in raw], abs=1e-3)
-    assert load(calibrated, calibration=None).score(TEXTS) == pytest.approx(rewards, abs=1e-4)
+    assert model.margin(PAIRS) == REWARD.times(3).approx([3 * one for one in raw])
+    assert model.probability(PAIRS) == REWARD.times(3).approx([1 / (1 + math.exp(-1.5 * one)) for one in raw])
+    assert load(calibrated, calibration=None).score(TEXTS) == REWARD.approx(rewards)
     own = RewardCalibration(shift=10.0)
-    assert load(calibrated, calibration=own).score(TEXTS) == pytest.approx([one + 10 for one in rewards], abs=1e-4)
+    assert load(calibrated, calibration=own).score(TEXTS) == REWARD.approx([one + 10 for one in rewards])
 
 
 def test_calibrations_are_written_and_read(tmp_path, folder):
@@ -373,15 +374,15 @@ def test_it_is_called_like_a_reward_function(folder, plain):
     prompts, completions = ["2+2=", "2+2=", "Hi "], ["4", "5", "there"]
     expected = [plain(prompt + completion) for prompt, completion in zip(prompts, completions, strict=True)]
     rewards = model(prompts=prompts, completions=completions, completion_ids=[[1]] * 3, trainer_state=None, answer=[4])
-    assert rewards == pytest.approx(expected, abs=1e-4)
+    assert rewards == REWARD.approx(expected)
     assert all(type(one) is float for one in rewards)
     talks = [row["prompt"] for row in conversation_rows(3)]
     said = [row["chosen"] for row in conversation_rows(3)]
     expected = [plain(prompt + completion) for prompt, completion in zip(talks, said, strict=True)]
-    assert model(prompts=talks, completions=said) == pytest.approx(expected, abs=1e-4)
-    assert model(talks, [one[0]["content"] for one in said]) == pytest.approx(expected, abs=1e-4)
+    assert model(prompts=talks, completions=said) == REWARD.approx(expected)
+    assert model(talks, [one[0]["content"] for one in said]) == REWARD.approx(expected)
     tools = [None, [{"type": "function", "function": {"name": "add"}}], None]
     expected[1] = plain(talks[1] + said[1], tools=tools[1])
-    assert model(talks, said, tools=tools) == pytest.approx(expected, abs=1e-4)
+    assert model(talks, said, tools=tools) == REWARD.approx(expected)
     with pytest.raises(DataError, match=r"2 completions.* 3 prompts"):
         model(talks, said[:2])

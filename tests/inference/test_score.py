@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from model_builders import conversation_rows, tiny_model
 from plaudit import ConfigError, DataError, RewardModel
 from plaudit.inference.engine import group_responses
+from tolerances import REWARD
 
-CLOSE = 1e-4
 TOOLS = [{"type": "function", "function": {"name": "add"}}]
 
 
@@ -63,7 +63,7 @@ def test_each_form_gets_the_rewards_of_plain_transformers_in_its_own_shape(score
     row, responses = FORMS[row_kind]
     score = scorer.score(row)
     assert type(score) is SHAPES.get(row_kind, float)
-    assert flat([score]) == pytest.approx([plain(one) for one in responses], abs=CLOSE)
+    assert flat([score]) == REWARD.approx([plain(one) for one in responses])
     assert len(set(flat([score]))) == len(responses)
 
 
@@ -75,17 +75,17 @@ def test_all_forms_together_at_any_token_budget(folder, layout, plain, tokens):
     scores = model.score(list(rows))
     assert [type(score) for score in scores] == [SHAPES.get(row_kind, float) for row_kind in FORMS]
     expected = [plain(one) for several in responses for one in several]
-    assert flat(scores) == pytest.approx(expected, abs=CLOSE)
+    assert flat(scores) == REWARD.approx(expected)
 
 
 def test_tools_and_template_variables_reach_the_template(scorer, plain):
     row = {"prompt": TALK[:1], "response": TALK[1:], "tools": TOOLS}
-    assert scorer.score(row) == pytest.approx(plain(TALK, tools=TOOLS), abs=CLOSE)
-    assert scorer.score({**row, "tools": None}) == pytest.approx(plain(TALK), abs=CLOSE)
+    assert scorer.score(row) == REWARD.approx(plain(TALK, tools=TOOLS))
+    assert scorer.score({**row, "tools": None}) == REWARD.approx(plain(TALK))
     template = "{% for message in messages %}{{ message['content'] + mark }}{% endfor %}"
     kwargs = {"chat_template": template, "mark": "!"}
     row = {"prompt": TALK[:1], "response": TALK[1:], "chat_template_kwargs": kwargs}
-    assert scorer.score(row) == pytest.approx(plain(TALK, **kwargs), abs=CLOSE)
+    assert scorer.score(row) == REWARD.approx(plain(TALK, **kwargs))
 
 
 def test_token_ids_are_scored_as_they_are(scorer, tokenizer):
@@ -93,16 +93,16 @@ def test_token_ids_are_scored_as_they_are(scorer, tokenizer):
     texts = {name: tokenizer.decode(ids) for name, ids in (("chosen", one), ("rejected", other))}
     score = scorer.score({"chosen_ids": one, "rejected_ids": other})
     assert isinstance(score, tuple)
-    assert scorer.score({"response_ids": [one, other, one]}) == pytest.approx([*score, score[0]], abs=1e-6)
+    assert scorer.score({"response_ids": [one, other, one]}) == REWARD.approx([*score, score[0]])
     model = tiny_model(tokenizer, max_position_embeddings=512)
     with torch.no_grad():
-        assert score == pytest.approx([model(torch.tensor([ids])).logits.item() for ids in (one, other)], abs=CLOSE)
+        assert score == REWARD.approx([model(torch.tensor([ids])).logits.item() for ids in (one, other)])
     assert texts == {"chosen": "good answer", "rejected": "good"}
 
 
 def test_data_sets_and_streams_are_rows(scorer):
     rows = conversation_rows(9)
-    expected = pytest.approx(flat(scorer.score(rows)), abs=1e-5)
+    expected = REWARD.approx(flat(scorer.score(rows)))
     table = Dataset.from_list(rows)
     for same in (table, table.to_iterable_dataset(), iter(rows), IterableDataset.from_generator(lambda: iter(rows))):
         assert flat(scorer.score(same)) == expected
@@ -124,16 +124,16 @@ def test_neither_order_nor_company_changes_a_reward(scorer):
     for seed in range(3):
         random.Random(seed).shuffle(order)
         for row, score in zip(order, scorer.score([ROWS[row] for row in order]), strict=True):
-            assert score == pytest.approx(expected[row], abs=1e-5)
+            assert score == REWARD.approx(expected[row])
     for row, score in enumerate(expected):
-        assert scorer.score(ROWS[row]) == pytest.approx(score, abs=1e-5)
+        assert scorer.score(ROWS[row]) == REWARD.approx(score)
 
 
 @pytest.mark.parametrize("window", [1, 2, 5, 100, None])
 def test_windows_change_no_reward(scorer, window):
     expected = scorer.score(ROWS)
     for score, other in zip(scorer.score_stream(ROWS, window=window), expected, strict=True):
-        assert score == pytest.approx(other, abs=1e-5)
+        assert score == REWARD.approx(other)
 
 
 def test_a_stream_is_read_no_further_than_it_must_be(scorer):
@@ -232,7 +232,7 @@ def test_memory_that_runs_out_halves_the_batch_and_says_so(folder, caplog):
     small_memory.layout = forward.layout
     model._engine.forward = small_memory
     with caplog.at_level(logging.WARNING, "plaudit"):
-        assert flat(model.score(ROWS)) == pytest.approx(flat(expected), abs=1e-5)
+        assert flat(model.score(ROWS)) == REWARD.approx(flat(expected))
     assert "Out of memory at" in caplog.text
     assert model.max_tokens_per_batch < 1000
     with pytest.raises(torch.OutOfMemoryError):
@@ -299,14 +299,14 @@ def test_nan_where_asked_counted_and_said(scorer, caplog):
     assert [type(score) for score in scores] == [float, float, tuple, list, float, float]
     assert "6 rows read, 2 scored; not scored: 1 over-long (> 512 tokens; row 5)" in caplog.text
     assert "(rows 1, 2, 3; the first: row 1: is null" in caplog.text
-    assert [scores[0], scores[4]] == pytest.approx([scorer.score("a"), scorer.score("b")], abs=1e-5)
+    assert [scores[0], scores[4]] == REWARD.approx([scorer.score("a"), scorer.score("b")])
     streamed = flat(scorer.score_stream(rows, errors="nan", window=2))
-    assert streamed == pytest.approx(flat(scores), abs=1e-5, nan_ok=True)
+    assert streamed == REWARD.approx(flat(scores))
 
 
 def test_a_stream_raises_where_the_broken_row_is_reached(scorer):
     stream = scorer.score_stream(["a", "b", "c", {"response": 3}], window=2)
-    assert [next(stream), next(stream)] == pytest.approx(scorer.score(["a", "b"]), abs=1e-5)
+    assert [next(stream), next(stream)] == REWARD.approx(scorer.score(["a", "b"]))
     with pytest.raises(DataError) as caught:
         next(stream)
     assert (caught.value.row, caught.value.field) == (3, "response")
@@ -322,7 +322,7 @@ def test_what_is_too_long(folder, layout, plain, caplog, overlong):
         return
     with caplog.at_level(logging.WARNING, "plaudit"):
         short, several = model.score(rows)
-    assert short == pytest.approx(plain("short"), abs=CLOSE)
+    assert short == REWARD.approx(plain("short"))
     if overlong == "nan":
         assert all(map(math.isnan, several))
         assert "2 rows read, 1 scored; not scored: 1 over-long (> 10 tokens; row 1)" in caplog.text
@@ -334,7 +334,7 @@ def test_what_is_too_long(folder, layout, plain, caplog, overlong):
     assert f"1 over-long, truncated on the {side} (> 10 tokens; row 1)" in caplog.text
     if side == "left":
         # Four tokens off both, as the trainer does: they go on sharing the rest of their prompt.
-        assert several == pytest.approx([plain("456789abc"), plain("456789ab")], abs=CLOSE)
+        assert several == REWARD.approx([plain("456789abc"), plain("456789ab")])
 
 
 def test_empty_answers_and_unfinished_talks_are_said_once(folder, caplog):

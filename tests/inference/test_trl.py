@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from model_builders import tiny_model
 from plaudit import RewardModel
+from tolerances import REWARD
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -44,8 +45,8 @@ def test_two_steps_of_the_real_trainer(tokenizer, tmp_path, kind):
     assert result["steps"] == 2
     assert len(result["logged"]) == 2
     rewards = [one for call in result["calls"] for one in call["rewards"]]
-    assert sum(result["logged"]) / 2 == pytest.approx(sum(rewards) / len(rewards), abs=1e-5)
+    assert sum(result["logged"]) / 2 == REWARD.approx(sum(rewards) / len(rewards))
     # The trainer's answers, scored anew.
     again = RewardModel.from_pretrained(tmp_path / "reward", device="cpu")
     for call in result["calls"]:
-        assert again.score(call["rows"]) == pytest.approx(call["rewards"], abs=1e-4)
+        assert again.score(call["rows"]) == REWARD.approx(call["rewards"])

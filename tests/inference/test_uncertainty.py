@@ -18,6 +18,7 @@ from plaudit.inference.engine import UncertainReward
 from plaudit.inference.files import score_file
 from plaudit.model.aux_heads import FILE_NAME, TrainingHeads, heads_of, save_heads
 from plaudit.model.calibration import RewardCalibration
+from tolerances import REWARD, SUMMED
 
 MEMBERS = 5
 ROWS = [
@@ -82,12 +83,10 @@ def expected(by_hand):
 def test_mean_spread_and_lower_bound_are_those_computed_by_hand(model, by_hand):
     found = model.score(ROWS, uncertainty=True, k=2.0)
     members_NK = expected(by_hand)
-    assert flat(found.mean) == pytest.approx(members_NK.mean(axis=1), abs=1e-5)
-    assert flat(found.std) == pytest.approx(members_NK.std(axis=1, ddof=1), abs=1e-5)
-    assert flat(found.lower_bound) == pytest.approx(
-        members_NK.mean(axis=1) - 2 * members_NK.std(axis=1, ddof=1), abs=1e-5
-    )
-    assert np.concatenate([np.atleast_2d(one) for one in found.members]) == pytest.approx(members_NK, abs=1e-5)
+    assert flat(found.mean) == REWARD.approx(members_NK.mean(axis=1))
+    assert flat(found.std) == REWARD.approx(members_NK.std(axis=1, ddof=1))
+    assert flat(found.lower_bound) == REWARD.approx(members_NK.mean(axis=1) - 2 * members_NK.std(axis=1, ddof=1))
+    assert np.concatenate([np.atleast_2d(one) for one in found.members]) == REWARD.approx(members_NK)
     assert min(flat(found.std)) > 0.05
 
 
@@ -103,8 +102,8 @@ def test_the_mean_is_the_reward_and_has_the_shape_of_the_rows(model):
         assert isinstance(pair, tuple)
         assert len(pair) == 2
     alone = model.score(ROWS[0], uncertainty=True)
-    assert alone.mean == pytest.approx(found.mean[0], abs=1e-5)
-    assert alone.std == pytest.approx(found.std[0], abs=1e-5)
+    assert alone.mean == REWARD.approx(found.mean[0])
+    assert alone.std == REWARD.approx(found.std[0])
     assert alone.members.shape == (MEMBERS,)
     assert "members" not in repr(alone)
 
@@ -114,18 +113,18 @@ def test_a_stream_says_it_row_by_row(model):
     together = model.score(rows, uncertainty=True, k=0.5)
     stream = list(model.score_stream(iter(rows), window=3, uncertainty=True, k=0.5))
     assert all(isinstance(one, UncertainReward) for one in stream)
-    assert [one.mean for one in stream] == pytest.approx(together.mean, abs=1e-6)
-    assert [one.lower_bound for one in stream] == pytest.approx(together.lower_bound, abs=1e-6)
+    assert [one.mean for one in stream] == REWARD.approx(together.mean)
+    assert [one.lower_bound for one in stream] == REWARD.approx(together.lower_bound)
 
 
 def test_a_margin_is_as_sure_as_members_agree_about_the_difference(model, by_hand):
     chosen, rejected = by_hand("2+2=4"), by_hand("2+2=5")
     difference_K = chosen - rejected
     found = model.margin(ROWS[2], uncertainty=True, k=1.5)
-    assert found.mean == pytest.approx(difference_K.mean(), abs=1e-5)
-    assert found.mean == pytest.approx(model.margin(ROWS[2]), abs=1e-7)
-    assert found.std == pytest.approx(difference_K.std(ddof=1), abs=1e-5)
-    assert found.lower_bound == pytest.approx(difference_K.mean() - 1.5 * difference_K.std(ddof=1), abs=1e-5)
+    assert found.mean == REWARD.approx(difference_K.mean())
+    assert found.mean == REWARD.approx(model.margin(ROWS[2]))
+    assert found.std == REWARD.approx(difference_K.std(ddof=1))
+    assert found.lower_bound == REWARD.approx(difference_K.mean() - 1.5 * difference_K.std(ddof=1))
     several = model.margin([ROWS[2]] * 2, uncertainty=True)
     assert several.std == [found.std] * 2
     # Members disagree less about a difference than about its ends, which share a prompt.
@@ -140,11 +139,11 @@ def test_a_calibration_scales_the_spread_and_moves_the_bound(uncertain_folder):
     )
     before, after = (one.score(ROWS[1], uncertainty=True, k=2.0) for one in (plain, scaled))
     assert after.mean == scaled.score(ROWS[1])
-    assert after.std == pytest.approx([3 * one for one in before.std], rel=1e-6)
-    assert after.lower_bound == pytest.approx([3 * one - 2 for one in before.lower_bound], rel=1e-6)
-    assert after.members == pytest.approx(3 * before.members - 2, rel=1e-6)
+    assert after.std == SUMMED.approx([3 * one for one in before.std])
+    assert after.lower_bound == SUMMED.approx([3 * one - 2 for one in before.lower_bound])
+    assert after.members == SUMMED.approx(3 * before.members - 2)
     margins = [one.margin(ROWS[2], uncertainty=True).std for one in (plain, scaled)]
-    assert margins[1] == pytest.approx(3 * margins[0], rel=1e-6)
+    assert margins[1] == SUMMED.approx(3 * margins[0])
 
 
 def test_rows_that_cannot_be_scored_are_nan_in_every_field(model):
@@ -169,8 +168,8 @@ def test_responses_are_ranked_by_a_lower_bound_of_what_tells_them_apart(model, b
     lower_N = members_NK.mean(axis=1) - k * std_N
     assert [one.position for one in ranked] == np.argsort(-lower_N).tolist()
     assert [one.response for one in ranked] == [responses[n] for n in np.argsort(-lower_N)]
-    assert [one.std for one in ranked] == pytest.approx(std_N[np.argsort(-lower_N)], abs=1e-5)
-    assert [one.lower_bound for one in ranked] == pytest.approx(np.sort(lower_N)[::-1], abs=1e-5)
+    assert [one.std for one in ranked] == REWARD.approx(std_N[np.argsort(-lower_N)])
+    assert [one.lower_bound for one in ranked] == REWARD.approx(np.sort(lower_N)[::-1])
     # Caution decides: it is not the order of rewards.
     assert [one.position for one in ranked] != [one.position for one in model.rank("2+2=", responses)]
     assert model.best_of_n("2+2=", responses, uncertainty=True, k=k) == ranked[0]
@@ -256,12 +255,12 @@ def test_what_training_saves_is_what_scoring_reads(tokenizer, tmp_path, adapter)
     rows = conversation_rows(4)
     inside = RewardModel(trainer.model, tokenizer).score(rows, uncertainty=True)
     loaded = RewardModel.from_pretrained(tmp_path / "run", device="cpu").score(rows, uncertainty=True)
-    assert flat(loaded.mean) == pytest.approx(flat(inside.mean), abs=1e-6)
-    assert flat(loaded.std) == pytest.approx(flat(inside.std), abs=1e-6)
+    assert flat(loaded.mean) == REWARD.approx(flat(inside.mean))
+    assert flat(loaded.std) == REWARD.approx(flat(inside.std))
     assert min(flat(loaded.std)) > 0.05
     if adapter:
         merged = RewardModel.from_pretrained(tmp_path / "run", device="cpu", merge_adapter=True)
-        assert flat(merged.score(rows, uncertainty=True).std) == pytest.approx(flat(loaded.std), abs=1e-5)
+        assert flat(merged.score(rows, uncertainty=True).std) == REWARD.approx(flat(loaded.std))
 
 
 def test_without_the_file_beside_it_a_model_is_a_single_head(tokenizer, uncertain_folder, tmp_path):
@@ -300,11 +299,11 @@ def test_files_get_spread_and_lower_bound_of_what_can_be_told(uncertain_folder, 
     for row, found in ((ROWS[0], one), (ROWS[1], several), (ROWS[3], talk)):
         said = model.score(row, uncertainty=True, k=2.0)
         for name, value in (("r", said.mean), ("r_std", said.std), ("r_lower_bound", said.lower_bound)):
-            assert found[name] == pytest.approx(value, abs=1e-5)
+            assert found[name] == REWARD.approx(value)
     said = model.margin(ROWS[2], uncertainty=True, k=2.0)
-    assert pair["chosen_r"] - pair["rejected_r"] == pytest.approx(said.mean, abs=1e-5)
-    assert pair["r_margin_std"] == pytest.approx(said.std, abs=1e-5)
-    assert pair["r_margin_lower_bound"] == pytest.approx(said.lower_bound, abs=1e-5)
+    assert pair["chosen_r"] - pair["rejected_r"] == REWARD.approx(said.mean)
+    assert pair["r_margin_std"] == REWARD.approx(said.std)
+    assert pair["r_margin_lower_bound"] == REWARD.approx(said.lower_bound)
     assert "r_std" not in pair
     assert (lost["r"], lost["r_std"], lost["r_lower_bound"]) == (None, None, None)
     assert result.columns[-3:] == ("rejected_r", "r_margin_std", "r_margin_lower_bound")
@@ -320,9 +319,7 @@ def test_parquet_has_types_for_them(uncertain_folder, tmp_path):
     assert [str(table.schema.field(name).type) for name in ("reward", "reward_std", "reward_lower_bound")] == [
         "list<element: double>"
     ] * 3
-    assert table["reward_std"].to_pylist() == [
-        pytest.approx(one, abs=1e-5) for one in model.score(rows, uncertainty=True).std
-    ]
+    assert table["reward_std"].to_pylist() == [REWARD.approx(one) for one in model.score(rows, uncertainty=True).std]
 
 
 def test_an_interrupted_run_goes_on_only_with_the_same_question(uncertain_folder, tmp_path, monkeypatch):

@@ -109,9 +109,8 @@ def test_rewards_and_gradients_stay_the_same(collator, liger, caplog):
     assert "in 10 modules of the llama model" in caplog.text
     found, gradients = rewards_and_gradients(model, collator(ROWS))
     assert set(liger) == {"norm", "swiglu", "rope"}
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-    for name, gradient in wanted.items():
-        torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, expected, **REWARD.close)
+    assert_gradients_close(gradients, wanted)
 
 
 def losses_of(folder, monkeypatch, **settings):
@@ -148,7 +147,7 @@ def test_the_flag_of_the_trainer_trains_and_evaluates_alike(tmp_path, monkeypatc
     patched = losses_of(tmp_path, monkeypatch, use_liger_kernel=True)
     assert set(liger) == {"norm", "swiglu", "rope"}
     assert len(plain) == 4
-    assert patched == pytest.approx(plain, abs=1e-5)
+    assert patched == REWARD.approx(plain)
 
 
 def test_adapters_are_looked_through(liger):
@@ -164,7 +163,7 @@ def test_adapters_are_looked_through(liger):
     apply_liger(adapted, {"rope_too": True}, use_cpu=False)
     found, _ = rewards_and_gradients(adapted, SharedPrefixCollator()(ROWS))
     assert liger
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found, expected, **REWARD.close)
 
 
 def test_losses_of_language_models_are_refused_and_off_by_default(tmp_path):

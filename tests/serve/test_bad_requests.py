@@ -11,6 +11,7 @@ from plaudit.errors import ConfigError
 from plaudit.serve.app import bind, key_of
 from plaudit.serve.settings import ServerSettings
 from serve.conftest import LiveServer, read_all, until
+from tolerances import REWARD
 
 NESTED = b"[" * 200_000
 
@@ -228,7 +229,7 @@ def test_a_client_that_hangs_up_disturbs_nobody(make_model, reference):
         until(lambda: server.service.batcher.responses == 1)
         model.may_go.set()
         rewards = [read_all(one)[1]["rewards"] for one in (first, kept)]
-        assert rewards == pytest.approx(reference.score(["first", "somebody waits"]), abs=1e-4)
+        assert rewards == REWARD.approx(reference.score(["first", "somebody waits"]))
         assert len(model.asked) == 3
         metrics = server.service.metrics.text().decode()
         assert "plaudit_dropped_rows_total 20.0" in metrics
@@ -263,7 +264,7 @@ def test_a_batch_that_fails_fails_only_for_the_one_to_blame(make_model, referenc
         status, body = read_all(bad)
         assert (status, "MemoryError" in body["error"]["message"]) == (500, True)
         status, body = read_all(good)
-        assert (status, body["rewards"]) == (200, pytest.approx(reference.score("fine"), abs=1e-4))
+        assert (status, body["rewards"]) == (200, REWARD.approx(reference.score("fine")))
 
 
 def test_settings_that_cannot_work():

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from plaudit.serve.batching import Batcher, QueuedRow, ServerMetrics
 from plaudit.serve.errors import RequestError
 from serve.conftest import LiveServer, read_all, until
+from tolerances import REWARD
 
 
 def test_requests_that_arrive_while_a_batch_runs_are_computed_together(make_model, reference, layout):
@@ -31,7 +32,7 @@ def test_requests_that_arrive_while_a_batch_runs_are_computed_together(make_mode
         model.may_go.set()
         rewards = [read_all(one)[1]["rewards"] for one in (first, *waiting)]
     assert [len(rows) for rows in model.asked[1:]] == [1, 12]
-    assert rewards == pytest.approx(reference.score(["first", *(f"{prompt}answer {n}" for n in range(12))]), abs=1e-4)
+    assert rewards == REWARD.approx(reference.score(["first", *(f"{prompt}answer {n}" for n in range(12))]))
 
 
 def test_a_batch_has_no_more_tokens_than_it_may(make_model):
@@ -70,7 +71,7 @@ def test_many_threads_get_their_own_answers(make_model, reference, layout):
     with LiveServer(model) as server, ThreadPoolExecutor(16) as threads:
         answers = list(threads.map(lambda text: read_all(server.send(text)), texts))
     assert [status for status, _ in answers] == [200] * 240
-    assert [body["rewards"] for _, body in answers] == pytest.approx(expected, abs=1e-4)
+    assert [body["rewards"] for _, body in answers] == REWARD.approx(expected)
     assert len(set(expected)) > 200
     assert len(model.asked) < 240
 
@@ -95,7 +96,7 @@ def test_told_to_stop_it_answers_what_it_accepted_and_refuses_new_work(make_mode
         assert not server.thread.is_alive()
     assert [status for status, _ in answers] == [200] * 6
     expected = reference.score([f"accepted {n}" for n in range(6)])
-    assert [body["rewards"] for _, body in answers] == pytest.approx(expected, abs=1e-4)
+    assert [body["rewards"] for _, body in answers] == REWARD.approx(expected)
     with pytest.raises(OSError, match=r"."):
         server.connect()
 

@@ -8,6 +8,7 @@ import math
 import pytest
 
 from plaudit.model.calibration import RewardCalibration
+from tolerances import REWARD
 
 ASK = [{"role": "user", "content": "What color is the sky?"}]
 BLUE, GREEN = ({"role": "assistant", "content": f"It is {color}."} for color in ("blue", "green"))
@@ -39,7 +40,7 @@ def test_a_single_row_of_every_form(client, reference, row):
     answer = client.post("/score", json=row)
     assert answer.status_code == 200
     expected = reference.score(row)
-    assert flat([answer.json()["rewards"]]) == pytest.approx(flat([expected]), abs=1e-4)
+    assert flat([answer.json()["rewards"]]) == REWARD.approx(flat([expected]))
     assert isinstance(answer.json()["rewards"], list) == isinstance(expected, list | tuple)
 
 
@@ -49,7 +50,7 @@ def test_several_rows_keep_their_order_and_shape(serve, make_model, reference, l
     expected = reference.score(ROWS)
     assert answer["model"] == "tiny"
     assert [isinstance(one, list) for one in answer["rewards"]] == [isinstance(one, list | tuple) for one in expected]
-    assert flat(answer["rewards"]) == pytest.approx(flat(expected), abs=1e-4)
+    assert flat(answer["rewards"]) == REWARD.approx(flat(expected))
     assert "truncated" not in answer
     assert answer["tokens"] > 100
 
@@ -60,7 +61,7 @@ def test_rank(client, reference):
     ranked = reference.rank(ASK, responses)
     assert answer["order"] == [one.position for one in ranked]
     assert [one["response"] for one in answer["ranking"]] == [one.response for one in ranked]
-    assert [one["reward"] for one in answer["ranking"]] == pytest.approx([one.reward for one in ranked], abs=1e-4)
+    assert [one["reward"] for one in answer["ranking"]] == REWARD.approx([one.reward for one in ranked])
     one = client.post("/rank", json={"prompt": "2+2=", "responses": ["4"]}).json()
     assert one["order"] == [0]
 
@@ -73,20 +74,20 @@ def test_the_remote_reward_form_of_openrlhf(client, reference, tokenizer):
     body = {"query": queries, "prompts": ["p"] * 5, "labels": [None] * 5}
     answer = client.post("/get_reward", json=body).json()
     chat, text = reference.score([conversation, "2+2=4"])
-    assert answer["rewards"] == pytest.approx([chat, chat, chat, text, text], abs=1e-4)
+    assert answer["rewards"] == REWARD.approx([chat, chat, chat, text, text])
     assert answer["scores"] == answer["rewards"]
     assert answer["extra_logs"] == {}
     assert chat != pytest.approx(reference.score(rendered), abs=1e-3)
-    assert client.post("/get_reward", json={"query": "2+2=4"}).json()["rewards"] == pytest.approx([text], abs=1e-4)
+    assert client.post("/get_reward", json={"query": "2+2=4"}).json()["rewards"] == REWARD.approx([text])
 
 
 def test_what_whole_texts_are_can_be_said(serve, reference, tokenizer):
     rendered = tokenizer.apply_chat_template([*ASK, BLUE], tokenize=False)
     plain = serve(texts="plain").post("/get_reward", json={"query": [rendered]}).json()["rewards"]
-    assert plain == pytest.approx([reference.score(rendered)], abs=1e-4)
+    assert plain == REWARD.approx([reference.score(rendered)])
     ids = tokenizer("2+2=4<|im_end|>\n")["input_ids"]
     forced = serve(texts="rendered").post("/get_reward", json={"query": ["2+2=4"]}).json()["rewards"]
-    assert forced == pytest.approx(reference.score({"response_ids": [ids]}), abs=1e-4)
+    assert forced == REWARD.approx(reference.score({"response_ids": [ids]}))
 
 
 def test_the_classify_form_of_vllm(client, reference, tokenizer):
@@ -95,14 +96,14 @@ def test_the_classify_form_of_vllm(client, reference, tokenizer):
     assert answer["model"] == "tiny"
     assert [one["index"] for one in answer["data"]] == [0, 1]
     assert {one["num_classes"] for one in answer["data"]} == {1}
-    assert [one["probs"][0] for one in answer["data"]] == pytest.approx(reference.score(["2+2=4", "2+2=5"]), abs=1e-4)
+    assert [one["probs"][0] for one in answer["data"]] == REWARD.approx(reference.score(["2+2=4", "2+2=5"]))
     assert answer["usage"]["prompt_tokens"] == 12
     ids = tokenizer("2+2=4<|eos|>")["input_ids"]
     for given in ("2+2=4", ids, [ids]):
         (only,) = client.post("/classify", json={"input": given}).json()["data"]
-        assert only["probs"] == pytest.approx([reference.score("2+2=4")], abs=1e-4)
+        assert only["probs"] == REWARD.approx([reference.score("2+2=4")])
     (chat,) = client.post("/classify", json={"messages": [*ASK, BLUE]}).json()["data"]
-    assert chat["probs"] == pytest.approx([reference.score([*ASK, BLUE])], abs=1e-4)
+    assert chat["probs"] == REWARD.approx([reference.score([*ASK, BLUE])])
     assert client.get("/v1/models").json()["data"][0]["id"] == "tiny"
 
 
@@ -117,8 +118,8 @@ def test_rewards_are_raw_and_a_client_that_wants_others_is_told(client):
 def test_the_calibration_counts_everywhere(serve, make_model, reference):
     client = serve(make_model(calibration=RewardCalibration(2.0, -0.5, 1.5)))
     expected = [2 * reference.score("2+2=4") - 0.5]
-    assert [client.post("/score", json="2+2=4").json()["rewards"]] == pytest.approx(expected, abs=2e-4)
-    assert client.post("/get_reward", json={"query": ["2+2=4"]}).json()["rewards"] == pytest.approx(expected, abs=2e-4)
+    assert [client.post("/score", json="2+2=4").json()["rewards"]] == REWARD.approx(expected)
+    assert client.post("/get_reward", json={"query": ["2+2=4"]}).json()["rewards"] == REWARD.approx(expected)
 
 
 def test_health_and_docs(client):

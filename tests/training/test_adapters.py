@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from model_builders import COMMON, tiny_model
 from plaudit import ConfigError
+from tolerances import REWARD
 
 peft = pytest.importorskip("peft")
 
@@ -78,11 +79,11 @@ def test_saved_reloaded_and_merged_adapters_give_the_same_rewards(base, dataset,
     assert np.abs(expected - untrained).max() > 1e-2
     folder = str(tmp_path / "out")
     reloaded = peft.AutoPeftModelForSequenceClassification.from_pretrained(folder, num_labels=1).eval()
-    np.testing.assert_allclose(plain_rewards(reloaded, trainer.train_dataset), expected, atol=1e-5)
+    np.testing.assert_allclose(plain_rewards(reloaded, trainer.train_dataset), expected, **REWARD.close)
     merged = reloaded.merge_and_unload()
     merged.save_pretrained(tmp_path / "merged")
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
-    np.testing.assert_allclose(plain_rewards(again, trainer.train_dataset), expected, atol=1e-5)
+    np.testing.assert_allclose(plain_rewards(again, trainer.train_dataset), expected, **REWARD.close)
 
 
 @pytest.mark.parametrize("layout", ["padded", "shared_prefix"])
@@ -108,7 +109,7 @@ def test_a_fresh_head_on_a_language_model_is_saved_with_the_adapter(
     assert "score" in saved["modules_to_save"]
     assert saved["task_type"] == "SEQ_CLS"
     reloaded = peft.AutoPeftModelForSequenceClassification.from_pretrained(str(folder), num_labels=1).eval()
-    np.testing.assert_allclose(plain_rewards(reloaded, trainer.train_dataset), expected, atol=1e-5)
+    np.testing.assert_allclose(plain_rewards(reloaded, trainer.train_dataset), expected, **REWARD.close)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.pad_token_id == trainer.processing_class.pad_token_id
     assert tokenizer.chat_template == trainer.processing_class.chat_template
@@ -177,7 +178,7 @@ def test_a_saved_adapter_is_trained_on(base, dataset, make_trainer, tmp_path):
     )
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     second = make_trainer(model, dataset, folder="second", learning_rate=1e-2)
-    np.testing.assert_allclose(second.predict(dataset).predictions, expected, atol=1e-5)
+    np.testing.assert_allclose(second.predict(dataset).predictions, expected, **REWARD.close)
     second.train()
     changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
     assert any("lora_A" in name for name in changed)
@@ -186,7 +187,7 @@ def test_a_saved_adapter_is_trained_on(base, dataset, make_trainer, tmp_path):
     second.save_model()
     reloaded = peft.AutoPeftModelForSequenceClassification.from_pretrained(str(tmp_path / "second"), num_labels=1)
     np.testing.assert_allclose(
-        plain_rewards(reloaded.eval(), second.train_dataset), second.predict(dataset).predictions, atol=1e-5
+        plain_rewards(reloaded.eval(), second.train_dataset), second.predict(dataset).predictions, **REWARD.close
     )
 
 
@@ -295,7 +296,7 @@ def test_prompt_learning_takes_the_padded_layout_and_reads_the_right_tokens(
     assert np.abs(expected - before).max() > 1e-3
     trainer.save_model()
     reloaded = peft.AutoPeftModelForSequenceClassification.from_pretrained(str(tmp_path / "out"), num_labels=1).eval()
-    np.testing.assert_allclose(plain_rewards(reloaded, trainer.train_dataset), expected, atol=1e-5)
+    np.testing.assert_allclose(plain_rewards(reloaded, trainer.train_dataset), expected, **REWARD.close)
 
 
 def test_the_classifier_of_an_encoder_is_trained_too(tokenizer, dataset, make_trainer):

@@ -14,6 +14,7 @@ from transformers import HfArgumentParser, TrainerCallback
 from builders import tiny_tokenizer
 from model_builders import conversation_rows, tiny_model
 from plaudit import ConfigError, DataCollatorForPreference, RewardConfig, RewardTrainer
+from tolerances import REWARD, SUMMED
 
 
 def training_logs(trainer):
@@ -149,7 +150,7 @@ def test_a_collator_of_ones_own_trains(model, dataset, make_trainer):
     assert trainer.batch_layout == "padded"
     for ours, own in zip(*logs, strict=True):
         for name in ("loss", "accuracy", "margin", "num_tokens"):
-            assert own[name] == pytest.approx(ours[name], rel=1e-4, abs=1e-5), name
+            assert own[name] == REWARD.approx(ours[name]), name
 
 
 def test_a_collator_that_forgets_half_the_rows_is_told(model, dataset, make_trainer):
@@ -228,7 +229,7 @@ def test_padded_widths_are_multiples_of_what_was_asked_for(model, dataset, make_
     for trainer in (plain, wide):
         trainer.train()
     losses = [[log["loss"] for log in training_logs(trainer)] for trainer in (plain, wide)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert losses[0] == REWARD.approx(losses[1])
 
 
 def test_a_layout_without_padding_says_that_there_is_nothing_to_pad(model, dataset, make_trainer, caplog):
@@ -315,10 +316,10 @@ def test_worker_processes_load_the_same_batches(model, dataset, make_trainer, la
         trainer.train()
         metrics = [trainer.evaluate() for _ in range(2)]  # the second time with the same workers
         runs.append(([log["loss"] for log in training_logs(trainer)], metrics))
-    assert runs[0][0] == pytest.approx(runs[1][0], rel=1e-6)
+    assert runs[0][0] == SUMMED.approx(runs[1][0])
     for alone, helped in zip(runs[0][1], runs[1][1], strict=True):
         for name in ("eval_a_loss", "eval_b_loss", "eval_a_num_tokens", "eval_b_num_tokens"):
-            assert alone[name] == pytest.approx(helped[name], rel=1e-6)
+            assert alone[name] == SUMMED.approx(helped[name])
 
 
 # ---- settings that mean something else here -------------------------------------------------------------------
@@ -352,7 +353,7 @@ def test_the_gradient_norm_is_that_before_clipping(model, dataset, make_trainer)
         trainer = make_trainer(copy.deepcopy(model), dataset, max_steps=1, max_grad_norm=limit)
         trainer.train()
         norms.append(float(training_logs(trainer)[0]["grad_norm"]))
-    assert norms[0] == pytest.approx(norms[1], rel=1e-5)
+    assert norms[0] == REWARD.approx(norms[1])
     assert norms[0] > 1e-3
 
 
@@ -374,9 +375,7 @@ def test_the_centering_penalty_is_weighed_into_the_loss(model, dataset, make_tra
     rewards = plain.predict(dataset).predictions
     penalty = 0.25 * float(((rewards[:, 0] + rewards[:, 1]) ** 2).mean())
     assert penalty > 0.01
-    assert centered.evaluate(dataset)["eval_loss"] == pytest.approx(
-        plain.evaluate(dataset)["eval_loss"] + penalty, rel=1e-4
-    )
+    assert centered.evaluate(dataset)["eval_loss"] == REWARD.approx(plain.evaluate(dataset)["eval_loss"] + penalty)
 
 
 def test_no_limit_keeps_every_row(model, make_trainer):
@@ -427,6 +426,6 @@ def test_train_returns_what_the_trainer_does_and_passes_its_arguments_on(model, 
     trainer = make_trainer(model, dataset, cls=Watching, eval_dataset=dataset, eval_strategy="steps", eval_steps=2)
     output = trainer.train(trial=None, ignore_keys_for_eval=["mine"])
     assert output.global_step == 2
-    assert output.training_loss == pytest.approx(sum(log["loss"] for log in training_logs(trainer)) / 2, rel=1e-4)
+    assert output.training_loss == REWARD.approx(sum(log["loss"] for log in training_logs(trainer)) / 2)
     assert "train_runtime" in output.metrics
     assert seen == {"ignore_keys": ["mine"]}

@@ -11,6 +11,7 @@ from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from transformers import EarlyStoppingCallback
 
 from model_builders import conversation_rows, tiny_model
+from tolerances import REWARD
 
 NUMBERS = (
     "loss",
@@ -56,15 +57,15 @@ def test_every_kind_of_data_set_gives_the_same_numbers_before_training_and_after
         if trained:
             trainer.train()
         expected = numbers(trainer.evaluate(table))
-        assert numbers(trainer.evaluate(stream)) == pytest.approx(expected, rel=1e-5)
+        assert numbers(trainer.evaluate(stream)) == REWARD.approx(expected)
         for several in (
             {"a": table, "b": stream},
             DatasetDict({"a": table, "b": table}),
             IterableDatasetDict({"a": stream, "b": stream}),
         ):
             metrics = trainer.evaluate(several)
-            assert numbers(metrics, "eval_a") == pytest.approx(expected, rel=1e-5)
-            assert numbers(metrics, "eval_b") == pytest.approx(expected, rel=1e-5)
+            assert numbers(metrics, "eval_a") == REWARD.approx(expected)
+            assert numbers(metrics, "eval_b") == REWARD.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +88,7 @@ def test_the_constructor_takes_every_kind_of_evaluation_set(model, dataset, make
     expected = numbers(trainer.evaluate(table))
     metrics = trainer.evaluate()
     for prefix in prefixes:
-        assert numbers(metrics, prefix) == pytest.approx(expected, rel=1e-5)
+        assert numbers(metrics, prefix) == REWARD.approx(expected)
     trainer.train()
     logged = {name for log in evaluations(trainer) for name in log}
     assert {f"{prefix}_accuracy" for prefix in prefixes} <= logged
@@ -160,7 +161,7 @@ def test_rows_too_long_to_score_are_nan_in_their_place_and_said(model, make_trai
     assert output.predictions.shape == (9, 2)
     assert np.isnan(output.predictions).all(axis=1).tolist() == [n in (0, 4) for n in range(9)]
     kept = [n for n in range(9) if n not in (0, 4)]
-    np.testing.assert_allclose(output.predictions[kept], expected[kept], atol=1e-5)
+    np.testing.assert_allclose(output.predictions[kept], expected[kept], **REWARD.close)
     assert "over-long (> 200 tokens; row" in caplog.text
     assert "2 of 9 rows are too long to score (more than 200 tokens): their rewards are NaN" in caplog.text
     assert output.metrics["test_accuracy"] == pytest.approx((expected[kept, 0] > expected[kept, 1]).mean())
@@ -199,7 +200,7 @@ def test_own_metrics_see_one_row_an_example(model, make_trainer, layout):
     )
     metrics = trainer.evaluate()
     assert shapes == {"logits": [(4, 2), (4, 2), (2, 2)], "predictions": [(10, 2)]}
-    assert metrics["eval_gap"] == pytest.approx(2 * metrics["eval_margin"], rel=1e-4)
+    assert metrics["eval_gap"] == REWARD.approx(2 * metrics["eval_margin"])
     assert metrics["eval_mine"] == 1.0
 
 
@@ -220,7 +221,7 @@ def test_eval_accumulation_changes_nothing(model, make_trainer, accumulation):
         compute_metrics=compute_metrics,
     )
     trainer.evaluate(dataset)
-    np.testing.assert_allclose(seen[0], trainer.predict(dataset).predictions, atol=1e-6)
+    np.testing.assert_allclose(seen[0], trainer.predict(dataset).predictions, **REWARD.close)
     assert seen[0].shape == (10, 2)
 
 
@@ -243,7 +244,7 @@ def test_metrics_batch_by_batch(model, make_trainer):
     )
     metrics = trainer.evaluate(dataset)
     assert calls == [((4, 2), False), ((4, 2), False), ((2, 2), True)]
-    assert metrics["eval_gap"] == pytest.approx(metrics["eval_margin"], rel=1e-5)
+    assert metrics["eval_gap"] == REWARD.approx(metrics["eval_margin"])
 
 
 @pytest.mark.parametrize("layout", ["padded", "shared_prefix"])
@@ -347,7 +348,7 @@ def test_the_best_of_several_sets_is_named_by_its_prefix(tokenizer, dataset, mak
     trainer.train()
     losses = [log["eval_b_loss"] for log in trainer.state.log_history if "eval_b_loss" in log]
     assert len(set(losses)) == 3
-    assert trainer.evaluate()["eval_b_loss"] == pytest.approx(min(losses), rel=1e-5)
+    assert trainer.evaluate()["eval_b_loss"] == REWARD.approx(min(losses))
 
 
 def test_evaluation_before_the_first_step(model, dataset, make_trainer):

@@ -14,6 +14,7 @@ from builders import tiny_tokenizer
 from model_builders import conversation_rows, tiny_model
 from plaudit.model.golden import FILE_NAME, chat_template_hash, load_golden_rows
 from plaudit.training.artifacts import MOST_TOKENS, choose_golden_rows
+from tolerances import REWARD
 
 
 def stock_rewards(folder, golden):
@@ -101,10 +102,10 @@ def test_each_checkpoint_has_the_rewards_of_its_weights(make_trainer, model, dat
     folders = [tmp_path / "out" / "checkpoint-1", tmp_path / "out" / "checkpoint-2", tmp_path / "out"]
     goldens = [load_golden_rows(str(folder)) for folder in folders]
     for folder, golden in zip(folders, goldens, strict=True):
-        assert golden.rewards == pytest.approx(stock_rewards(folder, golden), abs=1e-5)
+        assert golden.rewards == REWARD.approx(stock_rewards(folder, golden))
         assert (golden.dtype, len(golden.rows), golden.pad_token_id) == ("float32", 8, 0)
         assert golden.chat_template == chat_template_hash(tokenizer)
-    assert goldens[1] == goldens[2] or goldens[1].rewards == pytest.approx(goldens[2].rewards)
+    assert goldens[1] == goldens[2] or goldens[1].rewards == REWARD.approx(goldens[2].rewards)
     assert goldens[0].rewards != pytest.approx(goldens[1].rewards, abs=1e-3)
     assert "step 2" in goldens[1].how
     assert goldens[1].versions["plaudit"]
@@ -148,7 +149,7 @@ def test_dropout_is_off_while_they_are_computed(make_trainer, tokenizer, dataset
     trainer.model.train()
     trainer.save_model()
     golden = load_golden_rows(str(tmp_path / "out"))
-    assert golden.rewards == pytest.approx(stock_rewards(tmp_path / "out", golden), abs=1e-5)
+    assert golden.rewards == REWARD.approx(stock_rewards(tmp_path / "out", golden))
 
 
 def test_mixed_precision_is_off_while_they_are_computed(make_trainer, model, dataset, tmp_path):
@@ -158,7 +159,7 @@ def test_mixed_precision_is_off_while_they_are_computed(make_trainer, model, dat
     trainer.save_model()
     golden = load_golden_rows(str(tmp_path / "out"))
     assert golden.dtype == "float32"
-    assert golden.rewards == pytest.approx(stock_rewards(tmp_path / "out", golden), abs=1e-5)
+    assert golden.rewards == REWARD.approx(stock_rewards(tmp_path / "out", golden))
 
 
 def test_adapters_have_them_too(make_trainer, tokenizer, dataset, tmp_path):
@@ -172,7 +173,7 @@ def test_adapters_have_them_too(make_trainer, tokenizer, dataset, tmp_path):
     model = peft.AutoPeftModelForSequenceClassification.from_pretrained(str(tmp_path / "out"), num_labels=1).eval()
     with torch.no_grad():
         rewards = [model(input_ids=torch.tensor([row.ids])).logits.item() for row in golden.rows]
-    assert golden.rewards == pytest.approx(rewards, abs=1e-5)
+    assert golden.rewards == REWARD.approx(rewards)
 
 
 def test_evaluation_data_comes_first(make_trainer, model, dataset, tmp_path):
@@ -227,7 +228,7 @@ def test_a_model_that_reads_its_rewards_itself(make_trainer, tokenizer, tmp_path
     trainer = make_trainer(model, Dataset.from_list(rows))
     trainer.save_model()
     golden = load_golden_rows(str(tmp_path / "out"))
-    assert golden.rewards == pytest.approx(stock_rewards(tmp_path / "out", golden), abs=1e-5)
+    assert golden.rewards == REWARD.approx(stock_rewards(tmp_path / "out", golden))
 
 
 def test_plain_texts_with_a_bos(make_trainer, dataset, tmp_path):

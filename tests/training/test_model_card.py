@@ -8,6 +8,7 @@ from datasets import Dataset
 
 from plaudit.objectives import OBJECTIVES
 from plaudit.training.artifacts import render_model_card
+from tolerances import REWARD
 
 
 def test_the_card_of_a_run(model, dataset, make_trainer, tmp_path):
@@ -48,7 +49,7 @@ def test_the_code_of_an_adapter_runs_too(tokenizer, dataset, make_trainer, tmp_p
     names = {}
     exec(code, names)
     expected = trainer.model(**names["inputs"]).logits.item()
-    assert names["reward"] == pytest.approx(expected, abs=1e-5)
+    assert names["reward"] == REWARD.approx(expected)
 
 
 def message(role, content):

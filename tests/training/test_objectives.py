@@ -13,6 +13,7 @@ from transformers import AutoModelForSequenceClassification
 
 from model_builders import tiny_model
 from plaudit import ConfigError, DataCollatorForPreference, DataError
+from tolerances import REWARD, weights_after
 
 WORDS = ["good", "bad", "fine", "poor", "great answer", "a bad answer", "quite good and long indeed"]
 
@@ -109,14 +110,16 @@ def test_both_layouts_and_any_accumulation_learn_the_same(objective, data, token
             per_device_train_batch_size=batch,
             gradient_accumulation_steps=steps,
             max_steps=3,
+            optim="sgd",
+            learning_rate=0.01,
             center_rewards_coefficient=0.1,
         )
         losses = losses_of(trainer)
         runs.append((losses, {name: value.clone() for name, value in trainer.model.state_dict().items()}))
     for losses, state in runs[1:]:
-        assert losses == pytest.approx(runs[0][0], abs=1e-5)
+        assert losses == REWARD.approx(runs[0][0])
         for name, value in state.items():
-            torch.testing.assert_close(value, runs[0][1][name], atol=2e-5, rtol=1e-4, msg=name)
+            torch.testing.assert_close(value, runs[0][1][name], msg=name, **weights_after(3, 0.01).close)
 
 
 def rewards_of(model, tokenizer, rows):
@@ -139,7 +142,7 @@ def test_losses_are_the_mean_over_rows_of_the_mean_over_comparisons(tokenizer, m
         pairs = [(i, j) for i in range(len(s)) for j in range(len(s)) if s[i] > s[j]]
         expected.append(np.mean([-log_expit(rewards[i] - rewards[j]) for i, j in pairs]))
     trainer = make_trainer(tiny_model(tokenizer), Dataset.from_list(rows), eval_dataset=Dataset.from_list(rows))
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(np.mean(expected), abs=1e-6)
+    assert trainer.evaluate()["eval_loss"] == REWARD.approx(np.mean(expected))
 
 
 def test_plackett_luce_is_the_likelihood_of_the_ranking(tokenizer, make_trainer):
@@ -156,7 +159,7 @@ def test_plackett_luce_is_the_likelihood_of_the_ranking(tokenizer, make_trainer)
         trainer = make_trainer(
             tiny_model(tokenizer), data, eval_dataset=data, objective="plackett_luce", plackett_luce_top_k=top_k
         )
-        assert trainer.evaluate()["eval_loss"] == pytest.approx(np.mean(expected), abs=1e-6)
+        assert trainer.evaluate()["eval_loss"] == REWARD.approx(np.mean(expected))
 
 
 def test_weights_and_strengths_and_smoothing_enter_the_loss(tokenizer, make_trainer):
@@ -168,7 +171,7 @@ def test_weights_and_strengths_and_smoothing_enter_the_loss(tokenizer, make_trai
     expected = np.mean(np.array(weight) * (-p * log_expit(d) - (1 - p) * log_expit(-d)))
     data = Dataset.from_list(rows)
     trainer = make_trainer(tiny_model(tokenizer), data, eval_dataset=data, label_smoothing_factor=0.1)
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, abs=1e-6)
+    assert trainer.evaluate()["eval_loss"] == REWARD.approx(expected)
 
 
 def test_metrics_of_rankings_are_those_of_scipy(tokenizer, make_trainer):
@@ -181,7 +184,7 @@ def test_metrics_of_rankings_are_those_of_scipy(tokenizer, make_trainer):
         metrics = make_trainer(
             tiny_model(tokenizer), data, eval_dataset=data, per_device_eval_batch_size=batch
         ).evaluate()
-        assert metrics["eval_kendall_tau"] == pytest.approx(np.mean(taus), abs=1e-6)
+        assert metrics["eval_kendall_tau"] == REWARD.approx(np.mean(taus))
         assert metrics["eval_best_of_n_accuracy"] == pytest.approx(np.mean(best))
         decided = [
             (r[i] > r[j])
@@ -203,16 +206,14 @@ def test_metrics_of_grades_and_labels(tokenizer, make_trainer):
         assert trainer.training_objective.name == objective
         if kind == "ratings":
             ratings = np.array([row["scores"] for row in rows])
-            assert metrics["eval_mse"] == pytest.approx(np.mean((rewards - ratings) ** 2), rel=1e-5)
-            assert metrics["eval_loss"] == pytest.approx(metrics["eval_mse"], rel=1e-5)
-            assert metrics["eval_correlation"] == pytest.approx(pearsonr(rewards, ratings).statistic, abs=1e-5)
+            assert metrics["eval_mse"] == REWARD.approx(np.mean((rewards - ratings) ** 2))
+            assert metrics["eval_loss"] == REWARD.approx(metrics["eval_mse"])
+            assert metrics["eval_correlation"] == REWARD.approx(pearsonr(rewards, ratings).statistic)
             assert "eval_accuracy" not in metrics
         else:
             labels = np.array([row["label"] for row in rows])
             assert metrics["eval_accuracy"] == pytest.approx(np.mean((rewards > 0) == labels))
-            assert metrics["eval_loss"] == pytest.approx(
-                np.mean(-log_expit(np.where(labels, rewards, -rewards))), abs=1e-6
-            )
+            assert metrics["eval_loss"] == REWARD.approx(np.mean(-log_expit(np.where(labels, rewards, -rewards))))
 
 
 def test_ties_are_left_out_of_accuracy_and_counted_beside_it(tokenizer, make_trainer):
@@ -399,7 +400,7 @@ def test_predictions_have_one_row_an_example_and_nan_where_there_is_no_response(
         if i == 2:
             assert np.isnan(found).all()
         else:
-            np.testing.assert_allclose(found[: len(row)], row, atol=1e-5)
+            np.testing.assert_allclose(found[: len(row)], row, **REWARD.close)
             assert np.isnan(found[len(row) :]).all()
     np.testing.assert_allclose(seen[0].label_ids[0], [*rows[0]["scores"], *[np.nan] * 3])
     assert output.label_ids.shape == (5, 5)
@@ -417,7 +418,7 @@ def test_predictions_keep_the_order_of_rows_and_responses(data, streaming, token
     found = trainer.predict(table.to_iterable_dataset() if streaming else table).predictions
     assert len(found) == len(rows)
     for rewards, row in zip(expected, found, strict=True):
-        np.testing.assert_allclose(row[: len(rewards)], rewards, atol=1e-5)
+        np.testing.assert_allclose(row[: len(rewards)], rewards, **REWARD.close)
         assert np.isnan(row[len(rewards) :]).all()
 
 
@@ -432,7 +433,7 @@ def test_rows_without_a_comparison_are_predicted_but_not_trained_on(tokenizer, m
         )
         output = trainer.predict(Dataset.from_list(rows))
         for rewards, row in zip(expected, output.predictions, strict=True):
-            np.testing.assert_allclose(row[: len(rewards)], rewards, atol=1e-5)
+            np.testing.assert_allclose(row[: len(rewards)], rewards, **REWARD.close)
         assert np.isfinite(output.metrics["test_loss"])
 
 
@@ -457,7 +458,7 @@ def test_ties_among_other_forms_are_no_rankings(tokenizer, make_trainer):
     for rewards, row in zip(rewards_of(tiny_model(tokenizer), tokenizer, rows), rows, strict=True):
         if not row.get("tie"):
             taus.append(kendalltau(rewards, row.get("scores", [1, 0])).statistic)
-    assert trainer.evaluate()["eval_kendall_tau"] == pytest.approx(np.mean(taus), abs=1e-6)
+    assert trainer.evaluate()["eval_kendall_tau"] == REWARD.approx(np.mean(taus))
 
 
 def test_what_a_collator_of_the_callers_own_does_not_know_still_counts(tokenizer, make_trainer):
@@ -467,7 +468,7 @@ def test_what_a_collator_of_the_callers_own_does_not_know_still_counts(tokenizer
     for collator in (None, DataCollatorForPreference(pad_token_id=0)):
         trainer = make_trainer(tiny_model(tokenizer), data, eval_dataset=data, data_collator=collator)
         losses.append(trainer.evaluate()["eval_loss"])
-    assert losses[1] == pytest.approx(losses[0], abs=1e-6)
+    assert losses[1] == REWARD.approx(losses[0])
 
 
 @pytest.mark.parametrize("layout", ["padded", "shared_prefix"])
@@ -480,7 +481,7 @@ def test_a_length_penalty_sees_the_lengths_of_single_responses(layout, tokenizer
     )  # fmt: skip
     rewards = trainer.predict(data).predictions[:, 0]
     expected = pearsonr(rewards, [len(row["response"]) for row in rows]).statistic
-    assert trainer.evaluate()["eval_length_correlation"] == pytest.approx(expected, abs=1e-4)
+    assert trainer.evaluate()["eval_length_correlation"] == REWARD.approx(expected)
 
 
 # --- what is learned beside the reward
@@ -512,7 +513,7 @@ def test_heads_are_saved_beside_the_model_and_resume_bit_for_bit(settings, token
     rows = DATA["pairs"][:2]
     plain = rewards_of(served, tokenizer, rows)
     scored = whole.predict(Dataset.from_list(rows)).predictions
-    np.testing.assert_allclose(scored, np.array(plain), atol=1e-5)
+    np.testing.assert_allclose(scored, np.array(plain), **REWARD.close)
 
 
 def test_the_best_model_comes_back_with_its_tie_parameter(tokenizer, make_trainer):
@@ -524,7 +525,7 @@ def test_the_best_model_comes_back_with_its_tie_parameter(tokenizer, make_traine
     )  # fmt: skip
     trainer.train()
     losses = [log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log]
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), abs=1e-6)
+    assert trainer.evaluate()["eval_loss"] == REWARD.approx(min(losses))
 
 
 def test_another_objective_cannot_go_on_from_such_a_checkpoint(tokenizer, make_trainer, tmp_path):
@@ -552,7 +553,7 @@ def test_heads_of_an_earlier_trainer_do_not_stay_in_the_model(tokenizer, make_tr
     again = make_trainer(model, data, eval_dataset=data)
     rewards = np.array(rewards_of(tiny_copy(model, tokenizer), tokenizer, DATA["pairs"]))
     expected = np.mean(-log_expit(rewards[:, 0] - rewards[:, 1]))
-    assert again.evaluate()["eval_loss"] == pytest.approx(expected, abs=1e-5)
+    assert again.evaluate()["eval_loss"] == REWARD.approx(expected)
     assert not [name for name in again.model.state_dict() if "training_heads" in name]
 
 
@@ -585,7 +586,7 @@ def test_the_best_adapter_comes_back_with_its_tie_parameter(tokenizer, make_trai
     trainer.train()
     losses = [log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log]
     assert min(losses) < losses[-1]
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses), abs=1e-6)
+    assert trainer.evaluate()["eval_loss"] == REWARD.approx(min(losses))
 
 
 def test_heads_go_with_an_adapter(tokenizer, make_trainer, tmp_path):
@@ -636,8 +637,8 @@ def test_text_generation_is_the_loss_of_a_language_model(layout, data, tokenizer
         own = ids[best][prefix:]
         expected.append(np.mean([-logp[prefix - 1 + t, token].item() for t, token in enumerate(own)]))
     metrics = trainer.evaluate()
-    assert metrics["eval_text_loss"] == pytest.approx(np.mean(expected), abs=1e-4)
-    assert metrics["eval_loss"] == pytest.approx(plain.evaluate()["eval_loss"] + 0.5 * np.mean(expected), abs=1e-4)
+    assert metrics["eval_text_loss"] == REWARD.approx(np.mean(expected))
+    assert metrics["eval_loss"] == REWARD.approx(plain.evaluate()["eval_loss"] + 0.5 * np.mean(expected))
     first = trainer.evaluate()["eval_text_loss"]
     trainer.train()
     assert trainer.evaluate()["eval_text_loss"] < first
@@ -677,8 +678,8 @@ def test_cut_rows_and_a_fall_back_give_the_same_text_loss(data, overlong, tokeni
         metrics = trainer.evaluate()
         assert trainer.data_reports["train"].flagged["overlong"].count > 0
         values.append((metrics["eval_text_loss"], metrics["eval_loss"]))
-    assert values[1] == pytest.approx(values[0], abs=1e-5)
-    assert values[2] == pytest.approx(values[0], abs=1e-5)
+    assert values[1] == REWARD.approx(values[0])
+    assert values[2] == REWARD.approx(values[0])
 
 
 def test_virtual_tokens_and_text_generation_exclude_each_other(tokenizer, make_trainer):
@@ -701,7 +702,7 @@ def test_gradient_checkpointing_changes_nothing(tokenizer, make_trainer):
         )
         for checkpointing in (False, True)
     ]  # fmt: skip
-    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    assert losses[0] == REWARD.approx(losses[1])
 
 
 def test_a_length_penalty_takes_length_out_of_the_reward(tokenizer, make_trainer):

@@ -17,6 +17,7 @@ from plaudit.data.collate import PaddedCollator, SharedPrefixCollator, content_o
 from plaudit.model.aux_heads import FILE_NAME, heads_of
 from plaudit.schema import EncodedExample, Label
 from plaudit.training.loss import bootstrap_weights
+from tolerances import GRADIENT, REWARD, SUMMED, weights_after
 
 MASK = 2**64 - 1
 
@@ -104,7 +105,7 @@ def test_the_mean_of_the_members_is_the_reward_after_every_step(layout, tokenize
     for rewards_N, deviations_NK in seen:
         members_NK = rewards_N[:, None] + deviations_NK
         assert members_NK.std(dim=1).min() > 0.01
-        torch.testing.assert_close(members_NK.mean(dim=1), rewards_N, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(members_NK.mean(dim=1), rewards_N, **SUMMED.close)
 
 
 # --- what members learn
@@ -206,11 +207,11 @@ def test_losses_and_gradients_of_members_are_those_computed_by_hand(layout, toke
     trainer.model.train()
     loss = trainer.compute_loss(trainer.model, batch)
     loss.backward()
-    torch.testing.assert_close(heads.ensemble.weight.grad, theirs.grad, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(heads.ensemble.weight.grad, theirs.grad, **GRADIENT.close)
     own = torch.stack([(states[kind] @ plain.score.weight[0]) for kind in ("chosen_ids", "rejected_ids")])
     weights = torch.tensor([row["weight"] for row in prepared])
     expected = (weights * -logsigmoid(own[0] - own[1])).sum() / len(prepared)
-    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+    assert loss.item() == REWARD.approx(expected.item())
 
 
 @pytest.mark.parametrize(("objective", "data"), CASES)
@@ -231,7 +232,7 @@ def test_members_learn_the_same_in_both_layouts_and_any_accumulation(objective, 
         )
         runs.append(learned(trainer)[2])
     for weights in runs[1:]:
-        torch.testing.assert_close(weights, runs[0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(weights, runs[0], **weights_after(3, 0.05).close)
 
 
 def test_members_see_the_same_sample_in_every_epoch(tokenizer, make_trainer):
@@ -358,7 +359,7 @@ def test_fillers_teach_nothing(tokenizer, make_trainer):
         )
         trainer.compute_loss(trainer.model, batch).backward()
         gradients.append(heads.ensemble.weight.grad.clone())
-    torch.testing.assert_close(gradients[0], gradients[1], atol=1e-7, rtol=1e-5)
+    torch.testing.assert_close(gradients[0], gradients[1], **SUMMED.close)
 
 
 # --- refusals

@@ -19,6 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from model_builders import tiny_model
 from plaudit import RewardTrainer
 from plaudit.version import __version__
+from tolerances import REWARD
 
 
 class FakeHub:
@@ -126,7 +127,7 @@ def test_a_pushed_model_is_whole(model, dataset, make_trainer, hub, layout):
     folder = hub.root / "us/judge"
     assert_it_can_be_served(folder)
     reloaded = AutoModelForSequenceClassification.from_pretrained(folder).eval()
-    np.testing.assert_allclose(plain_rewards(reloaded, trainer.train_dataset), expected, atol=1e-5)
+    np.testing.assert_allclose(plain_rewards(reloaded, trainer.train_dataset), expected, **REWARD.close)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.pad_token_id == reloaded.config.pad_token_id
     assert tokenizer.chat_template == trainer.processing_class.chat_template
@@ -150,7 +151,7 @@ def test_a_pushed_adapter_brings_its_head(tokenizer, dataset, make_trainer, hub,
         assert [name for name in weights.keys() if "score" in name]  # noqa: SIM118 (not a mapping)
     reloaded = peft.AutoPeftModelForSequenceClassification.from_pretrained(str(folder), num_labels=1).eval()
     np.testing.assert_allclose(
-        plain_rewards(reloaded, trainer.train_dataset), trainer.predict(dataset).predictions, atol=1e-5
+        plain_rewards(reloaded, trainer.train_dataset), trainer.predict(dataset).predictions, **REWARD.close
     )
     assert AutoTokenizer.from_pretrained(folder).chat_template == tokenizer.chat_template
     header = header_of(folder)
@@ -272,7 +273,7 @@ def test_the_card_of_an_adapter_merges_before_it_serves(tokenizer, dataset, make
     exec(score, names)
     exec(merge, names)
     merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
-    assert merged(**names["inputs"]).logits.item() == pytest.approx(names["reward"], abs=1e-5)
+    assert merged(**names["inputs"]).logits.item() == REWARD.approx(names["reward"])
     assert_it_can_be_served(tmp_path / "merged")
 
 

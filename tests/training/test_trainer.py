@@ -15,6 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from model_builders import COMMON, conversation_rows, tiny_model
 from plaudit import ConfigError, DataCollatorForPreference, RewardTrainer
+from tolerances import REWARD, weights_after
 
 METRICS = {
     "loss",
@@ -58,7 +59,7 @@ def test_the_saved_model_is_an_ordinary_one_with_the_same_rewards(
     folder = tmp_path / "out"
     reloaded = AutoModelForSequenceClassification.from_pretrained(folder)
     expected = trainer.predict(dataset).predictions
-    np.testing.assert_allclose(plain_rewards(reloaded, trainer.train_dataset), expected, atol=1e-5)
+    np.testing.assert_allclose(plain_rewards(reloaded, trainer.train_dataset), expected, **REWARD.close)
     config = json.loads((folder / "config.json").read_text())
     assert config["architectures"] == ["LlamaForSequenceClassification"]
     assert config["id2label"] == {"0": "reward"}
@@ -83,14 +84,15 @@ def test_training_learns(model, dataset, make_trainer):
 def test_both_layouts_train_to_the_same_weights(model, dataset, make_trainer):
     weights, logs = [], []
     for layout in ("padded", "shared_prefix"):
-        trainer = make_trainer(copy.deepcopy(model), dataset, batch_layout=layout, max_steps=5)
+        settings = {"optim": "sgd", "learning_rate": 0.01}
+        trainer = make_trainer(copy.deepcopy(model), dataset, batch_layout=layout, max_steps=5, **settings)
         trainer.train()
         weights.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]))
         logs.append(training_logs(trainer))
-    assert (weights[0] - weights[1]).abs().max() < 1e-4  # Adam divides tiny gradients by their size
+    torch.testing.assert_close(*weights, **weights_after(5, 0.01).close)
     for padded, shared in zip(*logs, strict=True):
         for name in METRICS - {"num_tokens_computed"}:
-            assert padded[name] == pytest.approx(shared[name], rel=1e-4, abs=1e-5), name
+            assert padded[name] == REWARD.approx(shared[name]), name
         assert shared["num_tokens_computed"] < padded["num_tokens_computed"]
 
 
@@ -108,14 +110,15 @@ def test_uneven_micro_batches_equal_one_big_batch(model, make_trainer, layout):
             max_steps=2,
             center_rewards_coefficient=0.1,
             optim="sgd",
+            learning_rate=0.01,
         )
         trainer.train()
         logs.append(training_logs(trainer))
         weights.append(torch.cat([p.detach().flatten() for p in trainer.model.parameters()]))
-    torch.testing.assert_close(*weights, rtol=0, atol=1e-6)
+    torch.testing.assert_close(*weights, **weights_after(2, 0.01).close)
     for big, small in zip(*logs, strict=True):
         for name in METRICS - {"num_tokens_computed"}:
-            assert big[name] == pytest.approx(small[name], rel=1e-4, abs=1e-6), name
+            assert big[name] == REWARD.approx(small[name]), name
 
 
 def test_logged_metrics_are_those_of_the_whole_interval(model, dataset, make_trainer):
@@ -148,11 +151,11 @@ def test_logged_metrics_are_those_of_the_whole_interval(model, dataset, make_tra
         everything = torch.cat((chosen, rejected))
         assert log["accuracy"] == pytest.approx((chosen > rejected).float().mean().item())
         assert log["tie_rate"] == pytest.approx((chosen == rejected).float().mean().item())
-        assert log["margin"] == pytest.approx((chosen - rejected).mean().item(), abs=1e-6)
-        assert log["mean_reward"] == pytest.approx(everything.mean().item(), abs=1e-6)
+        assert log["margin"] == REWARD.approx((chosen - rejected).mean().item())
+        assert log["mean_reward"] == REWARD.approx(everything.mean().item())
         assert log["min_reward"] == pytest.approx(everything.min().item())
         assert log["max_reward"] == pytest.approx(everything.max().item())
-        assert log["loss"] == pytest.approx(-logsigmoid(chosen - rejected).mean().item(), rel=1e-5)
+        assert log["loss"] == REWARD.approx(-logsigmoid(chosen - rejected).mean().item())
         assert log["num_tokens"] == tokens
 
 
@@ -162,7 +165,7 @@ def test_margins_reach_the_loss(model, make_trainer):
     rewards = torch.tensor(plain_rewards(trainer.model.eval(), trainer.train_dataset))
     difference = rewards[:, 0] - rewards[:, 1]
     expected = -logsigmoid(difference - torch.arange(4)).mean().item()
-    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
+    assert trainer.evaluate()["eval_loss"] == REWARD.approx(expected)
 
 
 def test_margins_stay_exact_where_an_engine_lowers_the_precision_of_batches(model, make_trainer, monkeypatch):
@@ -198,7 +201,7 @@ def test_evaluation_is_exact_whatever_the_batch(model, make_trainer):
             trainer = make_trainer(copy.deepcopy(model), dataset, batch_layout=layout, per_device_eval_batch_size=size)
             metrics = trainer.evaluate(dataset)
             for name, value in expected.items():
-                assert metrics[name] == pytest.approx(value, rel=1e-4, abs=1e-6), (layout, size, name)
+                assert metrics[name] == REWARD.approx(value), (layout, size, name)
 
 
 def test_swapping_labels_mirrors_the_accuracy(model, make_trainer):
@@ -240,9 +243,9 @@ def test_predictions_come_one_row_per_example_in_order(model, dataset, make_trai
     assert "row 2" in caplog.text
     kept = [n for n in range(7) if n != 2]
     alone = trainer.predict(Dataset.from_list([rows[n] for n in kept]))
-    np.testing.assert_allclose(output.predictions[kept], alone.predictions, atol=1e-6)
+    np.testing.assert_allclose(output.predictions[kept], alone.predictions, **REWARD.close)
     assert seen["shape"] == (6, 2)
-    assert output.metrics["test_mine"] == pytest.approx(float(output.predictions[0, 0]))
+    assert output.metrics["test_mine"] == REWARD.approx(float(output.predictions[0, 0]))
 
 
 def test_the_reference_collator_and_your_own_train_alike(model, dataset, make_trainer):
@@ -253,7 +256,7 @@ def test_the_reference_collator_and_your_own_train_alike(model, dataset, make_tr
         finals.append((trainer.evaluate(), trainer.batch_layout))
     assert [layout for _, layout in finals] == ["shared_prefix", "padded"]
     for name in ("eval_loss", "eval_accuracy", "eval_margin", "eval_num_tokens"):
-        assert finals[0][0][name] == pytest.approx(finals[1][0][name], rel=1e-4, abs=1e-5)
+        assert finals[0][0][name] == REWARD.approx(finals[1][0][name])
 
 
 @pytest.mark.parametrize(
@@ -280,7 +283,7 @@ def test_a_model_found_out_on_the_first_batch_falls_back_loudly(tokenizer, datas
         trainer.train()
         results.append([log["loss"] for log in training_logs(trainer)])
     assert "Falling back to the padded layout" in caplog.text
-    assert results[0] == pytest.approx(results[1], rel=1e-5)
+    assert results[0] == REWARD.approx(results[1])
 
 
 def test_mixed_precision_keeps_the_shared_layout_and_float32_rewards(model, dataset, make_trainer):
@@ -299,7 +302,7 @@ def test_dropout_is_off_unless_asked_for(tokenizer, dataset, make_trainer):
         trainer.train()
         return [log["loss"] for log in training_logs(trainer)]
 
-    assert losses() == pytest.approx(losses(batch_layout="padded"), rel=1e-5)
+    assert losses() == REWARD.approx(losses(batch_layout="padded"))
     assert losses(disable_dropout=False) != losses()
 
 
@@ -315,8 +318,8 @@ def test_the_auxiliary_loss_of_experts_is_really_added(tokenizer, dataset, make_
     shared, weight = logs("shared_prefix", router_aux_loss_coef=0.5)
     without, plain_weight = logs("shared_prefix", router_aux_loss_coef=0.0)
     assert shared["aux_loss"] > 2  # two experts a token: 2 is perfect balance
-    assert shared["aux_loss"] == pytest.approx(padded["aux_loss"], rel=1e-4)
-    assert shared["loss"] == pytest.approx(without["loss"] + 0.5 * shared["aux_loss"], rel=1e-4)
+    assert shared["aux_loss"] == REWARD.approx(padded["aux_loss"])
+    assert shared["loss"] == REWARD.approx(without["loss"] + 0.5 * shared["aux_loss"])
     assert shared["eval_loss"] == pytest.approx(padded["eval_loss"], rel=1e-3)
     assert not torch.allclose(weight, plain_weight)
 
@@ -382,9 +385,9 @@ def test_lora_trains_and_saves_the_head(model, dataset, make_trainer, tmp_path, 
     base = tiny_model(trainer.processing_class)
     reloaded = peft.PeftModel.from_pretrained(base, str(tmp_path / "out")).eval()
     assert not torch.allclose(reloaded.base_model.model.score.modules_to_save["default"].weight, frozen)
-    np.testing.assert_allclose(plain_rewards(reloaded, trainer.train_dataset), expected, atol=1e-5)
+    np.testing.assert_allclose(plain_rewards(reloaded, trainer.train_dataset), expected, **REWARD.close)
     merged = reloaded.merge_and_unload()
-    np.testing.assert_allclose(plain_rewards(merged, trainer.train_dataset), expected, atol=1e-5)
+    np.testing.assert_allclose(plain_rewards(merged, trainer.train_dataset), expected, **REWARD.close)
 
 
 def test_a_resumed_run_counts_and_logs_like_one_that_never_stopped(model, dataset, make_trainer, tmp_path):
@@ -492,5 +495,5 @@ def test_adapters_that_were_made_elsewhere(model, dataset, tokenizer, make_train
     # ... and on again from the saved adapter
     saved = peft.PeftModel.from_pretrained(tiny_model(tokenizer), str(tmp_path / "out"), is_trainable=True)
     again = make_trainer(saved, dataset, folder="again")
-    np.testing.assert_allclose(again.predict(dataset).predictions, trainer.predict(dataset).predictions, atol=1e-5)
+    np.testing.assert_allclose(again.predict(dataset).predictions, trainer.predict(dataset).predictions, **REWARD.close)
     again.train()

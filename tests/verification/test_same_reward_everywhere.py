@@ -17,11 +17,11 @@ from plaudit import RewardModel
 from plaudit.export import export_model
 from plaudit.model.golden import load_golden_rows
 from serve.conftest import LiveServer
+from tolerances import REWARD
 from verification.conftest import train
 
 ROWS = conversation_rows(10)
 SIDES = ("chosen", "rejected")
-CLOSE = {"rtol": 0, "atol": 1e-4}
 
 
 @pytest.fixture(scope="module", params=["full", "adapter"])
@@ -59,8 +59,8 @@ def stock_rewards(model, tokenizer):
 def test_evaluation_reports_them(walked):
     trainer, _, rewards = walked
     metrics = trainer.evaluate(Dataset.from_list(ROWS))
-    assert metrics["eval_mean_reward"] == pytest.approx(rewards.mean(), abs=1e-4)
-    assert metrics["eval_margin"] == pytest.approx((rewards[:, 0] - rewards[:, 1]).mean(), abs=1e-4)
+    assert metrics["eval_mean_reward"] == REWARD.approx(rewards.mean())
+    assert metrics["eval_margin"] == REWARD.approx((rewards[:, 0] - rewards[:, 1]).mean())
 
 
 def test_golden_rows_have_them(walked):
@@ -69,7 +69,7 @@ def test_golden_rows_have_them(walked):
     golden = [row for row in load_golden_rows(str(folder)).rows if json.dumps(row.messages) in known]
     assert len(golden) >= 4
     for row in golden:
-        assert row.reward == pytest.approx(known[json.dumps(row.messages)], abs=1e-4)
+        assert row.reward == REWARD.approx(known[json.dumps(row.messages)])
 
 
 @pytest.mark.parametrize("layout", ["padded", "shared_prefix"])
@@ -77,7 +77,7 @@ def test_golden_rows_have_them(walked):
 def test_the_scorer_gives_them(walked, layout, merge):
     _, folder, rewards = walked
     model = RewardModel.from_pretrained(folder, device="cpu", batch_layout=layout, merge_adapter=merge)
-    np.testing.assert_allclose(model.score(ROWS), rewards, **CLOSE)
+    np.testing.assert_allclose(model.score(ROWS), rewards, **REWARD.close)
 
 
 def test_transformers_and_its_pipeline_give_them(walked, tmp_path):
@@ -89,13 +89,13 @@ def test_transformers_and_its_pipeline_give_them(walked, tmp_path):
     else:
         model = AutoModelForSequenceClassification.from_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    np.testing.assert_allclose(stock_rewards(model.eval(), tokenizer), rewards, **CLOSE)
+    np.testing.assert_allclose(stock_rewards(model.eval(), tokenizer), rewards, **REWARD.close)
     if model.config.pad_token_id is None:  # that of the base model, which an adapter does not change
         model.config.pad_token_id = tokenizer.pad_token_id
     classify = pipeline("text-classification", model=model, tokenizer=tokenizer)
     texts = [tokenizer.apply_chat_template(one, tokenize=False) for one in conversations()]
     answers = classify(texts, function_to_apply="none", batch_size=4, padding=True)
-    np.testing.assert_allclose(np.reshape([one["score"] for one in answers], (-1, 2)), rewards, **CLOSE)
+    np.testing.assert_allclose(np.reshape([one["score"] for one in answers], (-1, 2)), rewards, **REWARD.close)
 
 
 def test_a_running_server_gives_them(walked):
@@ -112,9 +112,9 @@ def test_a_running_server_gives_them(walked):
         texts = [tokenizer.apply_chat_template(one, tokenize=False) for one in conversations()]
         classified = [one["probs"] for one in ask("/classify", {"input": texts})["data"]]
         remote = ask("/get_reward", {"query": texts})["rewards"]
-    np.testing.assert_allclose(scored, rewards, **CLOSE)
-    np.testing.assert_allclose(np.reshape(classified, (-1, 2)), rewards, **CLOSE)
-    np.testing.assert_allclose(np.reshape(remote, (-1, 2)), rewards, **CLOSE)
+    np.testing.assert_allclose(scored, rewards, **REWARD.close)
+    np.testing.assert_allclose(np.reshape(classified, (-1, 2)), rewards, **REWARD.close)
+    np.testing.assert_allclose(np.reshape(remote, (-1, 2)), rewards, **REWARD.close)
 
 
 def test_the_reloaded_export_gives_them(walked, tmp_path):
@@ -122,10 +122,8 @@ def test_the_reloaded_export_gives_them(walked, tmp_path):
     export_model(folder, tmp_path / "export", device="cpu")
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "export").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "export")
-    np.testing.assert_allclose(stock_rewards(model, tokenizer), rewards, **CLOSE)
+    np.testing.assert_allclose(stock_rewards(model, tokenizer), rewards, **REWARD.close)
     again = RewardModel.from_pretrained(tmp_path / "export", device="cpu")
-    np.testing.assert_allclose(again.score(ROWS), rewards, **CLOSE)
+    np.testing.assert_allclose(again.score(ROWS), rewards, **REWARD.close)
     # The golden rows went along, and hold the export, too.
-    assert load_golden_rows(str(tmp_path / "export")).rewards == pytest.approx(
-        load_golden_rows(str(folder)).rewards, abs=1e-4
-    )
+    assert load_golden_rows(str(tmp_path / "export")).rewards == REWARD.approx(load_golden_rows(str(folder)).rewards)
