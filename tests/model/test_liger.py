@@ -19,6 +19,7 @@ from plaudit.losses import bradley_terry_loss
 from plaudit.model.head import install_reward_forward
 from plaudit.model.load import apply_liger
 from plaudit.model.shared_prefix import MODEL_KEYS, enable_shared_prefix
+from tolerances import REWARD, assert_gradients_close
 
 ROWS = [{"chosen_ids": [5, 6, 7, 8 + n, 9], "rejected_ids": [5, 6, 7, 70 + n]} for n in range(6)]
 
