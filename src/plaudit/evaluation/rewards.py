@@ -11,9 +11,10 @@ from typing import Any, NoReturn
 
 import pyarrow as pa
 
+from plaudit.data.load import open_data
 from plaudit.data.parse import kind_of
 from plaudit.errors import DataError
-from plaudit.evaluation.suites.base import SuiteRow, load_source
+from plaudit.evaluation.suites.base import SuiteRow
 from plaudit.evaluation.suites.preferences import Preferences
 from plaudit.evaluation.suites.registry import LoadedSuite
 from plaudit.evaluation.table import SCHEMA
@@ -40,20 +41,20 @@ def read_rewards(file: str | PathLike[str], suite: LoadedSuite, *, drop_missing:
     numbers, and rows that do not match raise `DataError`.
     """
     source = str(file)
-    dataset = load_source(source, "train")
-    if not set(COLUMNS) & set(dataset.column_names):
+    data = open_data(source, any_split=True, check=False)
+    if not set(COLUMNS) & set(data.columns):
         raise DataError(
-            f"has no rewards; its columns are {quoted(dataset.column_names)}",
+            f"has no rewards; its columns are {quoted(data.columns)}",
             field=COLUMNS[0],
             dataset=source,
             fix="Write `reward`, or `chosen_reward` and `rejected_reward`, beside each row, as `plaudit score` does.",
         )
-    if len(dataset) != suite.total:
+    if data.length != suite.total:
         fix = "Score the rows of the suite as they are, in their order."
-        raise DataError(f"has {len(dataset)} rows, and {suite.label} has {suite.total}", dataset=source, fix=fix)
+        raise DataError(f"has {data.length} rows, and {suite.label} has {suite.total}", dataset=source, fix=fix)
     lines: list[tuple[Any, ...]] = []
     for row in suite.rows:
-        values = dataset[row.row]
+        values = data.dataset[row.row]
         if isinstance(suite.suite, Preferences):
             _check_same_texts(row, values, source)
         rewards = _rewards(row, values, source, drop_missing)

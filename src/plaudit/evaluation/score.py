@@ -166,7 +166,7 @@ def score_rows(
 ) -> pa.Table:
     """Returns the table of some rows, source by source."""
     lines: list[tuple[Any, ...]] = []
-    sources = itertools.groupby(rows, key=lambda row: (row.source, id(row.features)))
+    sources = itertools.groupby(rows, key=lambda row: row.source)
     for number, (_, of_source) in enumerate(sources):
         members = list(of_source)
         # Other columns could be taken for responses, such as messages kept beside a pair.

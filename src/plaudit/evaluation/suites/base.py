@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, NoReturn, cast
+from typing import Any, ClassVar, NamedTuple, NoReturn
 
 import numpy as np
-from datasets import Dataset
 
-from plaudit.data.load import load_preference_dataset
+from plaudit.data.load import DataSource, open_data
 from plaudit.data.parse import kind_of, read_example
 from plaudit.errors import ConfigError, DataError
 from plaudit.evaluation.compare import Comparison, adjusted, compare_outcomes
@@ -166,18 +164,18 @@ class Suite:
         rows: list[SuiteRow] = []
         for named in [place or self.hub_id] if isinstance(place, str | None) else place:
             for source in self.files_in(named):
-                rows += self.read(load_source(source, split or self.hub_split), source, start=len(rows))
+                data = open_data(source, split=split or self.hub_split, any_split=True, check=False)
+                rows += self.read(data, start=len(rows))
         return rows
 
-    def read(self, dataset: Dataset, source: str, *, start: int) -> list[SuiteRow]:
+    def read(self, data: DataSource, *, start: int) -> list[SuiteRow]:
         """Converts the rows of a source, and checks that each can be read."""
-        names = dataset.column_names
-        check_source_columns(names, self.columns_of(source, names), source)
+        check_source_columns(data.columns, self.columns_of(data.name, data.columns), data.name)
         rows = []
-        for number, values in enumerate(dataset):
-            row_id, raw, columns = self.convert(SourceRow(source, number, values))
-            read_example(raw, row_number=number, dataset_name=source)
-            rows.append(SuiteRow(start + number, row_id, raw, columns, source, number))
+        for number, values in enumerate(data.whole_rows()):
+            row_id, raw, columns = self.convert(SourceRow(data.name, number, values))
+            read_example(raw, row_number=number, dataset_name=data.name)
+            rows.append(SuiteRow(start + number, row_id, raw, columns, data.name, number))
         return rows
 
     def score(self, scored: ScoredSet) -> SuiteResult:
@@ -218,23 +216,6 @@ class Suite:
             clusters={row.row: int(cluster) for row, cluster in counted},
             slice_of={row.row: str(row.columns.get(slice_column)) for row, _ in counted} if slice_column else {},
         )
-
-
-def load_source(source: str, split: str) -> Dataset:
-    """Loads one file, folder or data set on the Hub.
-
-    A single file is read whatever its name is, and so is a folder in which no file name begins with the split.
-    """
-    path = Path(source).expanduser()
-    if path.is_file():
-        dataset = load_preference_dataset(source)
-    elif path.is_dir() and not (path / "dataset_dict.json").is_file():
-        # Downloaded from the Hub, a folder may hold splits of any name, which must not be read together.
-        own = sorted(str(file.relative_to(path)) for file in path.rglob(f"{split}[-.]*") if file.is_file())
-        dataset = load_preference_dataset(source, data_files=own or None)
-    else:
-        dataset = load_preference_dataset(source, split=split)
-    return cast(Dataset, dataset.with_format(None))
 
 
 def check_source_columns(names: Sequence[str], columns: Sequence[str], source: str) -> None:

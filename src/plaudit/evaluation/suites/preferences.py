@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-from datasets import Dataset
 
+from plaudit.data.load import DataSource
 from plaudit.data.parse import read_example
 from plaudit.errors import DataError
 from plaudit.evaluation.results import SuiteResult
@@ -32,11 +31,21 @@ class Preferences(Suite):
     def __init__(self, slices: Sequence[str] = ()) -> None:
         self.slices = tuple(slices)
 
-    def read(self, dataset: Dataset, source: str, *, start: int) -> list[SuiteRow]:
-        """Keeps the rows as they are, and checks that each can be read."""
-        check_columns(dataset.column_names, source)
-        check_source_columns(dataset.column_names, self.slices, source)
-        return preference_rows(dataset, source, start=start, slices=self.slices, features=dataset.features)
+    def read(self, data: DataSource, *, start: int = 0) -> list[SuiteRow]:
+        """Keeps the rows as they are, and checks that each can be read.
+
+        Columns that a preference is not read from are kept for slicing; of the others, those in `slices`.
+        """
+        check_columns(data.columns, data.name)
+        check_source_columns(data.columns, self.slices, data.name)
+        rows, features = [], data.features
+        for number, values in enumerate(data.whole_rows()):
+            raw = as_given(values)
+            read_example(raw, row_number=number, dataset_name=data.name, features=features)
+            columns = {name: value for name, value in raw.items() if name not in RAW_COLUMNS or name in self.slices}
+            row_id = str(raw.get("id") if raw.get("id") is not None else number)
+            rows.append(SuiteRow(start + number, row_id, raw, columns, data.name, number, features))
+        return rows
 
     def score(self, scored: ScoredSet) -> SuiteResult:
         """Applies the rule."""
@@ -57,28 +66,6 @@ class Preferences(Suite):
         notes = [f"{silent} rows say nothing that can be right or wrong, and do not count."] if silent else []
         column = self.slices[0] if self.slices else ""
         return self.result(counted, [overall, *slices], outcomes, Headline(overall.score, {}, notes), column)
-
-
-def preference_rows(
-    rows: Iterable[Mapping[str, Any]],
-    source: str,
-    *,
-    start: int = 0,
-    slices: Sequence[str] = (),
-    features: Mapping[str, Any] | None = None,
-) -> list[SuiteRow]:
-    """Turns raw preferences into rows of a suite, and checks that each can be read.
-
-    Columns that a preference is not read from are kept for slicing; of the others, those in `slices`.
-    """
-    converted = []
-    for number, values in enumerate(rows):
-        raw = as_given(values)
-        read_example(raw, row_number=number, dataset_name=source, features=features)
-        columns = {name: value for name, value in raw.items() if name not in RAW_COLUMNS or name in slices}
-        row_id = str(raw.get("id") if raw.get("id") is not None else number)
-        converted.append(SuiteRow(start + number, row_id, raw, columns, source, number, features))
-    return converted
 
 
 def outcome_of(row: ScoredRow) -> float | None:

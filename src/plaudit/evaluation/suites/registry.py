@@ -13,18 +13,18 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, IterableDataset
 
-from plaudit.data.load import kind_of_file
+from plaudit.data.load import kind_of_file, open_data
 from plaudit.data.parse import kind_of
 from plaudit.errors import ConfigError, DataError
 from plaudit.evaluation.suites.base import Suite, SuiteRow
 from plaudit.evaluation.suites.judge_bench import JudgeBench
 from plaudit.evaluation.suites.llmbar import LLMBar
-from plaudit.evaluation.suites.preferences import Preferences, preference_rows
+from plaudit.evaluation.suites.preferences import Preferences
 from plaudit.evaluation.suites.reward_bench import RewardBench
 from plaudit.evaluation.suites.reward_bench_2 import RewardBench2
 from plaudit.evaluation.suites.rm_bench import RMBench
 from plaudit.evaluation.table import ScoredSet, rewards_by_row, tokens_by_row
-from plaudit.schema import RAW_COLUMNS, check_columns, columns_read, row_kind_of
+from plaudit.schema import RAW_COLUMNS, columns_read, row_kind_of
 
 SUITES: dict[str, type[Suite]] = {
     suite.name: suite for suite in (RewardBench, RewardBench2, RMBench, LLMBar, JudgeBench)
@@ -90,23 +90,16 @@ class SuiteSource:
     def load(self) -> LoadedSuite:
         """Reads the rows; a broken row raises `DataError` that names file, row and field."""
         rows = self._from_memory() if self.rows is not None else self.suite.load(self.place, split=self.split)
-        if not rows:
-            raise DataError("has no rows", dataset=self.label, fix="Pass a suite with at least one row.")
         sources = tuple(dict.fromkeys(row.source for row in rows))
         return LoadedSuite(self.label, self.suite, tuple(rows), sources, len(rows))
 
     def _from_memory(self) -> list[SuiteRow]:
         given: Any = self.rows
-        features = getattr(given, "features", None)
-        if isinstance(given, Dataset | IterableDataset):
-            given = given.with_format(None)
-        rows = [dict(row) if isinstance(row, Mapping) else row for row in given]
-        for number, row in enumerate(rows):
+        for number, row in enumerate(() if isinstance(given, Dataset | IterableDataset) else given):
             if not isinstance(row, Mapping):
-                fix = "Give each row as a mapping of columns."
+                fix = "Pass each row as a mapping of columns."
                 raise DataError(f"is {kind_of(row)}", row=number, dataset=self.label, fix=fix)
-        check_columns(dict.fromkeys(name for row in rows for name in row), self.label)
-        return preference_rows(rows, self.label, features=features)
+        return Preferences().read(open_data(given, name=self.label))
 
 
 def suite_dataset(suite: SuiteLike, *, split: str | None = None, max_rows: int | None = None, seed: int = 0) -> Dataset:
