@@ -2,7 +2,7 @@
 
 None of them reduces: the caller sums and divides by a *global* count, so that gradient accumulation, uneven batches
 and several processes all give the result of one big batch. Which data each one learns from is in
-:mod:`plaudit.objectives`. Tensors of one call all have the same 1-D shape, else `ValueError` is raised: broadcasting
+:mod:`plaudit.objectives`. Labels must have the 1-D shape of the rewards, else `ValueError` is raised: broadcasting
 (P, 1) against (P,) would silently give (P, P).
 """
 
@@ -29,10 +29,9 @@ def bradley_terry_loss(
     with :math:`p = 1` or the preference probability, smoothed to :math:`(1 - 2\epsilon) p + \epsilon`.
 
     Args:
-        better_P: Rewards of the preferred responses, shape (P,).
-        worse_P: Rewards of the responses they are preferred to, shape (P,).
+        better_P, worse_P: Rewards of the preferred responses and of the others, shape (P,).
         margin_P: How much better they should be, in reward units, shape (P,); None means 0.
-        preference_prob_P: Probability that the preferred one is really better, shape (P,); None means 1.
+        preference_prob_P: Probability that the preferred response is really better, shape (P,); None means 1.
         label_smoothing: Probability :math:`\epsilon` that a label is wrong.
 
     Source: Bradley and Terry (1952), https://www.jstor.org/stable/2334029; the additive margin is that of
@@ -62,8 +61,7 @@ def scaled_bradley_terry_loss(better_P: torch.Tensor, worse_P: torch.Tensor, mar
     .. math:: \ell = -m \log \sigma(r^+ - r^-)
 
     Args:
-        better_P: Rewards of the preferred responses, shape (P,).
-        worse_P: Rewards of the others, shape (P,).
+        better_P, worse_P: Rewards of the preferred responses and of the others, shape (P,).
         margin_P: How much better the preferred ones are, shape (P,).
 
     Source: Wang et al. (2024), HelpSteer2-Preference, https://arxiv.org/abs/2410.01257, "Scaled Bradley-Terry".
@@ -87,10 +85,9 @@ def rao_kupper_loss(
         P(i \sim j) = (e^{2\eta} - 1) \, \sigma(r_i - r_j - \eta) \, \sigma(r_j - r_i - \eta)
 
     Args:
-        better_P: Rewards of the preferred responses (of either one in a tie), shape (P,).
-        worse_P: Rewards of the others, shape (P,).
+        better_P, worse_P: Rewards of the preferred responses (in a tie, of either) and of the others, shape (P,).
         log_threshold: :math:`\eta = \log\theta > 0`, a scalar or shape (1,): learned.
-        preference_prob_P: Probability that the preferred one is better, shape (P,): 0.5 is a tie. None: no ties.
+        preference_prob_P: Probability that the preferred response is better, shape (P,); 0.5 is a tie, None means 1.
 
     Source: Rao and Kupper (1967), https://doi.org/10.1080/01621459.1967.10482901.
 
@@ -124,10 +121,9 @@ def davidson_loss(
         P(i \sim j) \propto \nu \, e^{(r_i + r_j)/2}
 
     Args:
-        better_P: Rewards of the preferred responses (of either one in a tie), shape (P,).
-        worse_P: Rewards of the others, shape (P,).
+        better_P, worse_P: Rewards of the preferred responses (in a tie, of either) and of the others, shape (P,).
         log_tie_weight: :math:`\log\nu`, a scalar or shape (1,): learned.
-        preference_prob_P: Probability that the preferred one is better, shape (P,): 0.5 is a tie. None: no ties.
+        preference_prob_P: Probability that the preferred response is better, shape (P,); 0.5 is a tie, None means 1.
 
     Source: Davidson (1970), https://doi.org/10.1080/01621459.1970.10481082.
 
@@ -159,8 +155,7 @@ def hinge_loss(better_P: torch.Tensor, worse_P: torch.Tensor, margin_P: torch.Te
     .. math:: \ell = \max(0, \; m - (r^+ - r^-))
 
     Args:
-        better_P: Rewards of the preferred responses, shape (P,).
-        worse_P: Rewards of the others, shape (P,).
+        better_P, worse_P: Rewards of the preferred responses and of the others, shape (P,).
         margin_P: How far they should be ahead, in reward units, shape (P,); None means 1.
 
     Source: Joachims (2002), Optimizing search engines using clickthrough data, https://doi.org/10.1145/775047.775067.
@@ -214,8 +209,7 @@ def regression_loss(rewards_N: torch.Tensor, ratings_N: torch.Tensor) -> torch.T
     .. math:: \ell = (r - g)^2
 
     Args:
-        rewards_N: Shape (N,).
-        ratings_N: Shape (N,).
+        rewards_N, ratings_N: Shape (N,).
 
     Source: Wang et al. (2024), HelpSteer2, https://arxiv.org/abs/2406.08673.
 

@@ -316,8 +316,7 @@ def make_objective(name: str, *, label_smoothing: float = 0.0, top_k: int | None
         raise ConfigError(
             f"there is no objective {name!r}", field="objective", fix=f"Use auto or one of {', '.join(OBJECTIVES)}."
         )
-    options = {"label_smoothing": label_smoothing, "top_k": top_k}
-    given = {option: value for option, value in options.items() if value}
+    given = {option: value for option, value in (("label_smoothing", label_smoothing), ("top_k", top_k)) if value}
     options_of = {known: {field.name for field in fields(objective)} for known, objective in OBJECTIVES.items()}
     for option in given:
         if option not in options_of[name]:

@@ -16,7 +16,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import torch
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_mask, flex_attention
@@ -25,10 +25,6 @@ from plaudit.model.varlen import AttentionSettings
 from plaudit.prefix_tree import PrefixTree
 
 logger = logging.getLogger("plaudit")
-MaskFunction: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-ScoreFunction: TypeAlias = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor
-]
 BLOCK = 128  # tokens; which pairs of blocks are visible is computed once per batch
 # The kernel would be compiled again for rows of one block, and rows below a block take a kernel made for decoding.
 _FEWEST_TOKENS = 2 * BLOCK
@@ -74,7 +70,7 @@ class FlexPlan:
         """Returns the first position that each token sees, shape (T,), int32, on the CPU."""
         return torch.zeros_like(self.position_T) if window is None else self.position_T - (window - 1)
 
-    def mask_function(self, window: int | None) -> MaskFunction:
+    def mask_function(self, window: int | None) -> Callable[..., torch.Tensor]:
         """Returns FlexAttention's `mask_mod`. It reads tensors only: one compiled kernel serves every batch."""
         end_T, position_T, first_T = (
             tensor.to(self.device, non_blocking=True)
@@ -120,7 +116,7 @@ def _in_order(pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return counts[None, None], pairs.int().argsort(dim=-1, descending=True, stable=True).int()[None, None]
 
 
-def score_function(softcap: float | None) -> ScoreFunction | None:
+def score_function(softcap: float | None) -> Callable[..., torch.Tensor] | None:
     """Returns FlexAttention's `score_mod`, ``softcap * tanh(score / softcap)`` (Gemma 2); None without a cap."""
     if softcap is None:
         return None
@@ -237,7 +233,7 @@ def _problem_in_a_trial(
     softcap: float | None,
     sinks: bool,
 ) -> str | None:
-    """Computes a small row both ways, outputs and gradients: kernels are compiled, and some machines get them wrong."""
+    """Computes a small row both ways. Kernels are compiled, and some gave wrong gradients (pytorch 158212)."""
     heads, key_heads, size, value_size = shape
     # The first caller may be computing without gradients, or in mixed precision.
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):

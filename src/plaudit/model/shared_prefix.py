@@ -79,8 +79,11 @@ def why_not_shared_prefix(model: nn.Module, *, neftune: bool = False) -> str | N
     config = model.config.get_text_config()
     if getattr(config, "is_encoder_decoder", False) or getattr(config, "use_bidirectional_attention", False):
         return f"{name} is not a causal decoder"
+    # Bloom, MPT and GPT-J have attention code of their own. StableLM takes the interface but drops the layout, which
+    # only `compare_with_padded` can find.
     if not model._can_set_attn_implementation():
         return f"{name} does not call transformers' attention interface"
+    # Hybrids (Qwen3-Next, Jamba, MiniMax) carry states from token to token beside attention; Llama 4 attends in chunks.
     types = set(getattr(config, "layer_types", None) or ()) | set(getattr(config, "layers_block_type", None) or ())
     if types - _LAYER_TYPES:
         return f"{name} has layers that are no plain attention ({', '.join(sorted(types - _LAYER_TYPES))})"
