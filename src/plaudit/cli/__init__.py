@@ -1,1 +1,1 @@
-"""The command line: one small file a command."""
+"""The command line: `main` finds the command, `arguments` reads its settings, a module runs it."""

@@ -74,13 +74,15 @@ class Setting:
     @functools.cached_property
     def allowed(self) -> list[str]:
         """Values to choose from; empty where any will do."""
-        found = list(self.choices)
-        for hint in (*self.types, *self.items) if not found else ():
+        if self.choices:
+            return list(self.choices)
+        values: list[str] = []
+        for hint in (*self.types, *self.items):
             if isinstance(hint, type) and issubclass(hint, enum.Enum):
-                found += [str(member.value) for member in hint]
+                values += [str(member.value) for member in hint]
             elif typing.get_origin(hint) is Literal:
-                found += [value for value in typing.get_args(hint) if isinstance(value, str)]
-        return found
+                values += [value for value in typing.get_args(hint) if isinstance(value, str)]
+        return values
 
     @property
     def is_nullable(self) -> bool:
@@ -177,14 +179,15 @@ def section(title: str, about: str, target: str = "", /, **settings: str | Mappi
     `target` is ``module:function``, ``module:Class`` or ``module:Class.method``. What `about` gives replaces what the
     target declares.
     """
-    found = []
+    declarations = []
     for name, given in settings.items():
         if isinstance(given, Setting):
-            found.append(dataclasses.replace(given, name=name))
+            declarations.append(dataclasses.replace(given, name=name))
             continue
         changes = {"parameter": name, **({"help": given} if isinstance(given, str) else given)}
-        found.append(Setting(**{**declared(target, changes["parameter"]), "name": name, "target": target, **changes}))
-    return Section(title, about, found)
+        fields = {**declared(target, changes["parameter"]), "name": name, "target": target, **changes}
+        declarations.append(Setting(**fields))
+    return Section(title, about, declarations)
 
 
 def about(help: str, **changes: Any) -> Mapping[str, Any]:
@@ -200,15 +203,15 @@ def own(help: str, hint: Any = str | None, default: Any = None, **more: Any) -> 
 def settings_of(kind: Any, names: Iterable[str] | None = None) -> list[Setting]:
     """Returns the fields of a dataclass as settings; metadata hold the help, aliases and choices."""
     hints = typing.get_type_hints(kind)
-    found = []
+    settings = []
     for item in dataclasses.fields(kind):
         if not item.init or (names is not None and item.name not in names):
             continue
         default = item.default if item.default_factory is MISSING else item.default_factory()
         metadata = {name: item.metadata[name] for name in ("aliases", "choices") if name in item.metadata}
         metadata |= {"bare": item.metadata.get("const"), "target": kind.__name__, "parameter": item.name}
-        found.append(Setting(item.name, item.metadata.get("help", ""), hints[item.name], default, **metadata))
-    return found
+        settings.append(Setting(item.name, item.metadata.get("help", ""), hints[item.name], default, **metadata))
+    return settings
 
 
 @dataclass(frozen=True)
@@ -260,8 +263,8 @@ class Command:
         """Returns the words of a command line, and the value of each setting in it; raises `ConfigError`."""
         end = arguments.index("--") if "--" in arguments else len(arguments)
         tokens, ignored = self._complete(arguments[:end])
-        found, rest = self._parser.parse_known_args(tokens)
-        given = vars(found)
+        namespace, rest = self._parser.parse_known_args(tokens)
+        given = vars(namespace)
         unknown = next((token for token in rest if token.startswith("-")), None)
         if unknown is not None:
             self.refuse_unknown(unknown.partition("=")[0])

@@ -183,7 +183,7 @@ class TrainSettings:
 
 KINDS = (RunArguments, ModelArguments, DataArguments, AdapterArguments, QuantizationArguments, RewardConfig)
 _OWN = [name for name in RewardConfig.__annotations__ if name not in OBJECTIVE_SETTINGS]
-_INHERITED = {one.name for one in dataclasses.fields(RewardConfig)} - {*RewardConfig.__annotations__}
+_INHERITED = {item.name for item in dataclasses.fields(RewardConfig)} - {*RewardConfig.__annotations__}
 
 
 def value_text(value: Any) -> str:
@@ -249,7 +249,7 @@ def parse_arguments(arguments: Sequence[str]) -> TrainSettings:
 
 
 def _names_of(kind: Any) -> set[str]:
-    return {one.name for one in dataclasses.fields(kind) if one.init}
+    return {item.name for item in dataclasses.fields(kind) if item.init}
 
 
 def find_preset(name: str) -> Mapping[str, Any]:
@@ -416,10 +416,8 @@ def build_trainer(settings: TrainSettings, data: tuple[Rows, Rows | None] | None
             quantization_config=quantization_config,
         )
     except DataError as error:
-        found = located(error, {"train": train_dataset, "eval": eval_dataset}.get(str(error.dataset)))
-        if found is error:
-            raise
-        raise found from error
+        rows = {"train": train_dataset, "eval": eval_dataset}.get(str(error.dataset))
+        raise located(error, rows) from error.__cause__
 
 
 def check_settings(settings: TrainSettings) -> None:

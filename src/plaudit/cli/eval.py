@@ -175,22 +175,22 @@ def save_calibration(model: ModelEvaluation) -> str:
     from plaudit.model.calibration import RewardCalibration
 
     suite = next((suite for suite in model.suites if suite.calibration is not None), None)
-    found = None if suite is None else suite.calibration
+    fit = None if suite is None else suite.calibration
     none = f"No calibration is written for {model.name}: "
-    if suite is None or found is None or found.temperature is None or found.before is None or found.after is None:
+    if suite is None or fit is None or fit.temperature is None or fit.before is None or fit.after is None:
         return none + "there are too few comparisons to fit a temperature."
-    if found.at_bound:
+    if fit.at_bound:
         return none + f"no temperature fits {suite.name}, because all comparisons are right, or all are wrong."
-    change = f"log loss {found.before.log_loss:.4f} -> {found.after.log_loss:.4f}"
-    if found.after.log_loss >= found.before.log_loss:
+    change = f"log loss {fit.before.log_loss:.4f} -> {fit.after.log_loss:.4f}"
+    if fit.after.log_loss >= fit.before.log_loss:
         return none + f"it does not help on the other half ({change})."
     old = model.calibration or RewardCalibration()
     how = (
-        f"temperature fitted on {found.scores.n - found.after.n} comparisons of {suite.name}; "
-        f"on {found.after.n} others: {change}, expected calibration error "
-        f"{found.before.ece:.3f} -> {found.after.ece:.3f}"
+        f"temperature fitted on {fit.scores.n - fit.after.n} comparisons of {suite.name}; "
+        f"on {fit.after.n} others: {change}, expected calibration error "
+        f"{fit.before.ece:.3f} -> {fit.after.ece:.3f}"
     )
-    new = RewardCalibration(old.scale, old.shift, old.temperature * found.temperature, how)
+    new = RewardCalibration(old.scale, old.shift, old.temperature * fit.temperature, how)
     return f"Wrote {new.save(Path(model.name).expanduser())}: temperature {new.temperature:.4g} ({how})."
 
 

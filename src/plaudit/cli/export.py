@@ -168,10 +168,10 @@ def print_export(result: ExportResult, folder: str, console: Console) -> None:
     width = max(len(title) for title, _ in result.lines()) + 2
     for title, text in result.lines():
         console.print(Text(f"{title:{width}}", style="dim").append(text, style="not dim"), soft_wrap=True)
-    place = shlex.quote(folder)
-    lines = [f"plaudit verify {place}", f"hf upload USER/{shlex.quote(Path(folder).resolve().name)} {place}"]
+    target = shlex.quote(folder)
+    lines = [f"plaudit verify {target}", f"hf upload USER/{shlex.quote(Path(folder).resolve().name)} {target}"]
     if result.adapter != "kept":
-        lines.insert(1, f"vllm serve {place} --runner pooling")
+        lines.insert(1, f"vllm serve {target} --runner pooling")
     for line in lines:
         console.print(Text(f"  {line}", style="cyan"), soft_wrap=True)
 
@@ -184,33 +184,33 @@ def run_verify(arguments: Sequence[str]) -> int:
     settings = {"api_key": os.environ.get(API_KEY_VARIABLE), **calls[VERIFY_MODEL]}
     # Warnings that the ways log about each other are part of the diagnosis printed below.
     with log_lines(logging.INFO if settings.get("save") else logging.ERROR), bars_where_seen():
-        found = verify(model, **settings)
+        result = verify(model, **settings)
     if own_settings["json"] is not None:
-        text = json.dumps(found.to_dict(), indent=1, ensure_ascii=False)
+        text = json.dumps(result.to_dict(), indent=1, ensure_ascii=False)
         Path(own_settings["json"]).write_text(text + "\n", encoding="utf-8")
-    print_verification(found, make_console())
-    return 0 if found.passed else 1
+    print_verification(result, make_console())
+    return 0 if result.passed else 1
 
 
-def print_verification(found: Verification, console: Console) -> None:
+def print_verification(result: Verification, console: Console) -> None:
     """Prints a table of all ways, and the diagnosis of those that differ."""
     from plaudit.verification.verify import number
 
-    golden = found.golden
-    title = f"{found.model}: {len(golden.rows)} golden rows, in {golden.dtype}"
+    golden = result.golden
+    title = f"{result.model}: {len(golden.rows)} golden rows, in {golden.dtype}"
     console.print(Text(title, style="bold"), soft_wrap=True)
     table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
     table.add_column("way", overflow="fold")
     for name in ("rows", "largest", "mean", "allowed"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
-    for result in found.results:
-        numbers = [number(value) for value in (result.largest, result.mean, result.tolerance)]
-        verdict = Text(result.verdict, style=_STYLES[result.verdict])
-        table.add_row(result.path, str(result.rows or ""), *numbers, verdict)
+    for way in result.results:
+        numbers = [number(value) for value in (way.largest, way.mean, way.tolerance)]
+        verdict = Text(way.verdict, style=_STYLES[way.verdict])
+        table.add_row(way.path, str(way.rows or ""), *numbers, verdict)
     console.print(table)
-    for text, paths in found.explanations.items():
+    for text, paths in result.explanations.items():
         console.print(Text(f"\n{', '.join(paths)}", style="bold"), soft_wrap=True)
         console.print(Text(f"  {text}"), soft_wrap=True)
-    same = "the same" if found.passed else "not the same"
-    console.print(Text(f"\nThe rewards are {same} everywhere.", style="green" if found.passed else "bold red"))
+    same = "the same" if result.passed else "not the same"
+    console.print(Text(f"\nThe rewards are {same} everywhere.", style="green" if result.passed else "bold red"))
