@@ -50,27 +50,16 @@ PATIENCE = 300.0
 
 @dataclass(frozen=True)
 class FileScores:
-    """Outcome of scoring a file.
+    """Outcome of scoring a file."""
 
-    Attributes:
-        output: The scored file.
-        rows: Rows in it, including those that could not be scored.
-        responses: Rewards in it.
-        unscored: Rows that could not be scored.
-        truncated: Rows that were too long and were truncated.
-        columns: The columns that were added.
-        resumed: Rows that earlier runs had scored.
-        seconds: Duration of this run.
-    """
-
-    output: str
-    rows: int
-    responses: int
-    unscored: int
-    truncated: int
-    columns: tuple[str, ...]
-    resumed: int
-    seconds: float
+    output: str  # the scored file
+    rows: int  # in it, including those that could not be scored
+    responses: int  # that have a reward
+    unscored: int  # rows that could not be scored
+    truncated: int  # rows
+    columns: tuple[str, ...]  # that were added
+    resumed: int  # rows that earlier runs had scored
+    seconds: float  # of this run
 
 
 def score_file(
@@ -185,10 +174,8 @@ def _write_result(
         report.add(row.index, row.flags, row.error)
         (unscored_shapes if row.error else scored_shapes).add(row.shape)
         responses += 0 if row.error else len(row.rewards)
-        if (
-            row.error is not None and errors == "raise" and not row.flags & Flag.OVERLONG
-        ):  # an earlier run was told to write null
-            raise _with_fix(row.error, f"{row.error.fix} Or pass `--errors nan`.")
+        if row.error is not None and errors == "raise" and not row.flags & Flag.OVERLONG:
+            raise row.error  # an earlier run was told to write null
     # Rows that could not be scored count only where there is nothing else.
     shapes = sorted(scored_shapes or unscored_shapes)
     names = columns.names(shapes)
@@ -221,10 +208,6 @@ def _write_result(
     rename(work.merged, path)
 
 
-def _with_fix(error: DataError, fix: str) -> DataError:
-    return DataError(error.message, row=error.row, field=error.field, dataset=error.dataset, fix=fix)
-
-
 # --- scoring in chunks ----------------------------------------------------------------------------------------
 
 
@@ -250,8 +233,7 @@ class RowScores:
 
     def dump(self) -> list[Any]:
         """Returns the values that `load` reads, as JSON knows them."""
-        values = [getattr(self, field.name) for field in dataclasses.fields(self)]
-        return [dump_error(value) if isinstance(value, DataError) else value for value in values]
+        return [dump_error(value) if isinstance(value, DataError) else value for value in vars(self).values()]
 
     @classmethod
     def load(cls, values: Sequence[Any]) -> RowScores:
