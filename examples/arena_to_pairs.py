@@ -3,12 +3,12 @@
     python examples/arena_to_pairs.py --output arena.jsonl
     plaudit train --dataset_name arena.jsonl --eval_fraction 0.05 --output_dir runs/arena
 
-A row of the source holds `prompt`, `response_a` and `response_b`, each a JSON list with one text a turn, and
+A row of the source holds `prompt`, `response_a` and `response_b`, each a JSON list with one text per turn, and
 `winner_model_a`, `winner_model_b` and `winner_tie`, one of which is 1. People voted on the whole conversation, so all
-its turns are kept, not only the first. Left out are ties, and conversations in which a turn is missing. For a file of
-six votes it prints:
+its turns are kept, not only the first. Ties and conversations with a missing turn are dropped. For a file of six votes
+the script prints:
 
-    6 votes; left out: 1 without a winner, 1 with a missing turn; 4 pairs in arena.jsonl
+    6 votes; dropped: 1 without a winner, 1 with a missing turn; 4 pairs in arena.jsonl
 """
 
 import argparse
@@ -28,8 +28,8 @@ def has_winner(row: dict[str, Any]) -> bool:
 
 
 def is_complete(row: dict[str, Any]) -> bool:
-    prompts, *answers = (read_turns(row[column]) for column in ("prompt", "response_a", "response_b"))
-    return all(len(turns) == len(prompts) and None not in turns for turns in (prompts, *answers))
+    prompts, *responses = (read_turns(row[column]) for column in ("prompt", "response_a", "response_b"))
+    return all(len(turns) == len(prompts) and None not in turns for turns in (prompts, *responses))
 
 
 def to_pair(row: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
@@ -38,8 +38,8 @@ def to_pair(row: dict[str, Any]) -> dict[str, list[dict[str, str]]]:
     return {"chosen": to_messages(row["prompt"], row[winner]), "rejected": to_messages(row["prompt"], row[loser])}
 
 
-def to_messages(prompts: str, answers: str) -> list[dict[str, str]]:
-    turns = zip(read_turns(prompts), read_turns(answers), strict=True)
+def to_messages(prompts: str, responses: str) -> list[dict[str, str]]:
+    turns = zip(read_turns(prompts), read_turns(responses), strict=True)
     return [
         {"role": role, "content": content}
         for turn in turns
@@ -59,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     pairs = complete.map(to_pair, remove_columns=complete.column_names)
     pairs.to_json(args.output)
     print(
-        f"{len(votes):,} votes; left out: {len(votes) - len(decided):,} without a winner, "
+        f"{len(votes):,} votes; dropped: {len(votes) - len(decided):,} without a winner, "
         f"{len(decided) - len(complete):,} with a missing turn; {len(pairs):,} pairs in {args.output}"
     )
 

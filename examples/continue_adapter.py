@@ -1,9 +1,9 @@
-"""Load an adapter that was saved earlier, and go on training it, on other data perhaps.
+"""Load a saved adapter and continue its training, on other data if you like.
 
     python examples/train_adapter.py
     python examples/continue_adapter.py --adapter runs/adapter
 
-The adapter's folder names its base model and holds its reward head, so nothing else is needed. Prints how it does on
+The adapter's folder names its base model and holds its reward head, so nothing else is needed. Prints its accuracy on
 held-out pairs before and after:
 
     held-out accuracy: 0.61 before, 0.61 after

@@ -1,14 +1,14 @@
-"""Train with one process or with many: the same script, whatever starts it.
+"""Train with one process or with many, with the same script.
 
     python examples/multi_process.py
     torchrun --nproc_per_node 2 examples/multi_process.py
     accelerate launch --config_file examples/accelerate/one_node_fsdp2.yaml examples/multi_process.py \
         --model Qwen/Qwen3-4B --dataset trl-lib/ultrafeedback_binarized --max_steps 1000
 
-Every setting of `RewardConfig` is an option here. A step takes `per_device_train_batch_size` pairs in each process;
-losses and metrics are over all of them, and no pair counts twice. Only the first process prints:
+Every setting of `RewardConfig` is an option here. Each process computes `per_device_train_batch_size` pairs per
+step; losses and metrics are over all processes, and no pair counts twice. Only the first process prints:
 
-    2 processes, 8 pairs a step
+    2 processes, 8 pairs per step
     held-out accuracy: 0.48
 """
 
@@ -23,7 +23,7 @@ from plaudit.demo import embedded_model_path, load_preferences
 
 @dataclass
 class ScriptArguments:
-    """What this script asks for beside the settings of the training."""
+    """Options of this script beside the settings of the training."""
 
     model: str | None = field(default=None, metadata={"help": "Folder or model id; by default the embedded model."})
     dataset: str | None = field(default=None, metadata={"help": "File, folder or name; by default the bundled pairs."})
@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     trainer.save_model()
     if trainer.is_world_process_zero():
         pairs = config.train_batch_size * config.gradient_accumulation_steps * config.world_size
-        print(f"{config.world_size} processes, {pairs} pairs a step")
+        print(f"{config.world_size} processes, {pairs} pairs per step")
         print(f"held-out accuracy: {metrics['eval_accuracy']:.2f}")
 
 

@@ -1,16 +1,16 @@
-"""Choose the precision of weights and arithmetic, and see that rewards stay exact in each.
+"""Choose the precision of weights and arithmetic; rewards stay exact in each.
 
     python examples/precision.py --precision float32
     python examples/precision.py --precision mixed
     python examples/precision.py --precision bfloat16
 
-    float32   weights and arithmetic in float32: the most exact, and all that most CPUs do well
-    mixed     weights in float32, arithmetic in bfloat16: the default on a GPU that has it; nearly as exact, much faster
-    bfloat16  weights too: half the memory, but updates below 1/256 of a weight are rounded away. For models that would
-              not fit otherwise, with a learning rate that is not too small
+    float32   weights and arithmetic in float32: the most exact, and the only precision that is fast on most CPUs
+    mixed     weights in float32, arithmetic in bfloat16: the default on GPUs that support it; much faster
+    bfloat16  weights too: half the memory, but updates below 1/256 of a weight are rounded away. For models that do not
+              fit otherwise, with a learning rate that is not too small
 
-The reward head computes in float32 in all three: in bfloat16 close rewards would become equal, and ties count as
-wrong. Prints:
+The reward head computes in float32 in all three: in bfloat16 close rewards become equal, and ties count as errors.
+Prints:
 
     weights: bfloat16, 269 MB
     rewards: float32, 54 different ones of 54 (rounded to bfloat16 it would be 52)

@@ -1,9 +1,10 @@
-"""Train a reward model, measure it on prompts it has never seen, and let it judge two answers.
+"""Train a reward model, evaluate it on held-out prompts, and score two responses.
 
     python examples/quick_start.py
     python examples/quick_start.py --model Qwen/Qwen3-0.6B --dataset trl-lib/ultrafeedback_binarized --max_steps 1000
 
-Prints the share of held-out pairs that it gets right, and the reward of each answer as plain transformers reads it:
+Prints the share of held-out pairs that the model orders correctly, and the reward of each response, computed with plain
+transformers:
 
     held-out accuracy: 0.574 (54 pairs)
     reward -0.23: It is blue.
@@ -19,8 +20,8 @@ from plaudit import RewardConfig, RewardTrainer
 from plaudit.data.load import load_preference_dataset, split_by_prompt
 from plaudit.demo import embedded_model_path, load_preferences
 
-QUESTION = "What color is the sky?"
-ANSWERS = ("It is blue.", "Fry the onions first.")
+PROMPT = "What color is the sky?"
+RESPONSES = ("It is blue.", "Fry the onions first.")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
         args.output_dir,
         max_steps=args.max_steps,
         learning_rate=5e-5,
-        gradient_checkpointing="auto",  # only where memory is short
+        gradient_checkpointing="auto",  # only where memory is scarce
         save_strategy="no",
     )
     model = args.model or str(embedded_model_path())
@@ -48,11 +49,11 @@ def main(arguments: list[str] | None = None) -> None:
 
     tokenizer = AutoTokenizer.from_pretrained(args.output_dir)
     reward_model = AutoModelForSequenceClassification.from_pretrained(args.output_dir)
-    for answer in ANSWERS:
-        conversation = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": answer}]
+    for response in RESPONSES:
+        conversation = [{"role": "user", "content": PROMPT}, {"role": "assistant", "content": response}]
         inputs = tokenizer.apply_chat_template(conversation, return_tensors="pt", return_dict=True)
         with torch.no_grad():
-            print(f"reward {reward_model(**inputs).logits.item():.2f}: {answer}")
+            print(f"reward {reward_model(**inputs).logits.item():.2f}: {response}")
 
 
 if __name__ == "__main__":

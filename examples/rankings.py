@@ -1,17 +1,19 @@
-"""Train on rankings of several answers, and let the model pick the best of N.
+"""Train on rankings of several responses, and pick the best of N.
 
     python examples/rankings.py
     python examples/rankings.py --objective plackett_luce
     python examples/rankings.py --dataset rankings.jsonl --max_steps 1000
 
 A row has a `prompt`, its `responses` and their `ranks`: 1 is best, equal ranks are ties. (Or `scores`, higher is
-better.) All comparisons of a row are learned together, and the prompt is computed once. Without `--dataset` the rows
-are made of the bundled preferences: the good answer, the worse one, and two answers to other questions, which share
-the last rank. Prints the objective that `auto` takes for such rows; on held-out prompts the share of comparisons that
-are right, how well the order agrees (Kendall's tau, 1 is perfect) and how often the highest reward is on a best
-answer; and the answers to one of these prompts, the best of N first:
+better.) The model learns all comparisons of a row together and computes the prompt once. Without `--dataset` the rows
+are made of the bundled preferences: the chosen response, the rejected one, and two responses to other prompts, which
+share the last rank.
 
-    objective: bradley_terry, 468 rows of up to 4 answers
+Prints the objective that `auto` chooses for such rows. On held-out prompts it prints the share of comparisons ordered
+correctly, the agreement of the orders (Kendall's tau, 1 is perfect) and how often a best response has the highest
+reward. Then it prints the responses to one of these prompts, the best of N first:
+
+    objective: bradley_terry, 468 rows of up to 4 responses
     held out, 52 rows: accuracy 0.850, Kendall's tau 0.639, best of N 0.500
     Why do tomatoes split after heavy rain?
       reward  1.21, rank 1: The roots take up water so fast that the fruit swells quicker than its skin can s...
@@ -30,13 +32,13 @@ from plaudit.demo import embedded_model_path, load_preferences
 
 
 def make_rankings() -> Dataset:
-    """Four answers to each bundled prompt; the last two, to questions of other topics, are equally bad."""
+    """Returns four responses per bundled prompt; the last two, to prompts on other topics, are equally bad."""
     rows = [row for row in load_preferences() if row["tools"] is None]
     rankings = []
     for index, row in enumerate(rows):
         strangers = [rows[(index + step) % len(rows)]["chosen"] for step in (100, 200)]
-        answers = [row["chosen"], row["rejected"], *strangers]
-        rankings.append({"prompt": row["prompt"], "responses": answers, "ranks": [1, 2, 3, 3]})
+        responses = [row["chosen"], row["rejected"], *strangers]
+        rankings.append({"prompt": row["prompt"], "responses": responses, "ranks": [1, 2, 3, 3]})
     return Dataset.from_list(rankings)
 
 
@@ -55,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
         args.output_dir,
         objective=args.objective,
         max_steps=args.max_steps,
-        per_device_train_batch_size=4,  # rows, of several answers each
+        per_device_train_batch_size=4,  # rows of several responses each
         learning_rate=5e-5,
         gradient_checkpointing="auto",
         save_strategy="no",
@@ -63,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     model = args.model or str(embedded_model_path())
     trainer = RewardTrainer(model, config, train_dataset=train, eval_dataset=held_out)
     most = max(len(responses) for responses in train["responses"])
-    print(f"objective: {trainer.training_objective.name}, {len(train)} rows of up to {most} answers")
+    print(f"objective: {trainer.training_objective.name}, {len(train)} rows of up to {most} responses")
     trainer.train()
     metrics = trainer.evaluate()
     print(
@@ -73,13 +75,13 @@ def main(arguments: list[str] | None = None) -> None:
     trainer.save_model()
 
     row = held_out[0]
-    # One row of rewards for each row of the data, in its order; NaN where others have more answers.
+    # One row of rewards for each row of the data, in its order; NaN where other rows have more responses.
     (rewards,) = trainer.predict(held_out.select([0])).predictions
-    said = "ranks" if "ranks" in row else "scores"
-    best_first = sorted(zip(rewards, row[said], row["responses"], strict=False), key=lambda one: -one[0])
+    column = "ranks" if "ranks" in row else "scores"
+    best_first = sorted(zip(rewards, row[column], row["responses"], strict=False), key=lambda scored: -scored[0])
     print(text_of(row["prompt"]))
-    for reward, judged, answer in best_first:
-        print(f"  reward {reward:5.2f}, {said.removesuffix('s')} {judged:g}: {text_of(answer)}")
+    for reward, label, response in best_first:
+        print(f"  reward {reward:5.2f}, {column.removesuffix('s')} {label:g}: {text_of(response)}")
 
 
 def text_of(value: str | list[dict[str, str]]) -> str:

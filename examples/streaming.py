@@ -1,9 +1,9 @@
-"""Train on a stream: rows are read as they are needed, so the data may be larger than memory and disk.
+"""Train on a stream: rows are read when they are needed, so the data may be larger than memory and disk.
 
     python examples/streaming.py
     python examples/streaming.py --dataset trl-lib/ultrafeedback_binarized --max_steps 1000
 
-A stream has no length, so `max_steps` says when to stop. It is shuffled within a buffer, and every row is checked and
+A stream has no length, so `max_steps` sets the end. The stream is shuffled within a buffer; every row is checked and
 counted when it is read. Prints (one batch is read ahead):
 
     trained 10 steps of 8 pairs; 88 rows were kept of 88 read

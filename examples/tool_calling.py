@@ -1,10 +1,10 @@
-"""Train on conversations with tools: which call is better, and which answer to what a tool returned.
+"""Train on conversations with tools: which call is better, and which response to the result of a tool.
 
     python examples/tool_calling.py
 
 A row has `tools` (JSON schemas, as JSON text or as a list), messages with `tool_calls`, and messages of the role
-`tool`. A data set gives all calls the same keys and fills those that a call lacks with None; they are taken out again
-before the chat template sees them. Prints the first row as the model reads it, with its own chat template:
+`tool`. A data set gives all calls the same keys, with None where a call lacks a key; these are removed again before the
+chat template renders the row. Prints the first row as the model reads it, with its own chat template:
 
     <|im_start|>system
     ...
@@ -54,7 +54,7 @@ ROWS = [
         "chosen": [call("get_weather", city="Oslo")],
         "rejected": [call("convert_money", amount=1.0, currency="NOK")],
     },
-    {  # Which answer, once the tool has spoken?
+    {  # Which response to the tool's result?
         "tools": TOOLS,
         "prompt": [WEATHER, call("get_weather", city="Oslo"), {"role": "tool", "content": get_weather("Oslo")}],
         "chosen": [{"role": "assistant", "content": "Yes: it rains a little, at 12 degrees."}],

@@ -1,10 +1,10 @@
-"""Train a LoRA adapter instead of the whole model, and merge it into a model that any server reads.
+"""Train a LoRA adapter instead of the whole model, and merge it into a model that any server loads.
 
     python examples/train_adapter.py
     python examples/train_adapter.py --model Qwen/Qwen3-4B --dataset trl-lib/ultrafeedback_binarized --max_steps 1000
 
-The reward head is trained and saved with the adapter, though nobody asked for it: without it an adapter would sit
-under a head of random numbers. `continue_adapter.py` goes on from what is saved here. Prints:
+The reward head is always trained and saved with the adapter: without it, the adapter would feed a head of random
+numbers. `continue_adapter.py` continues from the adapter saved here. Prints:
 
     trained: 4.9 of 139.4 million parameters
     held-out accuracy: 0.66 (38 pairs)

@@ -119,6 +119,6 @@ def test_two_processes_on_a_cpu(tmp_path, model_folder, pairs):
         command, env={**os.environ, **hidden}, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.count("2 processes, 8 pairs a step") == 1
+    assert done.stdout.count("2 processes, 8 pairs per step") == 1
     assert done.stdout.count("held-out accuracy: ") == 1
     assert (tmp_path / "out" / "model.safetensors").exists()

@@ -71,7 +71,7 @@ class TestArena:
 
     def test_votes_become_pairs_of_whole_conversations(self, run, votes):
         lines = run("arena_to_pairs", "--dataset", votes, "--output", "arena.jsonl")
-        assert lines == ["6 votes; left out: 1 without a winner, 1 with a missing turn; 4 pairs in arena.jsonl"]
+        assert lines == ["6 votes; dropped: 1 without a winner, 1 with a missing turn; 4 pairs in arena.jsonl"]
         pairs = list(load_preference_dataset("arena.jsonl"))
 
         def texts(side):
@@ -99,7 +99,7 @@ class TestArena:
         ]
         (tmp_path / "votes.jsonl").write_text("\n".join(map(json.dumps, rows)))
         lines = run("arena_to_pairs", "--dataset", "votes.jsonl")
-        assert lines == ["2 votes; left out: 0 without a winner, 1 with a missing turn; 1 pairs in arena.jsonl"]
+        assert lines == ["2 votes; dropped: 0 without a winner, 1 with a missing turn; 1 pairs in arena.jsonl"]
 
     @pytest.mark.slow
     def test_the_pairs_can_be_trained_on(self, run, votes):
@@ -163,10 +163,10 @@ def test_rewards_are_exact_in_every_precision(run, pairs, precision, stored):
 
 class TestRankings:
     @pytest.mark.slow
-    def test_needs_no_options_and_ranks_the_answers_of_a_held_out_prompt(self, run):
+    def test_needs_no_options_and_ranks_the_responses_of_a_held_out_prompt(self, run):
         lines = run("rankings", "--output_dir", "out", *QUICK)
-        objective, rows, answers = matched(r"objective: (\w+), (\d+) rows of up to (.*) answers", lines)
-        assert (objective, int(rows), answers) == ("bradley_terry", 468, "4")
+        objective, rows, responses = matched(r"objective: (\w+), (\d+) rows of up to (.*) responses", lines)
+        assert (objective, int(rows), responses) == ("bradley_terry", 468, "4")
         held_out, *metrics = matched(
             r"held out, (\d+) rows: accuracy (\S+), Kendall's tau (\S+), best of N (\S+)", lines
         )
@@ -182,7 +182,7 @@ class TestRankings:
         assert rewards[0] == pytest.approx(again, abs=0.006)
 
     @pytest.mark.slow
-    def test_scored_answers_of_a_file_with_plackett_luce(self, run, tmp_path):
+    def test_scored_responses_of_a_file_with_plackett_luce(self, run, tmp_path):
         rows = [
             {"prompt": f"Add {n}. ", "responses": [f"so {'!' * k}" for k in range(2 + n % 2)], "scores": [1, 0, 0.5]}
             for n in range(20)
@@ -190,7 +190,7 @@ class TestRankings:
         rows = [row | {"scores": row["scores"][: len(row["responses"])]} for row in rows]
         (tmp_path / "rankings.jsonl").write_text("\n".join(map(json.dumps, rows)))
         lines = run("rankings", "--dataset", "rankings.jsonl", "--objective", "plackett_luce", *QUICK)
-        assert matched(r"objective: (\w+), 18 rows of up to (.*) answers", lines) == ("plackett_luce", "3")
+        assert matched(r"objective: (\w+), 18 rows of up to (.*) responses", lines) == ("plackett_luce", "3")
         assert len([line for line in lines if re.match(r"  reward .*, score (0|0.5|1): so", line)]) in (2, 3)
 
 
@@ -216,7 +216,7 @@ class TestMultiProcess:
             *("multi_process", "--dataset", pairs, "--output_dir", "out", *QUICK),
             *("--gradient_accumulation_steps", 3, "--center_rewards_coefficient", 0.01),
         )
-        assert lines[0] == "1 processes, 12 pairs a step"
+        assert lines[0] == "1 processes, 12 pairs per step"
         assert 0 <= float(matched(r"held-out accuracy: (.*)", lines)[0]) <= 1
         settings = torch.load("out/training_args.bin", weights_only=False)
         assert (settings.center_rewards_coefficient, settings.max_steps) == (0.01, 2)

@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import jinja2
 import torch
@@ -187,7 +187,6 @@ def changed_settings(settings: Mapping[str, Any]) -> list[str]:
 MOST_TOKENS = 512
 """Tokens of the longest golden row, if there are shorter ones: bounds the cost of each save."""
 _CANDIDATES, _CANDIDATES_OF_STREAMS = 64, 16
-_Candidate: TypeAlias = tuple[int, int, tuple[GoldenRow, ...]]  # most tokens, turns, one or two responses
 
 
 def choose_golden_rows(
@@ -198,24 +197,23 @@ def choose_golden_rows(
     They come from the first of the raw data sets (or mappings of such) that has a row that fits, and have reward 0.
     Rows that cannot be read are skipped; without a row that fits there are no golden rows.
     """
-    if count < 1:
-        return ()
-    for dataset in datasets:
+    for dataset in datasets if count else ():
         for rows in dataset.values() if isinstance(dataset, Mapping) else (dataset,):
             if not isinstance(rows, Dataset | IterableDataset):
                 continue
-            candidates = [
-                candidate
-                for candidate in _candidates(tokenizer, rows, responses=min(count, 2))
-                if max_length is None or candidate[0] <= max_length
-            ]
-            if candidates:
-                return _spread(candidates, count)
+            candidates = [responses[:count] for responses in _responses_of_some_rows(tokenizer, rows)]
+            fitting = [row for row in candidates if max_length is None or _tokens(row) <= max_length]
+            if fitting:
+                return _spread(fitting, count)
     return ()
 
 
-def _candidates(tokenizer: Any, dataset: Dataset | IterableDataset, *, responses: int) -> Iterator[_Candidate]:
-    """Yields up to 64 examples from all over a table, or the first 16 of a stream."""
+def _tokens(responses: Sequence[GoldenRow]) -> int:
+    return max(len(response.ids) for response in responses)
+
+
+def _responses_of_some_rows(tokenizer: Any, dataset: Dataset | IterableDataset) -> Iterator[tuple[GoldenRow, ...]]:
+    """Yields one or two responses of up to 64 rows from all over a table, or of the first 16 of a stream."""
     plain = dataset.with_format(None)
     encoders: dict[bool, Any] = {}
     numbered: Iterable[tuple[int, Any]]
@@ -227,55 +225,47 @@ def _candidates(tokenizer: Any, dataset: Dataset | IterableDataset, *, responses
     for number, row in numbered:
         renamed = {LEGACY_COLUMNS.get(name, name): value for name, value in row.items()}
         try:
-            turns, rows = _golden_rows_of(renamed, number, plain.features, tokenizer, encoders)
+            yield _first_and_last(renamed, number, plain.features, tokenizer, encoders)
         except (DataError, ConfigError, *RENDER_ERRORS) as error:
             # The preparation of the data reports what is wrong with such rows.
             logger.debug("Row %d cannot be a golden row: %s", number, error)
-            continue
-        yield max(len(golden.ids) for golden in rows[:responses]), turns, rows[:responses]
 
 
-def _golden_rows_of(
+def _first_and_last(
     row: Mapping[str, Any], number: int, features: Any, tokenizer: Any, encoders: dict[bool, Any]
-) -> tuple[int, tuple[GoldenRow, ...]]:
-    """Returns the number of turns, and the first and last response of a row; one where both are the same."""
+) -> tuple[GoldenRow, ...]:
+    """Returns the first and the last response of a row, or one response where both are the same."""
     example = read_example(row, row_number=number, features=features)
     if example.response_ids is not None:
         distinct = dict.fromkeys((tuple(example.response_ids[0]), tuple(example.response_ids[-1])))
-        return 1, tuple(GoldenRow(ids, 0.0, number) for ids in distinct)
+        return tuple(GoldenRow(ids, 0.0, number) for ids in distinct)
     ends = example.responses[:1] if len(example.responses) == 1 else (example.responses[0], example.responses[-1])
-    example = dataclasses.replace(example, responses=ends)
     if example.conversational not in encoders:
         encoders[example.conversational] = (ConversationEncoder if example.conversational else TextEncoder)(tokenizer)
     encoder = encoders[example.conversational]
-    texts = encoder.render([example])[0]
-    rows: dict[tuple[int, ...], GoldenRow] = {}
+    texts = encoder.render([dataclasses.replace(example, responses=ends)])[0]
+    golden: dict[tuple[int, ...], GoldenRow] = {}
     for response, text, ids in zip(ends, texts, encoder.tokenize(texts), strict=True):
+        given: tuple[Any, ...] = ()
+        if not isinstance(response, str):
+            given = (response, example.tools, dict(example.chat_template_kwargs))
         # As JSON reads it again: what JSON cannot hold raises here, and the row is skipped.
-        conversation = None if isinstance(response, str) else json.loads(json.dumps(response))
-        tools, kwargs = None, {}
-        if conversation is not None:
-            tools = None if example.tools is None else json.loads(json.dumps(example.tools))
-            kwargs = json.loads(json.dumps(dict(example.chat_template_kwargs)))
-        rows[tuple(ids)] = GoldenRow(tuple(ids), 0.0, number, text, conversation, tools, kwargs)
-    return (1 if isinstance(ends[0], str) else len(ends[0])), tuple(rows.values())
+        golden[tuple(ids)] = GoldenRow(tuple(ids), 0.0, number, text, *json.loads(json.dumps(given)))
+    return tuple(golden.values())
 
 
-def _spread(candidates: Sequence[_Candidate], count: int) -> tuple[GoldenRow, ...]:
-    """Returns `count` rows, if there are as many, of examples as different as possible."""
-    by_length = sorted(candidates, key=lambda candidate: candidate[0])
-    short = [candidate for candidate in by_length if candidate[0] <= MOST_TOKENS]
+def _spread(candidates: Sequence[tuple[GoldenRow, ...]], count: int) -> tuple[GoldenRow, ...]:
+    """Returns `count` responses, if there are as many, of rows as different as possible."""
+    by_length = sorted(candidates, key=_tokens)
+    short = [responses for responses in by_length if _tokens(responses) <= MOST_TOKENS]
     if not short:
-        return by_length[0][2][:count]
-    most_turns = max(range(len(short)), key=lambda index: short[index][1])
+        return by_length[0][:count]
+    last = len(short) - 1
+    most_turns = max(range(len(short)), key=lambda index: len(short[index][0].messages or " "))
     # The rest evenly between the shortest and the longest.
-    between = [round(n * (len(short) - 1) / (count + 1)) for n in range(1, count + 1)]
-    chosen: list[GoldenRow] = []
-    for index in dict.fromkeys((0, len(short) - 1, most_turns, *between, *range(len(short)))):
-        chosen += short[index][2]
-        if len(chosen) >= count:
-            break
-    return tuple(chosen[:count])
+    between = [round(n * last / (count + 1)) for n in range(1, count + 1)]
+    indices = dict.fromkeys((0, last, most_turns, *between, *range(len(short))))
+    return tuple(response for index in indices for response in short[index])[:count]
 
 
 # ---- golden rows: their rewards at a save ---------------------------------------------------------------------
