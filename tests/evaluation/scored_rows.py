@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from plaudit.evaluation.suites.base import SuiteRow
 from plaudit.evaluation.table import ScoredRow, ScoredSet
-from plaudit.schema import Label
+from plaudit.schema import RAW_COLUMNS, Label
+
+
+def scored_row(raw, rewards, *, row_number, tokens=None) -> ScoredRow:
+    """A raw row with its rewards."""
+    columns = {name: value for name, value in raw.items() if name not in RAW_COLUMNS}
+    return SuiteRow(row_number, "", raw, columns, "rows", row_number).scored(rewards, tokens)
 
 
 def pairs(rewards, *, prompts=None, tokens=None, texts=None, columns=None) -> ScoredSet:

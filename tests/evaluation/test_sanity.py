@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evaluation.scored_rows import listed, pairs
+from evaluation.scored_rows import listed, pairs, scored_row
 from plaudit.data.parse import read_example
 from plaudit.errors import ConfigError
 from plaudit.evaluation.checks import (
@@ -13,7 +13,7 @@ from plaudit.evaluation.checks import (
     check_swapped_labels,
     swap_labels,
 )
-from plaudit.evaluation.table import ScoredRow, ScoredSet, scored_row
+from plaudit.evaluation.table import ScoredRow, ScoredSet
 
 ROWS = [
     {"prompt": "p", "chosen": "longer", "rejected": "b"},

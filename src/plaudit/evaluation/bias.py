@@ -18,6 +18,7 @@ from plaudit.evaluation.results import (
     Proportion,
 )
 from plaudit.evaluation.stats import (
+    Z_95,
     bins_of_equal_mass,
     cluster_bootstrap,
     correlation,
@@ -29,7 +30,6 @@ from plaudit.evaluation.stats import (
 from plaudit.evaluation.table import ScoredSet
 
 LENGTH_BINS = 8
-_Z = 1.959963984540054  # of a 95% interval
 FEATURES = ("headers", "bold", "lists", "code", "tables")
 _FENCED = re.compile(r"^ {0,3}(```+|~~~+)[^\n]*\n(?:.*?^ {0,3}\1[`~]*[ \t]*$|.*)", re.MULTILINE | re.DOTALL)
 _INLINE_CODE = re.compile(r"(?<!`)(`+)(?!`)[^\n]+?(?<!`)\1(?!`)")
@@ -200,7 +200,7 @@ def _predict(
     scores_CK = sums_by_cluster(design_PK * (outcome_P - p_P)[:, None], cluster_P)
     bread_KK = np.linalg.inv(_curvature(design_PK, p_P, penalty_K))
     deviation = float(np.sqrt((bread_KK @ (scores_CK.T @ scores_CK) @ bread_KK)[0, 0]))
-    accuracy, low, high = expit(theta_K[0] + np.array([0.0, -_Z, _Z]) * deviation)
+    accuracy, low, high = expit(theta_K[0] + np.array([0.0, -Z_95, Z_95]) * deviation)
     return float(accuracy), Interval(float(low), float(high)) if len(scores_CK) > 1 else None
 
 

@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 from torch import nn
 
-from plaudit.data.parse import read_example
 from plaudit.data.report import Flag
 from plaudit.errors import DataError
 from plaudit.evaluation.checks import ALONE, PADDED, SWAPPED, swap_labels
@@ -24,7 +23,7 @@ from plaudit.evaluation.judge import EvaluationSettings, judge, named_rows
 from plaudit.evaluation.results import SuiteEvaluation
 from plaudit.evaluation.suites.base import SuiteRow
 from plaudit.evaluation.suites.registry import LoadedSuite
-from plaudit.evaluation.table import SCHEMA, as_given
+from plaudit.evaluation.table import SCHEMA, rewards_by_row
 from plaudit.inference.files import CHUNK_SIZE, Processes, RowScores, score_in_chunks
 from plaudit.inference.io import RowList
 from plaudit.inference.reward_model import RewardModel
@@ -61,18 +60,23 @@ def unchanged(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def model_for(model: RewardModel, settings: EvaluationSettings, **options: Any) -> RewardModel:
-    """Returns a view of a model that scores as the settings say; options replace those of the model."""
-    shares = model.batch_layout == "shared_prefix"
-    layout: BatchLayout = options.pop("batch_layout", "auto" if shares else "padded")
+def model_for(
+    model: RewardModel,
+    settings: EvaluationSettings,
+    *,
+    batch_layout: BatchLayout | None = None,
+    max_tokens_per_batch: int | None = None,
+) -> RewardModel:
+    """Returns a view of a model that scores as the settings say; by default batches are laid out as the model's."""
+    own_layout: BatchLayout = "auto" if model.batch_layout == "shared_prefix" else "padded"
     limits = [limit for limit in (settings.max_length, model.max_length) if limit is not None]
     disabled, logger.disabled = logger.disabled, True  # the model itself has given the warnings
     try:
         return RewardModel(
             model.model,
             model.processing_class,
-            batch_layout=layout,
-            max_tokens_per_batch=options.pop("max_tokens_per_batch", model.max_tokens_per_batch),
+            batch_layout=batch_layout or own_layout,
+            max_tokens_per_batch=max_tokens_per_batch or model.max_tokens_per_batch,
             max_length=min(limits, default=None),
             overlong="nan" if settings.overlong == "drop" else settings.overlong,
             calibration=model.calibration,
@@ -125,7 +129,8 @@ def score_suite(
     start = time.perf_counter()
     tables = [score_rows(model, suite.rows, settings, folder=folder, progress=progress)]
     seconds = time.perf_counter() - start
-    scored = [row for row in suite.rows if (row.source, row.number) in _scored_keys(tables[0])]
+    rewards = rewards_by_row(tables[0])
+    scored = [row for row in suite.rows if (row.source, row.number) in rewards]
     drawn = np.random.default_rng(settings.seed).permutation(len(scored))[: max(settings.sanity_rows, 0)]
     if len(drawn):
         rows = [scored[index] for index in sorted(drawn.tolist())]
@@ -136,11 +141,6 @@ def score_suite(
         tables.append(score_rows(alone, rows, settings, variant=ALONE))
         tables.append(_score_padded(model, rows, settings))
     return pa.concat_tables(tables), seconds
-
-
-def _scored_keys(table: pa.Table) -> set[tuple[str, int]]:
-    columns = (table.column(name).to_pylist() for name in ("source", "row", "reward"))
-    return {(source, row) for source, row, reward in zip(*columns, strict=True) if reward is not None}
 
 
 def _score_padded(model: RewardModel, rows: Sequence[SuiteRow], settings: EvaluationSettings) -> pa.Table:
@@ -208,7 +208,7 @@ def _lines(
 
 def _not_finite(model: RewardModel, row: SuiteRow, rewards: Sequence[float]) -> DataError:
     """Returns the error about a row with a reward that is NaN or infinite."""
-    example = read_example(as_given(row.raw), row_number=row.number, features=row.features)
+    example = row.example()
     beside = {"tools": example.tools, "chat_template_kwargs": example.chat_template_kwargs}
     # One by one: computed together, what is wrong with one response spreads to those beside it.
     alone = [

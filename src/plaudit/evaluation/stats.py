@@ -41,7 +41,7 @@ from plaudit.evaluation.table import ScoredSet
 SAMPLES = 2000  # draws of the bootstrap
 BINS = 10
 _CELLS = 4_000_000  # numbers held at a time
-_Z = 1.959963984540054  # of a 95% interval
+Z_95 = 1.959963984540054  # quantile of the normal distribution for a 95% interval
 
 
 # ---- intervals ---------------------------------------------------------------------------------------------------
@@ -55,8 +55,8 @@ def wilson_interval(successes: float, trials: int) -> Interval:
     >>> tuple(round(bound, 4) for bound in wilson_interval(8, 10))
     (0.4902, 0.9433)
     """
-    share, z2 = successes / trials, _Z**2 / trials
-    half = _Z * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials))
+    share, z2 = successes / trials, Z_95**2 / trials
+    half = Z_95 * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials))
     return Interval(max(0.0, (share + z2 / 2 - half) / (1 + z2)), min(1.0, (share + z2 / 2 + half) / (1 + z2)))
 
 

@@ -15,11 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from plaudit.data.parse import content_text, prompt_of, read_example
+from plaudit.data.parse import content_text, prompt_of
 from plaudit.errors import ConfigError, DataError
 from plaudit.schema import (
     PAIR_COLUMNS,
-    RAW_COLUMNS,
     Example,
     Label,
     RowKind,
@@ -113,6 +112,7 @@ def response_texts(row: Mapping[str, Any], example: Example) -> tuple[str, ...]:
     Of conversations that include their prompt it is what follows the messages that all share, up to the last one of
     the user; of plain text without a prompt it is the whole text.
 
+    >>> from plaudit.data.parse import read_example
     >>> raw = {"prompt": "2+2=", "chosen": "4", "rejected": "5"}
     >>> response_texts(raw, read_example(raw, row_number=0))
     ('4', '5')
@@ -196,46 +196,6 @@ class ScoredRow:
     def cluster(self) -> str:
         """The prompt, or a name of the row's own where it has none."""
         return self.prompt or f"row {self.row}"
-
-
-def scored_row(
-    row: Mapping[str, Any],
-    rewards: Sequence[float],
-    *,
-    row_number: int,
-    row_id: str = "",
-    tokens: Sequence[int] | None = None,
-    columns: Mapping[str, Any] | None = None,
-    gold: Sequence[float] | None = None,
-    dataset_name: str | None = None,
-    features: Mapping[str, Any] | None = None,
-) -> ScoredRow:
-    """Joins a raw row, of any kind that Plaudit reads, with the rewards of its responses.
-
-    Without `columns`, all columns that are not part of the preference are kept for slicing.
-
-    >>> raw = {"prompt": "2+2=", "chosen": "4", "rejected": "five", "source": "sums"}
-    >>> row = scored_row(raw, [1.0, 0.5], row_number=0)
-    >>> row.texts, row.characters, row.columns
-    (('4', 'five'), (1, 4), {'source': 'sums'})
-    """
-    example = read_example(as_given(row), row_number=row_number, dataset_name=dataset_name, features=features)
-    texts = response_texts(row, example)
-    if columns is None:
-        columns = {name: value for name, value in row.items() if name not in RAW_COLUMNS}
-    return ScoredRow(
-        row=row_number,
-        rewards=tuple(float(reward) for reward in rewards),
-        label=example.label,
-        row_kind=example.row_kind,
-        prompt=prompt_key(row),
-        id=row_id,
-        tokens=None if tokens is None else tuple(tokens),
-        characters=tuple(len(text) for text in texts),
-        texts=texts,
-        columns=dict(columns),
-        gold=None if gold is None else tuple(float(score) for score in gold),
-    )
 
 
 class ScoredSet(Sequence[ScoredRow]):

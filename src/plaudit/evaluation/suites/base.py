@@ -14,8 +14,8 @@ from plaudit.errors import ConfigError, DataError
 from plaudit.evaluation.compare import Comparison, adjusted, compare_outcomes
 from plaudit.evaluation.results import SliceResult, SuiteResult
 from plaudit.evaluation.stats import mean_interval, proportion
-from plaudit.evaluation.table import ScoredRow, ScoredSet, as_given, response_texts, scored_row
-from plaudit.schema import quoted
+from plaudit.evaluation.table import ScoredRow, ScoredSet, as_given, prompt_key, response_texts
+from plaudit.schema import Example, quoted
 
 _BROKEN = "Correct the row, or download the file again."
 
@@ -71,23 +71,35 @@ class SuiteRow:
     number: int  # index in its source, counted from 0
     features: Mapping[str, Any] | None = None  # types of the raw columns, where `datasets` declares them
 
+    def example(self) -> Example:
+        """Reads the row."""
+        raw = as_given(self.raw)
+        return read_example(raw, row_number=self.number, dataset_name=self.source, features=self.features)
+
     def texts(self) -> tuple[str, ...]:
         """Returns the responses as plain text, without their prompt."""
-        raw = as_given(self.raw)
-        example = read_example(raw, row_number=self.number, dataset_name=self.source, features=self.features)
-        return response_texts(self.raw, example)
+        return response_texts(self.raw, self.example())
 
     def scored(self, rewards: Sequence[float], tokens: Sequence[int] | None = None) -> ScoredRow:
-        """Joins the row with the rewards of its responses."""
-        return scored_row(
-            self.raw,
-            rewards,
-            row_number=self.row,
-            row_id=self.id,
-            tokens=tokens,
-            columns=self.columns,
-            dataset_name=self.source,
-            features=self.features,
+        """Joins the row with the rewards of its responses.
+
+        >>> row = SuiteRow(0, "a", {"prompt": "2+2=", "chosen": "4", "rejected": "five"}, {}, "sums", 0)
+        >>> row.scored([1.0, 0.5]).texts, row.scored([1.0, 0.5]).characters
+        (('4', 'five'), (1, 4))
+        """
+        example = self.example()
+        texts = response_texts(self.raw, example)
+        return ScoredRow(
+            row=self.row,
+            rewards=tuple(float(reward) for reward in rewards),
+            label=example.label,
+            row_kind=example.row_kind,
+            prompt=prompt_key(self.raw),
+            id=self.id,
+            tokens=None if tokens is None else tuple(tokens),
+            characters=tuple(len(text) for text in texts),
+            texts=texts,
+            columns=dict(self.columns),
         )
 
 
