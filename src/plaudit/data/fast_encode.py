@@ -355,7 +355,7 @@ def _close(kind: type[str]) -> None:
         if name not in vars(kind) and name not in open_ones:
             setattr(kind, name, _refuse(name))
     for name in _STRIPS:
-        setattr(kind, name, functools.partialmethod(cast(Any, OpaqueText)._stripped, name))
+        setattr(kind, name, functools.partialmethod(cast(Any, OpaqueText)._stripped, name))  # noqa: SLF001
     # Defining `__eq__` has set it to None, and a TypeError would be taken for an answer.
     kind.__hash__ = _refuse("__hash__")  # type: ignore[method-assign]
 
