@@ -22,7 +22,7 @@ from model_builders import conversation_rows, tiny_model
 from plaudit import DataError, RewardConfig, RewardTrainer
 from plaudit.data import encode
 from plaudit.data.collate import PaddedCollator, SharedPrefixCollator
-from plaudit.data.encode import PieceTokenizer
+from plaudit.data.encode import SegmentTokenizer
 from tolerances import REWARD
 
 DATED = "{%- if not today is defined %}{% set today = strftime_now('%d %b %Y') %}{% endif %}{{ today }}\n" + CHATML
@@ -204,13 +204,13 @@ def test_23_a_step_computes_each_prompt_once_and_no_padding(tmp_path, dataset):
 
 def test_23_rows_are_tokenised_together_and_equal_pieces_once(tmp_path, monkeypatch):
     calls = []
-    original = PieceTokenizer._encode
+    original = SegmentTokenizer._encode
 
     def counted(self, texts):
         calls.append(texts)
         return original(self, texts)
 
-    monkeypatch.setattr(PieceTokenizer, "_encode", counted)
+    monkeypatch.setattr(SegmentTokenizer, "_encode", counted)
     rows = [{"prompt": "Say ", "chosen": "a" * (n // 2), "rejected": "no"} for n in range(1, 41)]
     make_trainer(tmp_path, Dataset.from_list(rows), use_cpu=True, golden_rows=0)
     pieces = [piece for texts in calls for piece in texts]

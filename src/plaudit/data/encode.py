@@ -1,4 +1,4 @@
-"""Turns preference examples into text, and text into token ids, many at a time."""
+"""Renders examples as text and tokenises the text, many at a time."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from plaudit.schema import Example
 
 logger = logging.getLogger("plaudit")
 CACHE_BYTES = 64 * 2**20
-"""What a tokenizer may remember of pieces that it has seen, unless it is told otherwise."""
+"""Default maximum size of the cache of tokenised words."""
 _BYTES_OF_ENTRY = 180
-"""About what an entry takes beside its characters and ids: two objects, and its place in the table."""
+"""Approximate overhead of a cache entry: two objects, and a slot in the table."""
 _ENCODING_METHODS = ("__call__", "_encode_plus", "_batch_encode_plus", "encode", "_convert_encoding")
 # A visible ASCII character before a space: every classification of characters agrees on these two.
 _BEFORE_SPACE = re.compile(r" (?<=[!-~] )")
@@ -49,31 +49,23 @@ _WORD_PATTERNS = {
 
 
 @dataclass
-class PieceTokenizer:
-    """Splits texts where the tokenizer splits them anyway, and tokenises each different piece once.
+class SegmentTokenizer:
+    """Splits texts where the tokenizer splits them anyway, and tokenises each distinct text segment once.
 
     A tokenizer takes its special tokens out of a text before anything else, and treats what lies between them
-    each by itself: pieces that occur again, such as the turns of a shared prompt, need not be tokenised again.
-    Byte-level tokenizers with one of the usual patterns go on to split before a space, so that words are pieces.
-
-    Attributes:
-        backend: Tokenises pieces; it neither pads nor truncates.
-        tokens: The tokens that are taken out first, and their ids.
-        greedy: Tokens that take their surroundings with them: texts that hold one stay whole.
-        anchor: A token put before a piece that does not begin its text, where beginnings are treated differently.
-        words: Whether pieces are split before spaces.
-        before: Ids that the tokenizer puts before a text.
-        after: Ids that it puts behind a text.
-        cache_bytes: About how much memory the words that were seen may take; then all of them are forgotten.
+    each by itself: segments that occur again, such as the turns of a shared prompt, need not be tokenised again.
+    Byte-level tokenizers with one of the usual patterns go on to split before a space, so that words are segments.
     """
 
-    backend: Tokenizer
-    tokens: dict[str, int]
-    greedy: list[str]
+    backend: Tokenizer  # tokenises segments; it neither pads nor truncates
+    tokens: dict[str, int]  # the tokens that are taken out first, and their ids
+    greedy: list[str]  # tokens that take their surroundings with them: texts that hold one stay whole
+    # A token put before a segment that does not begin its text, where beginnings are treated differently
     anchor: str | None = None
-    words: bool = False
-    before: tuple[int, ...] = ()
-    after: tuple[int, ...] = ()
+    words: bool = False  # whether segments are split before spaces
+    before: tuple[int, ...] = ()  # ids that the tokenizer puts before a text
+    after: tuple[int, ...] = ()  # ids that it puts behind a text
+    # about how much memory the words that were seen may take; then all of them are forgotten
     cache_bytes: int = CACHE_BYTES
     _ids_of_heads: dict[str, bytes] = field(default_factory=dict, repr=False)
     _ids_of_words: dict[str, bytes] = field(default_factory=dict, repr=False)
@@ -84,50 +76,43 @@ class PieceTokenizer:
         self._greedy = _any_of(self.greedy)
 
     def tokenize(self, texts: Sequence[str]) -> list[array[int]]:
-        """Tokenise texts.
-
-        Args:
-            texts: N texts.
-
-        Returns:
-            N arrays of token ids, 32 bits each.
-        """
+        """Returns an array of 32-bit token ids for each text."""
         whole = [n for n, text in enumerate(texts) if self._greedy is not None and self._greedy.search(text)]
         ids_of_whole = dict(zip(whole, self._encode([texts[n] for n in whole]), strict=True))
-        split = [[] if n in ids_of_whole else self._pieces_of(text) for n, text in enumerate(texts)]
-        ids_of = self._ids_of({piece for pieces in split for piece in pieces[::2] if piece})
+        split = [[] if n in ids_of_whole else self._segments_of(text) for n, text in enumerate(texts)]
+        ids_of = self._ids_of({segment for segments in split for segment in segments[::2] if segment})
         ids_of |= {token: _packed([index]) for token, index in self.tokens.items()} | {"": b""}
         before, after = _packed(self.before), _packed(self.after)
         return [
-            array("i", b"".join((before, ids_of_whole.get(n, b""), *map(ids_of.__getitem__, pieces), after)))
-            for n, pieces in enumerate(split)
+            array("i", b"".join((before, ids_of_whole.get(n, b""), *map(ids_of.__getitem__, segments), after)))
+            for n, segments in enumerate(split)
         ]
 
-    def _pieces_of(self, text: str) -> list[str]:
-        """Text, token, text, token, ..., text."""
-        pieces = self._split_at.split(text) if self._split_at is not None else [text]
+    def _segments_of(self, text: str) -> list[str]:
+        """Returns text, token, text, token, ..., text."""
+        segments = self._split_at.split(text) if self._split_at is not None else [text]
         if self.anchor is not None:
-            pieces[2::2] = [self.anchor + piece if piece else "" for piece in pieces[2::2]]
-        return pieces
+            segments[2::2] = [self.anchor + segment if segment else "" for segment in segments[2::2]]
+        return segments
 
-    def _ids_of(self, pieces: set[str]) -> dict[str, bytes]:
+    def _ids_of(self, segments: set[str]) -> dict[str, bytes]:
         if self.words:
-            return self._ids_by_words(pieces)
-        ordered = list(pieces)
+            return self._ids_by_words(segments)
+        ordered = list(segments)
         ids = dict(zip(ordered, self._encode(ordered), strict=True))
         if self.anchor is not None:
-            # A piece that begins its text holds no token, so that it cannot be taken for an anchored one.
+            # A segment that begins its text holds no token, so that it cannot be taken for an anchored one.
             size = len(_packed([0]))
-            ids = {piece: one[size:] if piece.startswith(self.anchor) else one for piece, one in ids.items()}
+            ids = {segment: one[size:] if segment.startswith(self.anchor) else one for segment, one in ids.items()}
         return ids
 
-    def _ids_by_words(self, pieces: set[str]) -> dict[str, bytes]:
+    def _ids_by_words(self, segments: set[str]) -> dict[str, bytes]:
         heads, words = self._ids_of_heads, self._ids_of_words
         if self._cached_bytes > self.cache_bytes:
             heads.clear()
             words.clear()
             self._cached_bytes = 0
-        split = {piece: _BEFORE_SPACE.split(piece) for piece in pieces}
+        split = {segment: _BEFORE_SPACE.split(segment) for segment in segments}
         new_heads = list({parts[0] for parts in split.values()} - heads.keys())
         new_words = list({word for parts in split.values() for word in parts[1:]} - words.keys())
         ids = self._encode(new_heads + [" " + word for word in new_words])
@@ -136,32 +121,27 @@ class PieceTokenizer:
         self._cached_bytes += sum(map(len, new_heads)) + sum(map(len, new_words)) + sum(map(len, ids))
         self._cached_bytes += _BYTES_OF_ENTRY * len(ids)
         return {
-            piece: b"".join((heads[parts[0]], *map(words.__getitem__, parts[1:]))) for piece, parts in split.items()
+            segment: b"".join((heads[parts[0]], *map(words.__getitem__, parts[1:]))) for segment, parts in split.items()
         }
 
     def _encode(self, texts: list[str]) -> list[bytes]:
         encoded = self.backend.encode_batch_fast(texts, add_special_tokens=False) if texts else []
-        return [_packed(one.ids) for one in encoded]
+        return [_packed(encoding.ids) for encoding in encoded]
 
 
 def _packed(ids: Sequence[int]) -> bytes:
-    """Ids as bytes: joining them costs next to nothing, and they are no work for the garbage collector."""
+    """Returns ids as bytes, which are cheap to join and no work for the garbage collector."""
     return array("i", ids).tobytes()
 
 
 def _any_of(tokens: Iterable[str]) -> re.Pattern[str] | None:
-    """A pattern that finds the leftmost token and the longest there, as the tokenizer does."""
+    """Returns a pattern that finds the leftmost token, and the longest there, as the tokenizer does."""
     ordered = sorted(tokens, key=len, reverse=True)
     return re.compile(f"({'|'.join(map(re.escape, ordered))})") if ordered else None
 
 
-def piece_tokenizer_for(tokenizer: PreTrainedTokenizerBase, add_special_tokens: bool) -> PieceTokenizer | None:
-    """Prepare to tokenise by pieces; None where the ids would not certainly be those of whole texts.
-
-    Args:
-        tokenizer: It must neither pad nor truncate.
-        add_special_tokens: Whether it puts its special tokens around a text.
-    """
+def segment_tokenizer_for(tokenizer: PreTrainedTokenizerBase, add_special_tokens: bool) -> SegmentTokenizer | None:
+    """Returns None where ids by segments would not certainly be those of whole texts."""
     reason = _obstacle(tokenizer)
     around: tuple[tuple[int, ...], tuple[int, ...]] | None = ((), ())
     if reason is None and add_special_tokens:
@@ -180,11 +160,11 @@ def piece_tokenizer_for(tokenizer: PreTrainedTokenizerBase, add_special_tokens: 
     anchor = min(plain, key=len) if position_matters and plain else None
     greedy = [text for text in first if text not in plain]
     words = anchor is None and not position_matters and _splits_before_spaces(backend)
-    return PieceTokenizer(backend, plain, greedy, anchor, words, *around)
+    return SegmentTokenizer(backend, plain, greedy, anchor, words, *around)
 
 
 def _obstacle(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Why texts cannot be tokenised by pieces."""
+    """Returns why texts cannot be tokenised by segments."""
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         return "is not one of the library `tokenizers`"
     own = [
@@ -209,12 +189,12 @@ def _is_greedy(token: AddedToken) -> bool:
 
 
 def _state_of(part: Any) -> bytes:
-    """A part of a tokenizer as JSON without spaces; ``b"null"`` where there is none."""
+    """Returns a part of a tokenizer as JSON without spaces; ``b"null"`` where there is none."""
     return json.dumps(json.loads(part.__getstate__()), separators=(",", ":")).encode() if part is not None else b"null"
 
 
 def _ids_around(backend: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
-    """Ids that the tokenizer puts before and behind each text; None where they cannot be told."""
+    """Returns the ids that the tokenizer puts before and after each text; None where they depend on the text."""
     around = set()
     for text in ("a", "Hello there", "1 2"):
         full, bare = (backend.encode(text, add_special_tokens=special).ids for special in (True, False))
@@ -253,17 +233,10 @@ _CHECK_EVERY = 63
 
 
 class Encoder(ABC):
-    """Renders and tokenises responses with a tokenizer of its own.
-
-    Args:
-        tokenizer: It is copied, without its padding and truncation: calling a tokenizer changes its state.
-
-    Attributes:
-        cache_bytes: About how much memory the words that it has seen may take; set before it is used.
-    """
+    """Renders and tokenises responses with its own copy of a tokenizer: calling one changes its state."""
 
     add_special_tokens: bool
-    cache_bytes: int = CACHE_BYTES
+    cache_bytes: int = CACHE_BYTES  # about how much memory the words that it has seen may take; set before it is used
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = copy.deepcopy(tokenizer)
@@ -271,80 +244,52 @@ class Encoder(ABC):
         if backend is not None:
             backend.no_padding()
             backend.no_truncation()
-        self._pieces: PieceTokenizer | None = None
+        self._segments: SegmentTokenizer | None = None
         self._may_split = True
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what is made again from the tokenizer where it is needed."""
-        return {**vars(self), "_pieces": None}
+        """Drops what can be rebuilt from the tokenizer."""
+        return {**vars(self), "_segments": None}
 
     @abstractmethod
     def check(self, example: Example) -> None:
-        """Refuse a tokenizer that does not suit the data.
-
-        Args:
-            example: The first row of the data.
-
-        Raises:
-            ConfigError: The tokenizer lacks something that such rows need.
-        """
+        """Raises `ConfigError` where the tokenizer lacks something that rows like the example need."""
 
     @abstractmethod
     def render(self, examples: Sequence[Example]) -> list[list[str]]:
-        """Write out the responses of G examples.
-
-        Args:
-            examples: G examples with N responses each.
-
-        Returns:
-            Text of each response, exactly as it is tokenised, per example.
-
-        Raises:
-            RENDER_ERRORS: The chat template refuses a conversation.
-        """
+        """Write out the responses of G examples."""
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
-        """Tokenise rendered texts like :meth:`tokenize_compactly`, into lists.
-
-        Args:
-            texts: N texts.
-        """
+        """Tokenises rendered texts into lists."""
         return [ids.tolist() for ids in self.tokenize_compactly(texts)]
 
     def tokenize_compactly(self, texts: list[str]) -> list[array[int]]:
-        """Tokenise rendered texts in one call, each different text once.
-
-        Args:
-            texts: N texts.
-
-        Returns:
-            N arrays of token ids, 32 bits each.
-        """
+        """Tokenises rendered texts in one call, each distinct text once, into arrays of 32-bit ids."""
         if not texts:
             return []
         # Rows made of several rated answers repeat their texts.
         unique = list(dict.fromkeys(texts))
-        ids = dict(zip(unique, self._tokenize_pieces(unique) or self._tokenize_whole(unique), strict=True))
+        ids = dict(zip(unique, self._tokenize_segments(unique) or self._tokenize_whole(unique), strict=True))
         return [ids[text] for text in texts]
 
-    def _tokenize_pieces(self, texts: list[str]) -> list[array[int]] | None:
-        """Tokenise texts by pieces; None where the tokenizer does not allow it exactly."""
-        if self._may_split and self._pieces is None:
-            self._pieces = piece_tokenizer_for(self.tokenizer, self.add_special_tokens)
-            self._may_split = self._pieces is not None
-            if self._pieces is not None:
-                self._pieces.cache_bytes = self.cache_bytes
-        if self._pieces is None:
+    def _tokenize_segments(self, texts: list[str]) -> list[array[int]] | None:
+        """Tokenises by segments; None where that would not be exact."""
+        if self._may_split and self._segments is None:
+            self._segments = segment_tokenizer_for(self.tokenizer, self.add_special_tokens)
+            self._may_split = self._segments is not None
+            if self._segments is not None:
+                self._segments.cache_bytes = self.cache_bytes
+        if self._segments is None:
             return None
-        ids = self._pieces.tokenize(texts)
+        ids = self._segments.tokenize(texts)
         sample = slice(None, None, max(1, min(_CHECK_EVERY, len(texts) // 4)))
         if ids[sample] == self._tokenize_whole(texts[sample]):
             return ids
         logger.warning(
-            "Tokenising texts by pieces gives other ids than tokenising them whole, which is done from here on. "
-            "Please report it with the name of the tokenizer."
+            "Tokenising by text segments gives other ids than tokenising whole texts, which is used from here on. "
+            "Please report this with the name of the tokenizer."
         )
-        self._pieces, self._may_split = None, False
+        self._segments, self._may_split = None, False
         return None
 
     def _tokenize_whole(self, texts: list[str]) -> list[array[int]]:
@@ -360,7 +305,7 @@ class Encoder(ABC):
         return [array("i", ids) for ids in cast(list[list[int]], encoded["input_ids"])]
 
     def fingerprint(self) -> str:
-        """Hash everything that can change token ids, but nothing that earlier use of the tokenizer leaves."""
+        """Returns a hash of everything that can change token ids, and of no state left by earlier use."""
         template = self.tokenizer.chat_template
         settings = {
             "encoder": type(self).__name__,
@@ -396,11 +341,11 @@ class ConversationEncoder(Encoder):
         self._sketches: TemplateSketches | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what is made again from the tokenizer where it is needed."""
+        """Drops what can be rebuilt from the tokenizer."""
         return {**super().__getstate__(), "_sketches": None}
 
     def check(self, example: Example) -> None:
-        """Refuse a tokenizer without a chat template."""
+        """Requires a chat template, and warns where it prints the date."""
         if not self.tokenizer.chat_template and "chat_template" not in example.chat_template_kwargs:
             raise ConfigError(
                 "The data holds conversations, but the tokenizer has no chat template",
@@ -467,7 +412,7 @@ class ConversationEncoder(Encoder):
         except jinja2.TemplateSyntaxError as error:
             raise ConfigError(
                 f"The chat template cannot be read: line {error.lineno}: {error.message}",
-                fix="Mend `tokenizer.chat_template`.",
+                fix="Correct `tokenizer.chat_template`.",
             ) from error
         return cast(list[str], rendered)
 
@@ -477,7 +422,7 @@ def _warn_of_todays_date(tokenizer_name: str, variable: str | None) -> None:
     fixed = f'give every row `chat_template_kwargs` such as {{"{variable}": "26 Jul 2024"}}, or '
     logger.warning(
         "The chat template of %s prints today's date: the same conversation gets another reward on another day. "
-        "To mend it, %stake the date out of the template (`chat_template_path`).",
+        "To fix it, %stake the date out of the template (`chat_template_path`).",
         repr(tokenizer_name) if tokenizer_name else "the tokenizer",
         fixed if variable else "",
     )
@@ -499,7 +444,7 @@ class TextEncoder(Encoder):
         self._adds_eos = self._eos is not None and full[-1:] == [self._eos] != bare[-1:]
 
     def check(self, example: Example) -> None:
-        """Refuse a tokenizer without an EOS token."""
+        """Requires an EOS token."""
         if self.tokenizer.eos_token is None:
             raise ConfigError(
                 "The data holds plain text, which must end with an EOS, but the tokenizer has no `eos_token`",
@@ -515,12 +460,12 @@ class TextEncoder(Encoder):
         ]
 
     def tokenize_compactly(self, texts: list[str]) -> list[array[int]]:
-        """Tokenise texts, with one BOS and EOS where text and tokenizer both have one."""
+        """Tokenises texts, with one BOS and EOS where text and tokenizer both have one."""
         ids = super().tokenize_compactly(texts)
         return [self._undouble(one) for one in ids] if self._adds_bos or self._adds_eos else ids
 
     def _undouble(self, ids: array[int]) -> array[int]:
-        """Drop the BOS and EOS of the text itself where the tokenizer has put its own beside them."""
+        """Drops the BOS and EOS of the text where the tokenizer has added its own."""
         start, end = 0, len(ids)
         if self._adds_bos and end > 2 and ids[0] == ids[1] == self._bos:
             start = 1

@@ -1,4 +1,4 @@
-"""Runs a chat template on texts that it cannot look into, and notes what it asks about them and where they go."""
+"""Renders conversations from sketches: a chat template is run once on opaque texts, and its result is reused."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from transformers.utils import chat_template_utils
 
 logger = logging.getLogger("plaudit")
 RENDER_ERRORS = (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError)
-"""What a chat template can raise about a conversation that it does not accept."""
+"""Errors of a chat template that rejects a conversation."""
 Conversation: TypeAlias = Sequence[Mapping[str, Any]]
 Shape: TypeAlias = tuple[str, ...]
 """The first key of the messages, ``role`` or ``content``, and the role of each."""
@@ -30,14 +30,10 @@ _CHECK_EVERY = 64
 
 @dataclass(frozen=True)
 class _Sketch:
-    """A rendered conversation with gaps for its texts.
+    """A rendered conversation with gaps for its texts."""
 
-    Attributes:
-        parts: The text; numbers stand for the contents of the messages.
-        answers: What the template asked about the contents: another conversation must give the same answers.
-    """
-
-    parts: Parts
+    parts: Parts  # the text; numbers stand for the contents of the messages
+    # what the template asked about the contents: another conversation must give the same answers
     answers: tuple[Answer, ...]
 
 
@@ -48,49 +44,37 @@ class TemplateSketches:
     A chat template is a program. It is run on contents that it cannot look into: it can print, join and strip
     them, and ask whether they are empty, equal some text, or have it in them, at their start or at their end.
     Whatever it asks is noted with the answer. A conversation with the same roles whose contents give the same
-    answers takes the same way through the program, and its contents go to the same places. Where a template does
+    answers takes the same way through the program, and its contents go to the same indices. Where a template does
     more, or a message is more than a role and a text, the template itself renders.
 
     Each sketch is held against the template when it is made, and again on samples of what is rendered with it.
-
-    Attributes:
-        render_all: Renders conversations with the template itself.
-        template: What :func:`compile_opaque` made of it (None: it is not used).
-        variables: What it can see beside the messages.
     """
 
-    render_all: Callable[[list[Conversation]], list[str]]
-    template: jinja2.Template | None
-    variables: Mapping[str, Any]
+    render_all: Callable[[list[Conversation]], list[str]]  # renders conversations with the template itself
+    template: jinja2.Template | None  # what :func:`compile_opaque` made of it (None: it is not used)
+    variables: Mapping[str, Any]  # what it can see beside the messages
     _sketches: dict[Shape, list[_Sketch]] = field(default_factory=dict)
     _tries: Counter[Shape] = field(default_factory=Counter)
     _reused: int = 0
 
     def render(self, conversations: Sequence[Conversation]) -> list[str]:
-        """Render conversations.
-
-        Args:
-            conversations: Lists of messages.
-
-        Raises:
-            RENDER_ERRORS: The template refuses one of them.
-        """
+        """Renders conversations; raises one of `RENDER_ERRORS` where the template rejects one."""
         texts = [self._fill(conversation) for conversation in conversations]
-        places = [place for place, text in enumerate(texts) if text is None or self._is_sampled(place)]
-        rendered = self.render_all([conversations[place] for place in places]) if places else []
-        for place, text in zip(places, rendered, strict=True):
-            filled = texts[place]
+        indices = [index for index, text in enumerate(texts) if text is None or self._is_sampled(index)]
+        rendered = self.render_all([conversations[index] for index in indices]) if indices else []
+        for index, text in zip(indices, rendered, strict=True):
+            filled = texts[index]
             if filled is not None and filled != text:
                 self._give_up("a filled-in conversation differs from a rendered one")
                 return self.render_all(list(conversations))
-            texts[place] = text
+            texts[index] = text
         return [text for text in texts if text is not None]
 
-    def _is_sampled(self, place: int) -> bool:
-        return place % _CHECK_EVERY == _CHECK_EVERY - 1
+    def _is_sampled(self, index: int) -> bool:
+        return index % _CHECK_EVERY == _CHECK_EVERY - 1
 
     def _fill(self, conversation: Conversation) -> str | None:
-        """Fill a conversation into a sketch, a new one if need be; None where there can be none."""
+        """Fills a conversation into a sketch, a new one if need be; None where it cannot be sketched."""
         if self.template is None:
             return None
         keys = list(conversation[0])
@@ -116,7 +100,7 @@ class TemplateSketches:
         return fill_in(drawn.parts, contents)
 
     def _draw(self, shape: Shape, contents: list[str], conversation: Conversation) -> _Sketch | None:
-        """Run the template for a sketch; None where it looks into the contents, or was run often enough."""
+        """Runs the template for a sketch; None where it looks into the contents, or was tried often enough."""
         if self.template is None or self._tries[shape] >= _TRIES_A_SHAPE:
             return None
         self._tries[shape] += 1
@@ -144,12 +128,7 @@ class TemplateSketches:
 def sketches_for(
     tokenizer: PreTrainedTokenizerBase, render_all: Callable[[list[Conversation]], list[str]]
 ) -> TemplateSketches:
-    """Prepare to render with a tokenizer's chat template.
-
-    Args:
-        tokenizer: Its template is used for conversations without tools and template variables of their own.
-        render_all: Renders conversations with the template itself.
-    """
+    """Returns the sketches of a tokenizer's chat template, for conversations without tools and variables."""
     template = None
     compile_original = getattr(chat_template_utils, "_compile_jinja_template", None)
     # A tokenizer class with a way of its own to render does not use the template alone.
@@ -182,23 +161,17 @@ _TYPE_TESTS = frozenset(
 class LookedInside(BaseException):
     """A template asked for something that depends on a text in a way that cannot be noted down.
 
-    No `Exception`, because jinja catches those in places and goes on as if the answer were no.
+    No `Exception`, because jinja catches those in indices and goes on as if the answer were no.
     """
 
 
 @dataclass(frozen=True)
 class Stripped:
-    """A text without some of its outer characters.
+    """A text without some of its outer characters."""
 
-    Attributes:
-        parts: The text.
-        method: ``"strip"``, ``"lstrip"`` or ``"rstrip"``.
-        characters: Its argument.
-    """
-
-    parts: Parts
-    method: str
-    characters: str | None
+    parts: Parts  # the text
+    method: str  # `"strip"`, `"lstrip"` or `"rstrip"`
+    characters: str | None  # its argument
 
 
 Parts: TypeAlias = "tuple[str | int | Stripped, ...]"
@@ -206,11 +179,7 @@ Parts: TypeAlias = "tuple[str | int | Stripped, ...]"
 
 
 def fill_in(parts: Parts, texts: Sequence[str]) -> str:
-    """Put texts in their places.
-
-    Args:
-        parts: A text in pieces.
-        texts: The texts that numbers stand for.
+    """Fills texts into parts.
 
     >>> fill_in(("<", 0, "|", Stripped((1,), "strip", None), ">"), ["a", " b "])
     '<a|b>'
@@ -227,26 +196,15 @@ def fill_in(parts: Parts, texts: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a template wanted to know about a text, and was told.
+    """What a template wanted to know about a text, and was told."""
 
-    Attributes:
-        parts: The text.
-        question: Name of the method of `str` that answers.
-        arguments: Its arguments.
-        answer: What it was told.
-    """
-
-    parts: Parts
-    question: str
-    arguments: tuple[Any, ...]
-    answer: bool
+    parts: Parts  # the text
+    question: str  # name of the method of `str` that answers
+    arguments: tuple[Any, ...]  # its arguments
+    answer: bool  # what it was told
 
     def holds(self, texts: Sequence[str]) -> bool:
-        """Whether other texts give the same answer.
-
-        Args:
-            texts: The texts that numbers stand for.
-        """
+        """Whether other texts give the same answer."""
         return _ask(fill_in(self.parts, texts), self.question, self.arguments) == self.answer
 
 
@@ -256,24 +214,13 @@ def _ask(text: str, question: str, arguments: tuple[Any, ...]) -> bool:
 
 @dataclass
 class Questions:
-    """All that one run of a template asked.
+    """All that one run of a template asked."""
 
-    Attributes:
-        texts: The texts that it ran on.
-        answers: What it asked about them, in order.
-    """
-
-    texts: Sequence[str]
-    answers: list[Answer] = field(default_factory=list)
+    texts: Sequence[str]  # the texts that it ran on
+    answers: list[Answer] = field(default_factory=list)  # what it asked about them, in order
 
     def ask(self, parts: Parts, question: str, *arguments: Any) -> bool:
-        """Answer truly, and remember the answer.
-
-        Args:
-            parts: The text.
-            question: Name of the method of `str` that answers.
-            arguments: Its arguments.
-        """
+        """Answers a question about a text, and records it."""
         if any(type(argument) is not str for argument in arguments):
             raise LookedInside(question)
         answer = Answer(parts, question, arguments, _ask(fill_in(parts, self.texts), question, arguments))
@@ -283,12 +230,7 @@ class Questions:
 
 
 class OpaqueText(str):
-    """A text that can be printed, joined and stripped, and asked a few things; anything else raises `LookedInside`.
-
-    Args:
-        parts: The text in pieces.
-        questions: Where questions are noted.
-    """
+    """A text that can be printed, joined and stripped, and asked a few things; anything else raises `LookedInside`."""
 
     parts: Parts
     questions: Questions
@@ -327,11 +269,11 @@ class OpaqueText(str):
         raise LookedInside("an index")
 
     def startswith(self, *arguments: Any) -> bool:
-        """Answer, and note the question."""
+        """Answers, and records the question."""
         return self.questions.ask(self.parts, "startswith", *arguments)
 
     def endswith(self, *arguments: Any) -> bool:
-        """Answer, and note the question."""
+        """Answers, and records the question."""
         return self.questions.ask(self.parts, "endswith", *arguments)
 
     def _stripped(self, method: str, chars: str | None = None) -> OpaqueText:
@@ -364,11 +306,7 @@ _close(OpaqueText)
 
 
 def join_opaque(parts: Iterable[str]) -> str:
-    """Join texts, some of which may be opaque.
-
-    Args:
-        parts: The texts.
-    """
+    """Join texts, some of which may be opaque."""
     texts = list(parts)
     questions = next((text.questions for text in texts if isinstance(text, OpaqueText)), None)
     if questions is None:
@@ -384,11 +322,7 @@ def join_opaque(parts: Iterable[str]) -> str:
 
 
 def leaks(parts: Parts) -> bool:
-    """Whether something has printed what an opaque text is not.
-
-    Args:
-        parts: A text in pieces.
-    """
+    """Whether code that bypasses our methods has printed the marker of an opaque text."""
     return any(
         _MARKER in part.lower() if isinstance(part, str) else isinstance(part, Stripped) and leaks(part.parts)
         for part in parts
@@ -438,7 +372,7 @@ def _type_test(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Rewrite(NodeTransformer):
-    """Replaces the two operators that read a text in C code, ``~`` and ``in``, by functions of ours."""
+    """Reindices the two operators that read a text in C code, ``~`` and ``in``, by functions of ours."""
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Expr:
         node = cast(nodes.Concat, self.generic_visit(node))
@@ -474,15 +408,7 @@ class _OpaqueEnvironment(ImmutableSandboxedEnvironment):
 
 
 def compile_opaque(source: str, original: jinja2.Environment) -> jinja2.Template:
-    """Compile a template so that it can run on opaque texts.
-
-    Args:
-        source: The template.
-        original: The environment in which it is rendered otherwise: its settings, filters and functions are used.
-
-    Raises:
-        jinja2.TemplateError: The template cannot be read.
-    """
+    """Compiles a template to run on opaque texts, with the settings and functions of its usual environment."""
     environment = _OpaqueEnvironment(
         trim_blocks=original.trim_blocks,
         lstrip_blocks=original.lstrip_blocks,
@@ -522,22 +448,7 @@ def run_opaque(
     *,
     content_first: bool = False,
 ) -> tuple[Parts, list[Answer]]:
-    """Render a conversation whose contents are opaque.
-
-    Args:
-        template: What :func:`compile_opaque` made.
-        roles: Role of each message.
-        texts: Content of each message.
-        variables: Everything else that the template can see.
-        content_first: Whether messages hold their content before their role.
-
-    Returns:
-        The rendered conversation in pieces, in which numbers stand for contents, and what was asked about them.
-
-    Raises:
-        LookedInside: The template does more with the contents than can be noted down.
-        Exception: Whatever the template raises about the conversation.
-    """
+    """Renders a conversation with opaque contents; returns its parts and what was asked about the contents."""
     questions = Questions(texts)
     messages: list[dict[str, str]] = []
     for index, role in enumerate(roles):

@@ -1,5 +1,5 @@
 # ruff: noqa: E501
-"""Tokenising by pieces and rendering by sketches: exactly what whole texts and the template itself give."""
+"""Tokenising by segments and rendering by sketches: exactly what whole texts and the template itself give."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 from transformers import PreTrainedTokenizerFast
 
 from builders import CHATML, tiny_tokenizer
-from plaudit.data.encode import ConversationEncoder, PieceTokenizer, TextEncoder, piece_tokenizer_for
+from plaudit.data.encode import ConversationEncoder, SegmentTokenizer, TextEncoder, segment_tokenizer_for
 from plaudit.schema import Example
 
 SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>", "<unk>")
@@ -100,15 +100,15 @@ KINDS = {
     "wordpiece": wordpiece,
     "greedy": greedy,
 }
-_MADE: dict[str, tuple[PreTrainedTokenizerFast, PieceTokenizer]] = {}
+_MADE: dict[str, tuple[PreTrainedTokenizerFast, SegmentTokenizer]] = {}
 
 
-def made(kind: str) -> tuple[PreTrainedTokenizerFast, PieceTokenizer]:
+def made(kind: str) -> tuple[PreTrainedTokenizerFast, SegmentTokenizer]:
     if kind not in _MADE:
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=KINDS[kind](), eos_token="<|im_end|>")
-        pieces = piece_tokenizer_for(tokenizer, add_special_tokens=False)
-        assert pieces is not None
-        _MADE[kind] = tokenizer, pieces
+        segments = segment_tokenizer_for(tokenizer, add_special_tokens=False)
+        assert segments is not None
+        _MADE[kind] = tokenizer, segments
     return _MADE[kind]
 
 
@@ -118,9 +118,9 @@ def whole(tokenizer: PreTrainedTokenizerFast, texts: list[str], special: bool = 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_pieces_give_the_ids_of_whole_texts(kind):
-    tokenizer, pieces = made(kind)
+    tokenizer, segments = made(kind)
     for _ in range(2):  # the second time from the cache
-        assert [ids.tolist() for ids in pieces.tokenize(TEXTS)] == whole(tokenizer, TEXTS)
+        assert [ids.tolist() for ids in segments.tokenize(TEXTS)] == whole(tokenizer, TEXTS)
 
 
 @settings(max_examples=60, deadline=None)
@@ -133,8 +133,8 @@ def test_pieces_give_the_ids_of_whole_texts(kind):
 )  # fmt: skip
 def test_pieces_give_the_ids_of_any_text(text):
     for kind in KINDS:
-        tokenizer, pieces = made(kind)
-        assert pieces.tokenize([text, text + " " + text])[1].tolist() == whole(tokenizer, [text + " " + text])[0], kind
+        tokenizer, segments = made(kind)
+        assert segments.tokenize([text, text + " " + text])[1].tolist() == whole(tokenizer, [text + " " + text])[0], kind
 
 
 def test_only_known_patterns_are_split_into_words():
@@ -143,12 +143,12 @@ def test_only_known_patterns_are_split_into_words():
 
 
 def test_repeated_pieces_are_tokenised_once(monkeypatch):
-    _, pieces = made("metaspace, always")
+    _, segments = made("metaspace, always")
     seen: list[str] = []
-    real = PieceTokenizer._encode
-    monkeypatch.setattr(PieceTokenizer, "_encode", lambda self, texts: seen.extend(texts) or real(self, texts))
+    real = SegmentTokenizer._encode
+    monkeypatch.setattr(SegmentTokenizer, "_encode", lambda self, texts: seen.extend(texts) or real(self, texts))
     prompt = "<|im_start|>user\nHow?<|im_end|>\n<|im_start|>assistant\n"
-    pieces.tokenize([prompt + "So.<|im_end|>\n", prompt + "Not so.<|im_end|>\n"])
+    segments.tokenize([prompt + "So.<|im_end|>\n", prompt + "Not so.<|im_end|>\n"])
     assert sorted(seen) == sorted(["user\nHow?", "\n", "assistant\nSo.", "assistant\nNot so."])
 
 
@@ -164,7 +164,7 @@ def test_tokenizers_that_do_not_allow_it_are_left_alone(change, reason, caplog):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_level())
     change(tokenizer)
     with caplog.at_level(logging.DEBUG, "plaudit"):
-        assert piece_tokenizer_for(tokenizer, add_special_tokens=False) is None
+        assert segment_tokenizer_for(tokenizer, add_special_tokens=False) is None
     assert reason in caplog.text
 
 
@@ -173,7 +173,7 @@ def test_a_tokenizer_class_that_encodes_in_its_own_way_is_left_alone():
         def _encode_plus(self, *args, **kwargs):
             return super()._encode_plus(*args, **kwargs)
 
-    assert piece_tokenizer_for(Own(tokenizer_object=byte_level()), add_special_tokens=False) is None
+    assert segment_tokenizer_for(Own(tokenizer_object=byte_level()), add_special_tokens=False) is None
 
 
 def test_what_a_tokenizer_puts_around_a_text_is_kept():
@@ -181,17 +181,17 @@ def test_what_a_tokenizer_puts_around_a_text_is_kept():
     ids = [(token, backend.token_to_id(token)) for token in ("<|im_start|>", "<|im_end|>")]
     backend.post_processor = processors.TemplateProcessing(single="<|im_start|> $A <|im_end|>", special_tokens=ids)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
-    pieces = piece_tokenizer_for(tokenizer, add_special_tokens=True)
-    assert [one.tolist() for one in pieces.tokenize(TEXTS)] == whole(tokenizer, TEXTS, special=True)
+    segments = segment_tokenizer_for(tokenizer, add_special_tokens=True)
+    assert [one.tolist() for one in segments.tokenize(TEXTS)] == whole(tokenizer, TEXTS, special=True)
 
 
 def test_wrong_pieces_are_noticed_and_the_texts_tokenised_whole(monkeypatch, caplog):
     tokenizer = tiny_tokenizer()
     encoder = TextEncoder(tokenizer)
-    monkeypatch.setattr(PieceTokenizer, "_encode", lambda self, texts: [b"\0\0\0\0" for _ in texts])
+    monkeypatch.setattr(SegmentTokenizer, "_encode", lambda self, texts: [b"\0\0\0\0" for _ in texts])
     texts = [f"text {n}<|eos|>" for n in range(9)]
     assert encoder.tokenize(texts) == whole(tokenizer, texts)
-    assert "other ids than tokenising them whole" in caplog.text
+    assert "other ids than tokenising whole texts" in caplog.text
 
 
 # --- rendering
