@@ -134,7 +134,9 @@ def test_pieces_give_the_ids_of_whole_texts(kind):
 def test_pieces_give_the_ids_of_any_text(text):
     for kind in KINDS:
         tokenizer, segments = made(kind)
-        assert segments.tokenize([text, text + " " + text])[1].tolist() == whole(tokenizer, [text + " " + text])[0], kind
+        assert segments.tokenize([text, text + " " + text])[1].tolist() == whole(tokenizer, [text + " " + text])[0], (
+            kind
+        )
 
 
 def test_only_known_patterns_are_split_into_words():
