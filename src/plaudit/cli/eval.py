@@ -16,6 +16,7 @@ from rich.text import Text
 from plaudit.cli.arguments import COMPUTE, LOAD, Command, about, own, section
 from plaudit.cli.console import bars_where_seen, duration, log_lines, make_console, say, size
 from plaudit.errors import ConfigError
+from plaudit.evaluation.suites import NAMES
 
 if TYPE_CHECKING:
     from plaudit.evaluation.results import Evaluation, ModelEvaluation, SuiteEvaluation
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 EVALUATE = "plaudit.evaluation.run:evaluate"
 WRITE_REPORT = "plaudit.report.render:write_report"
-_SUITES = "rewardbench, rewardbench2, rmbench, llmbar, judgebench"
+_SUITES = ", ".join(NAMES)
 
 EVAL = Command(
     "eval",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -16,19 +17,20 @@ from datasets import Dataset, IterableDataset
 from plaudit.data.load import kind_of_file, open_data
 from plaudit.data.parse import kind_of
 from plaudit.errors import ConfigError, DataError
+from plaudit.evaluation.suites import NAMES
 from plaudit.evaluation.suites.base import Suite, SuiteRow
-from plaudit.evaluation.suites.judge_bench import JudgeBench
-from plaudit.evaluation.suites.llmbar import LLMBar
 from plaudit.evaluation.suites.preferences import Preferences
-from plaudit.evaluation.suites.reward_bench import RewardBench
-from plaudit.evaluation.suites.reward_bench_2 import RewardBench2
-from plaudit.evaluation.suites.rm_bench import RMBench
 from plaudit.evaluation.table import ScoredSet, rewards_by_row, tokens_by_row
 from plaudit.schema import RAW_COLUMNS, columns_read, row_kind_of
 
-SUITES: dict[str, type[Suite]] = {
-    suite.name: suite for suite in (RewardBench, RewardBench2, RMBench, LLMBar, JudgeBench)
-}
+
+def _suite_class(path: str) -> type[Suite]:
+    module, name = path.split(".")
+    suite: type[Suite] = getattr(importlib.import_module(f"plaudit.evaluation.suites.{module}"), name)
+    return suite
+
+
+SUITES = {name: _suite_class(path) for name, path in NAMES.items()}
 """Name -> suite, for those with a rule of their own."""
 MOST_SLICES = 100
 Rows: TypeAlias = Dataset | IterableDataset | Sequence[Mapping[str, Any]]
