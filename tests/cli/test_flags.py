@@ -9,7 +9,7 @@ from typing import Literal
 
 import pytest
 
-from plaudit.cli.arguments import LOAD, Command, Section, about, declared, own, section, settings_of
+from plaudit.cli.arguments import LOAD, Command, about, declared, own, section, section_of
 from plaudit.cli.main import COMMANDS, command_of
 from plaudit.errors import ConfigError
 
@@ -62,7 +62,7 @@ COMMAND = Command(
             sort_rows=own("Sort.", bool, True, aliases=["--order"], words={"sorted": True, "given": False}),
             keep=own("Keep.", bool, "stored", switch=("stored", None), words={"none": None}),
         ),
-        Section("Choice", "What to do.", settings_of(Choice)),
+        section_of("Choice", "What to do.", Choice),
     ),
 )
 

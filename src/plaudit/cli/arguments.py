@@ -170,7 +170,21 @@ class Section:
 
     title: str
     about: str
-    settings: Sequence[Setting]
+    target: str
+    given: Mapping[str, str | Mapping[str, Any] | Setting]
+
+    @functools.cached_property
+    def settings(self) -> list[Setting]:
+        """The settings, completed by what the target declares."""
+        settings = []
+        for name, given in self.given.items():
+            if isinstance(given, Setting):
+                settings.append(dataclasses.replace(given, name=name))
+                continue
+            changes = {"parameter": name, **({"help": given} if isinstance(given, str) else given)}
+            fields = {**declared(self.target, changes["parameter"]), "name": name, "target": self.target, **changes}
+            settings.append(Setting(**fields))
+        return settings
 
 
 def section(title: str, about: str, target: str = "", /, **settings: str | Mapping[str, Any] | Setting) -> Section:
@@ -179,15 +193,7 @@ def section(title: str, about: str, target: str = "", /, **settings: str | Mappi
     `target` is ``module:function``, ``module:Class`` or ``module:Class.method``. What `about` gives replaces what the
     target declares.
     """
-    declarations = []
-    for name, given in settings.items():
-        if isinstance(given, Setting):
-            declarations.append(dataclasses.replace(given, name=name))
-            continue
-        changes = {"parameter": name, **({"help": given} if isinstance(given, str) else given)}
-        fields = {**declared(target, changes["parameter"]), "name": name, "target": target, **changes}
-        declarations.append(Setting(**fields))
-    return Section(title, about, declarations)
+    return Section(title, about, target, settings)
 
 
 def about(help: str, **changes: Any) -> Mapping[str, Any]:
@@ -200,18 +206,18 @@ def own(help: str, hint: Any = str | None, default: Any = None, **more: Any) -> 
     return Setting("", help, hint, default, **more)
 
 
-def settings_of(kind: Any, names: Iterable[str] | None = None) -> list[Setting]:
-    """Returns the fields of a dataclass as settings; metadata hold the help, aliases and choices."""
+def section_of(title: str, about: str, kind: Any, names: Iterable[str] | None = None) -> Section:
+    """Declares the fields of a dataclass (None: all) as settings; their metadata hold help, aliases and choices."""
     hints = typing.get_type_hints(kind)
-    settings = []
+    settings: dict[str, Setting] = {}
     for item in dataclasses.fields(kind):
         if not item.init or (names is not None and item.name not in names):
             continue
         default = item.default if item.default_factory is MISSING else item.default_factory()
         metadata = {name: item.metadata[name] for name in ("aliases", "choices") if name in item.metadata}
         metadata |= {"bare": item.metadata.get("const"), "target": kind.__name__, "parameter": item.name}
-        settings.append(Setting(item.name, item.metadata.get("help", ""), hints[item.name], default, **metadata))
-    return settings
+        settings[item.name] = Setting(item.name, item.metadata.get("help", ""), hints[item.name], default, **metadata)
+    return Section(title, about, kind.__name__, settings)
 
 
 @dataclass(frozen=True)
@@ -379,8 +385,9 @@ def _signature(target: str) -> tuple[_Names, dict[str, tuple[Any, Any]]]:
     """Returns the names of the module, and annotation and default of each parameter, unevaluated."""
     module, _, path = target.partition(":")
     names = _names(module)
-    node: Any = names.tree
-    for name in path.split("."):
+    first, *rest = path.split(".")
+    node = names.definition(first)
+    for name in rest:
         node = next(line for line in node.body if getattr(line, "name", "") == name)
     if isinstance(node, ast.ClassDef):
         fields = [line for line in node.body if isinstance(line, ast.AnnAssign)]
@@ -396,30 +403,39 @@ def _names(module: str) -> _Names:
     path = Path(__file__).parents[2].joinpath(*module.split("."))
     path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     loaded = sys.modules.get(module)
-    return _Names(ast.parse(Path((loaded and loaded.__file__) or path).read_text(encoding="utf-8")))
+    return _Names(Path((loaded and loaded.__file__) or path).read_text(encoding="utf-8"))
 
 
 class _Names(dict[str, Any]):
     """The names of a module, evaluated one by one as annotations and defaults need them."""
 
-    def __init__(self, tree: ast.Module) -> None:
+    def __init__(self, source: str) -> None:
         super().__init__()
-        self.tree = tree
+        self.imports: dict[str, tuple[Any, str]] = {}  # name -> the import, and the name in that module
+        self.chunks: dict[str, str] = {}  # name -> the lines that define it; parsing all would take 10 ms per module
+        for chunk in re.split(r"^(?=[A-Za-z_@])", source, flags=re.MULTILINE):
+            if re.match("from |import |if TYPE_CHECKING", chunk):
+                for node in ast.walk(ast.parse(chunk)):
+                    if isinstance(node, ast.Import | ast.ImportFrom):
+                        self.imports |= {alias.asname or alias.name: (node, alias.name) for alias in node.names}
+            elif match := re.match(r"(?:def |class )?(\w+)", chunk):
+                self.chunks.setdefault(match[1], chunk)
+
+    def definition(self, name: str) -> Any:
+        return ast.parse(self.chunks[name]).body[0]
 
     def value(self, node: Any) -> Any:
         return eval(compile(ast.Expression(node), "<source>", "eval"), {}, self)
 
     def __missing__(self, name: str) -> Any:
-        for node in ast.walk(self.tree):
-            if isinstance(node, ast.ImportFrom | ast.Import):
-                for alias in node.names:
-                    if name == (alias.asname or alias.name):
-                        return _imported(node, alias.name)
-            elif isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
-                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-                if name in map(ast.unparse, targets):
-                    return self.value(node.value)
-        return getattr(builtins, name, _Opaque)
+        value = getattr(builtins, name, _Opaque)
+        if name in self.imports:
+            value = _imported(*self.imports[name])
+        elif name in self.chunks:
+            node = self.definition(name)
+            value = self.value(node.value) if isinstance(node, ast.Assign | ast.AnnAssign) else _Opaque
+        self[name] = value
+        return value
 
 
 def _imported(node: ast.Import | ast.ImportFrom, name: str) -> Any:
@@ -446,6 +462,7 @@ class _Opaque(metaclass=_OpaqueType):
 
 # --- settings that several commands share ------------------------------------------------------------------------
 
+API_KEY_VARIABLE = "PLAUDIT_API_KEY"
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 REVISION: Mapping[str, Any] = about(
     "Branch, tag or commit of a model on the Hub.", parameter="revision", aliases=["--revision"]

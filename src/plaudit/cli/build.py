@@ -18,7 +18,7 @@ import yaml
 from datasets import Dataset, IterableDataset
 from transformers import BitsAndBytesConfig
 
-from plaudit.cli.arguments import Command, Section, settings_of
+from plaudit.cli.arguments import Command, section_of
 from plaudit.cli.console import say
 from plaudit.data.load import load_preference_dataset, split_by_prompt
 from plaudit.data.mixture import DatasetPart, load_mixture, located
@@ -216,17 +216,16 @@ TRAIN = Command(
         *map(_preset_note, PRESETS),
     ),
     sections=(
-        Section("This command", "", settings_of(RunArguments)),
-        Section("Reward training", "", settings_of(RewardConfig, _OWN)),
-        Section("Objective", "What the model learns, and what is added to the loss.",
-                settings_of(RewardConfig, OBJECTIVE_SETTINGS)),
-        Section("Model", str(ModelArguments.__doc__), settings_of(ModelArguments)),
-        Section("Data", str(DataArguments.__doc__), settings_of(DataArguments)),
-        Section("Adapters (PEFT)", str(AdapterArguments.__doc__), settings_of(AdapterArguments)),
-        Section("Quantisation (QLoRA)", str(QuantizationArguments.__doc__), settings_of(QuantizationArguments)),
-        Section("Training", "Inherited from transformers' TrainingArguments.", settings_of(RewardConfig, _INHERITED)),
+        section_of("This command", "", RunArguments),
+        section_of("Reward training", "", RewardConfig, _OWN),
+        section_of("Objective", "What is learned, and what is added to the loss.", RewardConfig, OBJECTIVE_SETTINGS),
+        section_of("Model", str(ModelArguments.__doc__), ModelArguments),
+        section_of("Data", str(DataArguments.__doc__), DataArguments),
+        section_of("Adapters (PEFT)", str(AdapterArguments.__doc__), AdapterArguments),
+        section_of("Quantisation (QLoRA)", str(QuantizationArguments.__doc__), QuantizationArguments),
+        section_of("Training", "Inherited from transformers' TrainingArguments.", RewardConfig, _INHERITED),
     ),
-)  # fmt: skip
+)
 
 
 def parse_arguments(arguments: Sequence[str]) -> TrainSettings:

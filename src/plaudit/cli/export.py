@@ -14,9 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from plaudit.cli.arguments import COMPUTE, DEVICE, DTYPES, REVISION, Command, about, own, section
+from plaudit.cli.arguments import API_KEY_VARIABLE, COMPUTE, DEVICE, DTYPES, REVISION, Command, about, own, section
 from plaudit.cli.console import bars_where_seen, log_lines, make_console
-from plaudit.cli.serve import API_KEY_VARIABLE
 from plaudit.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -6,11 +6,10 @@ import importlib.util
 import os
 from collections.abc import Sequence
 
-from plaudit.cli.arguments import LOAD, LOADING, Command, about, section
+from plaudit.cli.arguments import API_KEY_VARIABLE, LOAD, LOADING, Command, about, section
 from plaudit.cli.console import log_lines, say
 from plaudit.errors import ConfigError
 
-API_KEY_VARIABLE = "PLAUDIT_API_KEY"
 SERVER = "plaudit.serve.settings:ServerSettings"
 _NEEDED = {"fastapi": "fastapi", "uvicorn": "uvicorn", "prometheus_client": "prometheus-client"}
 
