@@ -92,7 +92,7 @@ def test_settings_arrive(plaudit, model_folder, tmp_path):
         (("MODEL", "--output", "out", "--dtype", "int4"), "invalid choice"),
         (("MODEL", "--output", "out", "--normalise", "x"), "Did you mean `--normalize`?"),
         (("MODEL", "--output", "MODEL", "--overwrite"), "is that of the model itself"),
-        (("MODEL", "--output", "out", "--temperature", "0"), "`temperature` is 0.0"),
+        (("MODEL", "--output", "out", "--temperature", "0"), "field `temperature`: is 0.0"),
         (("MODEL", "--output", "out", "--temperature", "missing.jsonl"), "there is no such file or folder"),
         (("MODEL", "--output", "out", "--temperature", "stored"), "there is no calibration beside the model"),
         (("MODEL", "--output", "out", "--raw", "--temperature", "2"), "exclude each other"),

@@ -16,9 +16,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import torch
-import yaml
 from datasets import Dataset, IterableDataset
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -33,6 +31,7 @@ from plaudit.data.fast_encode import RENDER_ERRORS
 from plaudit.data.parse import read_example
 from plaudit.data.report import DataReport
 from plaudit.errors import ConfigError, DataError
+from plaudit.model.card import render_card
 from plaudit.model.golden import FILE_NAME, GoldenRow, GoldenRows, chat_template_hash
 from plaudit.model.peft import is_peft_model
 from plaudit.model.shared_prefix import RewardForward
@@ -388,7 +387,6 @@ def computed_in(base_model: Any) -> str:
 
 # ---- model card -----------------------------------------------------------------------------------------------
 
-_CARD = Path(__file__).with_name("model_card.md.j2")
 _SETTINGS_ON_CARD = (
     "learning_rate",
     "lr_scheduler_type",
@@ -439,11 +437,9 @@ def render_model_card(
     settings = {key: record["settings"][key] for key in _SETTINGS_ON_CARD if key in record["settings"]}
     if not settings.get("label_smoothing_factor"):
         settings.pop("label_smoothing_factor", None)
-    environment = jinja2.Environment(
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
-    )
-    return environment.from_string(_CARD.read_text(encoding="utf-8")).render(
-        header=yaml.safe_dump({key: value for key, value in header.items() if value}, sort_keys=False),
+    return render_card(
+        "training/model_card.md.j2",
+        header,
         name=name,
         location=location,
         record=record,
