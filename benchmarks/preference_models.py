@@ -65,7 +65,7 @@ def draw_pairs(rng: np.random.Generator, rewards: Numbers, count: int) -> Pairs:
 
 
 def draw_flipped(rng: np.random.Generator, rewards: Numbers, count: int, noise: float) -> Pairs:
-    """Bradley-Terry whose outcome is turned round with probability `noise`."""
+    """Bradley-Terry whose outcome is swapped with probability `noise`."""
     drawn = draw_pairs(rng, rewards, count)
     flipped = rng.random(count) < noise
     return Pairs(drawn.first, drawn.second, np.where(flipped, 1 - drawn.outcome, drawn.outcome))

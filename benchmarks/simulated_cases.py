@@ -124,7 +124,7 @@ def pair_cases(scale: float) -> list[Case]:
         ),
         Case(
             "noise",
-            "Pairs, 20% turned round",
+            "Pairs, 20% swapped",
             round(5000 * scale),
             vote,
             flipped,
@@ -135,7 +135,7 @@ def pair_cases(scale: float) -> list[Case]:
         ),
         Case(
             "noise_few",
-            "20% turned round, few pairs",
+            "20% swapped, few pairs",
             round(240 * scale),
             vote,
             flipped,
@@ -243,7 +243,7 @@ def ranking_cases(scale: float) -> list[Case]:
         ),
         Case(
             "careless",
-            "Rankings, careless after two",
+            "Rankings, random after two",
             round(1000 * scale),
             "first two places",
             partial(draw, sizes=sizes, careful=2),
@@ -258,7 +258,7 @@ def single_cases(scale: float) -> list[Case]:
     return [
         Case(
             "ratings",
-            "Ratings of four, with noise",
+            "Noisy ratings, four each",
             round(500 * scale),
             "rating",
             partial(models.draw_grades, size=4, noise=GRADE_NOISE),
@@ -275,7 +275,7 @@ def single_cases(scale: float) -> list[Case]:
         ),
         Case(
             "labels",
-            "Thumbs up and down",
+            "Good and bad labels",
             round(6000 * scale),
             "label",
             models.draw_thumbs,

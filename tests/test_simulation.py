@@ -146,7 +146,7 @@ def test_the_benchmark_writes_figures_and_picture(simulation, tmp_path, monkeypa
     gain = fits["binary_cross_entropy"]["gain_over"]["plain Bradley-Terry, an up against a down"]["mean"]
     plain = fits["plain Bradley-Terry, an up against a down"]["nll"]["mean"]
     assert gain == pytest.approx(plain - fits["binary_cross_entropy"]["nll"]["mean"], abs=2e-6)
-    assert "Thumbs up and down (300)" in capsys.readouterr().out
+    assert "Good and bad labels (300)" in capsys.readouterr().out
     assert picture.read_text(encoding="utf-8").count("<svg") == 1
 
 
