@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections import Counter
 
 import pytest
 import torch
@@ -183,10 +184,10 @@ def test_token_counts_are_those_of_the_collators(make_trainer):
     for rows in memory.sample_batches(trainer.train_dataset, trainer.args):
         count = memory.count_tokens(rows)
         batch = trainer.data_collator([dict(row) for row in rows])
-        assert count.shared_prefix == batch["input_ids"].numel()
-        assert count.responses == batch["response_lengths"].sum()
-        assert count.padded == 2 * len(rows) * batch["response_lengths"].max()
-    assert memory.count_tokens(rows, 64).padded == 2 * len(rows) * 64
+        assert count["shared_prefix"] == batch["input_ids"].numel()
+        assert count["responses"] == batch["response_lengths"].sum()
+        assert count["padded"] == 2 * len(rows) * batch["response_lengths"].max()
+    assert memory.count_tokens(rows, 64)["padded"] == 2 * len(rows) * 64
 
 
 def test_sampled_batches_hold_each_row_once_up_to_the_limit(make_trainer, monkeypatch):
@@ -215,10 +216,10 @@ def test_memory_of_weights_gradients_and_optimizer_is_exact(make_trainer):
     frozen = trainer.model.model.embed_tokens.weight.numel()
     count = sum(parameter.numel() for parameter in trainer.model.parameters())
     needed = estimate_memory(trainer, memory.sample_batches(trainer.train_dataset, trainer.args)[0], 100)
-    assert needed.weights == 4 * count
-    assert needed.gradients == 4 * (count - frozen)
-    assert needed.optimizer == 8 * (count - frozen)
-    assert needed.total == needed.weights + needed.gradients + needed.optimizer + needed.activations
+    assert needed["weights"] == 4 * count
+    assert needed["gradients"] == 4 * (count - frozen)
+    assert needed["optimizer"] == 8 * (count - frozen)
+    assert needed.keys() == {"weights", "gradients", "optimizer", "activations"}
 
 
 def test_activations_grow_with_tokens_and_shrink_with_checkpointing(make_trainer):
@@ -227,7 +228,7 @@ def test_activations_grow_with_tokens_and_shrink_with_checkpointing(make_trainer
         trainer = make_trainer(gradient_checkpointing=checkpointing)
         rows = memory.sample_batches(trainer.train_dataset, trainer.args)[0]
         for tokens in (1000, 2000):
-            kept[checkpointing, tokens] = estimate_memory(trainer, rows, tokens).activations
+            kept[checkpointing, tokens] = estimate_memory(trainer, rows, tokens)["activations"]
     assert 1.7 < kept[False, 2000] / kept[False, 1000] < 2.1
     assert kept[True, 1000] < kept[False, 1000] / 2
     # At the least each of 3 layers keeps its input, 32 numbers a token.
@@ -237,7 +238,7 @@ def test_activations_grow_with_tokens_and_shrink_with_checkpointing(make_trainer
 def test_counted_activations_are_what_a_real_batch_of_that_size_keeps(make_trainer):
     trainer = make_trainer(gradient_checkpointing=False, rows=40)
     rows = [dict(row) for row in trainer.train_dataset]
-    tokens = memory.count_tokens(rows).computed(trainer.batch_layout)
+    tokens = memory.count_tokens(rows)[trainer.batch_layout]
     assert tokens > 1000
     saved = memory.saved_bytes(trainer.model, trainer.loss_of_rows, rows)
     assert activation_bytes(trainer, rows, tokens) == pytest.approx(saved, rel=0.15)
@@ -268,9 +269,9 @@ def test_steps_are_those_of_the_trainer(make_trainer, settings, rows, steps):
 
 def test_time_adds_batches_and_optimizer(train, monkeypatch):
     monkeypatch.setattr(dry_run, "measure_speed", lambda trainer, rows: (0.01, 0.001))
-    monkeypatch.setattr(memory.TokenCount, "computed", lambda count, layout: 100)
+    monkeypatch.setattr(memory, "count_tokens", lambda rows, multiple=None: Counter(padded=100, shared_prefix=100))
     monkeypatch.setattr(dry_run, "duration", lambda seconds: f"{seconds:.3f}")
-    monkeypatch.setattr(memory, "estimate_memory", lambda *args, **kwargs: memory.Memory(0, 0, 0, 0))
+    monkeypatch.setattr(memory, "estimate_memory", lambda *args, **kwargs: {})
     out = train("--dry-run", "--gradient_accumulation_steps", "2")[1]
     # 2 steps of 2 batches of 100 tokens, and of 31,648 parameters
     assert f"about {2 * (2 * 100 * 0.01 + 31_648 * 0.001):.3f} for training" in out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -209,7 +210,7 @@ def token_texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
 def _show_batches(trainer: RewardTrainer, batches: Sequence[Sequence[Any]], console: Console) -> None:
     multiple = trainer.args.pad_to_multiple_of
     tokenizer: Any = trainer.processing_class
-    total = sum((memory.count_tokens(rows, multiple) for rows in batches), memory.TokenCount())
+    total = sum((memory.count_tokens(rows, multiple) for rows in batches), Counter[str]())
     padded = tuple(PaddedCollator(tokenizer.pad_token_id, multiple)(batches[0])["input_ids"].shape)
     shared = tuple(SharedPrefixCollator()(batches[0])["input_ids"].shape)
     console.print(Text(f"\nBatches of {len(batches[0])} examples", style="bold"))
@@ -217,14 +218,15 @@ def _show_batches(trainer: RewardTrainer, batches: Sequence[Sequence[Any]], cons
     table = Table(box=None, padding=(0, 1, 0, 2))
     for column in ("layout", "first batch", f"tokens in {over}", ""):
         table.add_column(column, justify="right" if column.startswith("tokens") else "left", no_wrap=True)
-    table.add_row("padded", str(padded), f"{total.padded:,}", f"{total.padding_share:.0%} are padding")
-    table.add_row("shared_prefix", str(shared), f"{total.shared_prefix:,}", f"{total.saved_share:.0%} saved")
+    padding, saved = (1 - total[name] / max(total["padded"], 1) for name in ("responses", "shared_prefix"))
+    table.add_row("padded", str(padded), f"{total['padded']:,}", f"{padding:.0%} are padding")
+    table.add_row("shared_prefix", str(shared), f"{total['shared_prefix']:,}", f"{saved:.0%} saved")
     console.print(table)
 
 
 def _show_needs(trainer: RewardTrainer, batches: Sequence[Sequence[Any]], console: Console) -> None:
     config, multiple, layout = trainer.args, trainer.args.pad_to_multiple_of, trainer.batch_layout
-    tokens = [memory.count_tokens(rows, multiple).computed(layout) for rows in batches]
+    tokens = [memory.count_tokens(rows, multiple)[layout] for rows in batches]
     steps = count_steps(config, len(trainer.train_dataset) if isinstance(trainer.train_dataset, Dataset) else None)
     try:
         more: dict[str, Any] = {"layout": layout, "loss_of_rows": trainer.loss_of_rows}
@@ -238,11 +240,10 @@ def _show_needs(trainer: RewardTrainer, batches: Sequence[Sequence[Any]], consol
     # Without loading, evaluation and checkpoints.
     batch_seconds = config.gradient_accumulation_steps * sum(tokens) / len(tokens) * per_token
     seconds = steps * (batch_seconds + trained * per_parameter)
-    names = ("weights", "gradients", "optimizer", "activations")
-    parts = ", ".join(f"{name} {size(getattr(needed, name))}" for name in names)
+    parts = ", ".join(f"{name} {size(num_bytes)}" for name, num_bytes in needed.items())
     batch = config.train_batch_size * config.gradient_accumulation_steps * config.world_size
     lines = [
-        ("peak memory", f"about {size(needed.total)}: {parts}"),
+        ("peak memory", f"about {size(sum(needed.values()))}: {parts}"),
         ("speed", f"{1 / per_token:,.0f} tokens/s forward and backward"),
         ("steps", f"{steps:,} of {batch:,} examples"),
         ("time", f"about {duration(seconds)} for training, without evaluation and checkpoints"),
@@ -267,7 +268,7 @@ def measure_speed(trainer: RewardTrainer, rows: Sequence[memory.Row]) -> tuple[f
         if checkpointing:
             memory.checkpointing_method(model, "disable")()
         model.zero_grad(set_to_none=True)
-    tokens = memory.count_tokens(rows, trainer.args.pad_to_multiple_of).computed(trainer.batch_layout)
+    tokens = memory.count_tokens(rows, trainer.args.pad_to_multiple_of)[trainer.batch_layout]
     weight = nn.Parameter(torch.zeros(2**22, device=trainer.args.device))
     weight.grad = torch.zeros_like(weight)
     optimizer = torch.optim.AdamW([weight], fused=weight.device.type in ("cpu", "cuda"))

@@ -154,7 +154,7 @@ def make_loss(args: RewardConfig, dataset: Dataset | IterableDataset) -> RewardL
         ConfigError: The objective cannot learn from the data, or none can.
     """
     row_kinds, columns = survey(dataset)
-    name, reason = str(args.objective), "as asked for"
+    name, reason = str(args.objective), "as set by `objective`"
     if name == "auto":
         name, reason = choose_objective(row_kinds, columns)
         if name == "bradley_terry" and columns <= {"margin"} and row_kinds == {"pairs"}:

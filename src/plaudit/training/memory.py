@@ -8,8 +8,8 @@ import ctypes
 import logging
 import math
 import platform
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -125,46 +125,16 @@ def sample_batches(dataset: Dataset | IterableDataset, args: RewardConfig) -> li
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
-@dataclass(frozen=True)
-class TokenCount:
-    """Tokens of some batches."""
-
-    responses: int = 0  # of all responses, prompts included
-    padded: int = 0  # computed in the padded layout
-    shared_prefix: int = 0  # computed in the shared-prefix layout
-
-    @property
-    def padding_share(self) -> float:
-        """Share of the padded rectangle that is padding."""
-        return 1 - self.responses / max(self.padded, 1)
-
-    @property
-    def saved_share(self) -> float:
-        """Share of the rectangle's tokens that the shared-prefix layout need not compute."""
-        return 1 - self.shared_prefix / max(self.padded, 1)
-
-    def __add__(self, other: TokenCount) -> TokenCount:
-        return TokenCount(
-            self.responses + other.responses,
-            self.padded + other.padded,
-            self.shared_prefix + other.shared_prefix,
-        )
-
-    def computed(self, layout: str) -> int:
-        """Returns the tokens computed in a layout."""
-        return self.shared_prefix if layout == "shared_prefix" else self.padded
-
-
-def count_tokens(rows: Sequence[Row], pad_to_multiple_of: int | None = None) -> TokenCount:
-    """Counts the tokens of one batch of prepared rows.
+def count_tokens(rows: Sequence[Row], pad_to_multiple_of: int | None = None) -> Counter[str]:
+    """Counts the tokens of a batch of prepared rows: of all responses with their prompts, and computed per layout.
 
     >>> count_tokens([{"chosen_ids": [1, 2, 3], "rejected_ids": [1, 2, 4, 5]}])
-    TokenCount(responses=7, padded=8, shared_prefix=5)
+    Counter({'padded': 8, 'responses': 7, 'shared_prefix': 5})
     """
     examples = [tokenized_example(row) for row in rows]
     lengths = [len(ids) for example in examples for ids in example.response_ids]
     step = pad_to_multiple_of or 1
-    return TokenCount(
+    return Counter(
         responses=sum(lengths),
         padded=len(lengths) * math.ceil(max(lengths) / step) * step,
         shared_prefix=share_prefixes(examples).tree.tokens,
@@ -175,7 +145,7 @@ def first_rows(rows: Sequence[Row], args: RewardConfig, layout: str, limit: int)
     """Returns the first rows of a batch that stay below a number of computed tokens; one row at least."""
     taken = [rows[0]]
     for row in rows[1:]:
-        if count_tokens([*taken, row], args.pad_to_multiple_of).computed(layout) > limit:
+        if count_tokens([*taken, row], args.pad_to_multiple_of)[layout] > limit:
             break
         taken.append(row)
     return taken
@@ -184,25 +154,12 @@ def first_rows(rows: Sequence[Row], args: RewardConfig, layout: str, limit: int)
 # --- the estimate -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Memory:
-    """Bytes that training holds at its peak on one device, without sharding."""
-
-    weights: int  # all parameters
-    gradients: int  # one number per trained parameter, in its type
-    optimizer: int  # what the optimizer keeps per trained parameter
-    activations: int  # what the largest sampled batch keeps for the backward pass
-
-    @property
-    def total(self) -> int:
-        """The sum."""
-        return self.weights + self.gradients + self.optimizer + self.activations
-
-
 def estimate_memory(
     model: Any, args: RewardConfig, rows: Sequence[Row], tokens: int, *, layout: str, loss_of_rows: LossOfRows
-) -> Memory:
-    r"""Estimates the peak memory of training whose largest batch computes `tokens` tokens; `rows` are one batch.
+) -> dict[str, int]:
+    r"""Estimates the bytes that unsharded training holds at its peak, by what they are for.
+
+    `rows` are one batch, and the largest batch computes `tokens` tokens.
 
     .. math:: M = \underbrace{\sum_{all} s}_{weights} + \underbrace{\sum_{trained} s}_{gradients}
         + \underbrace{\sum_{trained} k}_{optimizer} + \underbrace{a + b\,T}_{activations}
@@ -223,12 +180,12 @@ def estimate_memory(
         layers = max(getattr(config, "num_hidden_layers", 1), 1)
         width = getattr(config, "hidden_size", 0) * next(model.parameters()).element_size()
         kept = layers * tokens * width + kept // layers
-    return Memory(
-        weights=sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
-        gradients=sum(parameter.numel() * parameter.element_size() for parameter in trained),
-        optimizer=sum(optimizer_bytes(optim, parameter) for parameter in trained),
-        activations=kept,
-    )
+    return {
+        "weights": sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
+        "gradients": sum(parameter.numel() * parameter.element_size() for parameter in trained),
+        "optimizer": sum(optimizer_bytes(optim, parameter) for parameter in trained),
+        "activations": kept,
+    }
 
 
 def optimizer_bytes(optim: str, parameter: torch.Tensor) -> int:
@@ -257,7 +214,7 @@ def activation_bytes(
     measured = []
     for limit in (MEASURED_TOKENS // 4, MEASURED_TOKENS):
         batch = first_rows(rows, args, layout, limit)
-        computed = count_tokens(batch, args.pad_to_multiple_of).computed(layout)
+        computed = count_tokens(batch, args.pad_to_multiple_of)[layout]
         measured.append((computed, saved_bytes(model, loss_of_rows, batch)))
     (few, few_bytes), (many, many_bytes) = measured
     if many <= few:
@@ -340,7 +297,7 @@ def decide_checkpointing(
 def needed_bytes(model: Any, args: RewardConfig, dataset: Dataset, *, layout: str, loss_of_rows: LossOfRows) -> int:
     """Returns the bytes that training needs beyond the weights, which are in memory already."""
     batches = sample_batches(dataset, args)
-    sizes = [count_tokens(rows, args.pad_to_multiple_of).computed(layout) for rows in batches]
+    sizes = [count_tokens(rows, args.pad_to_multiple_of)[layout] for rows in batches]
     if args.max_tokens_per_batch is not None:
         # Batches are filled by another rule than the sampled ones; a single row may still be larger.
         sizes = [size // len(rows) for size, rows in zip(sizes, batches, strict=True)]
@@ -354,7 +311,7 @@ def needed_bytes(model: Any, args: RewardConfig, dataset: Dataset, *, layout: st
     finally:
         for module, training in modes:
             module.training = training
-    return memory.total - memory.weights
+    return sum(memory.values()) - memory["weights"]
 
 
 def free_bytes(device: torch.device, processes: int = 1) -> int | None:
