@@ -116,7 +116,7 @@ def score_file(
     started = time.monotonic()
     path = Path(output).expanduser()
     if chunk_size < 1:
-        raise ConfigError(f"is {chunk_size}", field="chunk_size", fix="Use a positive number of rows.")
+        raise ConfigError(f"`chunk_size` is {chunk_size}", field="chunk_size", fix="Use a positive number of rows.")
     if uncertainty:
         model.require_ensemble(k)
     caution = k if uncertainty else None

@@ -294,9 +294,9 @@ class RewardModel:
             ConfigError: The model has no ensemble, and `uncertainty` is set.
         """
         if is_one_row(rows):
-            raise ConfigError("is a single row", field="rows", fix="Pass an iterable of rows, or use `score`.")
+            raise ConfigError("`rows` is a single row", field="rows", fix="Pass an iterable of rows, or use `score`.")
         if window is not None and window < 1:
-            raise ConfigError(f"is {window}", field="window", fix="Use a positive number of rows, or None.")
+            raise ConfigError(f"`window` is {window}", field="window", fix="Use a positive number of rows, or None.")
         caution = k if uncertainty else None
         self._check(errors, caution)  # here, because a generator would raise at its first item only
 
@@ -346,14 +346,14 @@ class RewardModel:
 
     def _check(self, errors: str, k: float | None) -> None:
         if errors not in get_args(OnError):
-            raise ConfigError(f"is {errors!r}", field="errors", fix="Use 'raise' or 'nan'.")
+            raise ConfigError(f"`errors` is {errors!r}", field="errors", fix="Use 'raise' or 'nan'.")
         if k is not None:
             self.require_ensemble(k)
 
     def require_ensemble(self, k: float) -> None:
         """Raises `ConfigError` if the model has no ensemble, or `k` is not a number of standard deviations."""
         if isinstance(k, bool) or not isinstance(k, int | float) or not 0 <= k < math.inf:
-            raise ConfigError(f"is {k!r}", field="k", fix="Use a number of standard deviations, 0 or more.")
+            raise ConfigError(f"`k` is {k!r}", field="k", fix="Use a number of standard deviations, 0 or more.")
         heads = heads_of(base_model_of(self.model))
         if heads is None or heads.ensemble is None:
             fix = (
@@ -525,10 +525,10 @@ def check_settings(batch_layout: str, max_tokens: int | None, max_length: int | 
         ("overlong", overlong, get_args(ScoringOverlong)),
     ):
         if value not in choices:
-            raise ConfigError(f"is {value!r}", field=name, fix=f"Use one of {', '.join(choices)}.")
+            raise ConfigError(f"`{name}` is {value!r}", field=name, fix=f"Use one of {', '.join(choices)}.")
     for name, number in (("max_tokens_per_batch", max_tokens), ("max_length", max_length)):
         if number is not None and number < 1:
-            raise ConfigError(f"is {number}", field=name, fix="Use a positive number, or None for the default.")
+            raise ConfigError(f"`{name}` is {number}", field=name, fix="Use a positive number, or None.")
 
 
 def _warn_of_pooling(base_model: Any, tokenizer: PreTrainedTokenizerBase) -> None:

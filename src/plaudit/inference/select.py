@@ -83,7 +83,7 @@ def best_of_n_file(
         ConfigError: The output exists, or a setting cannot work.
     """
     if top is not None and top < 1:
-        raise ConfigError(f"is {top}", field="top", fix="Keep at least 1 response of each row.")
+        raise ConfigError(f"`top` is {top}", field="top", fix="Keep at least 1 response of each row.")
     picker = _Picker(responses_column, reward_column, response_column if top is None else None)
     selection = Selection(os.fspath(output))
 
@@ -134,11 +134,15 @@ class Bounds:
             ("reward", self.min_reward, self.max_reward),
         ):
             if low is not None and high is not None and low > high:
-                raise ConfigError(f"{low} is above `max_{name}` {high}", field=f"min_{name}", fix="Exchange them.")
+                raise ConfigError(
+                    f"`min_{name}` {low} is above `max_{name}` {high}", field=f"min_{name}", fix="Exchange them."
+                )
         if self.quantile is not None and not 0 < self.quantile < 1:
-            raise ConfigError(f"is {self.quantile}", field="quantile", fix="Use a share between 0 and 1, such as 0.2.")
+            raise ConfigError(
+                f"`quantile` is {self.quantile}", field="quantile", fix="Use a share between 0 and 1, such as 0.2."
+            )
         if self.keep not in get_args(Keep):
-            raise ConfigError(f"is {self.keep!r}", field="keep", fix="Use 'highest' or 'lowest'.")
+            raise ConfigError(f"`keep` is {self.keep!r}", field="keep", fix="Use 'highest' or 'lowest'.")
 
 
 def filter_file(
