@@ -123,7 +123,7 @@ def test_rows_without_a_reward_are_dropped_on_request(tmp_path):
     good = {**PAIR, "chosen_reward": 1.0, "rejected_reward": 0.0}
     file = write(tmp_path / "r.jsonl", [good, {**good, "chosen_reward": None, "rejected_reward": None}])
     found = plaudit.evaluate(rewards=file, errors="drop")["r"]
-    assert (found.rows, found.dropped[0].count, found.dropped[0].rows) == (1, 1, (1,))
+    assert (found.rows, found.dropped["broken"].first_rows) == (1, [1])
 
 
 def test_a_table_is_judged_without_torch(tmp_path):

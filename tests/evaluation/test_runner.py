@@ -14,6 +14,7 @@ from builders import tiny_tokenizer
 from evaluation.tiny_runs import negate, pairs, plain_reward, said, save_model, write
 from model_builders import tiny_model
 from plaudit import ConfigError, DataError, RewardModel
+from plaudit.data.report import KindCount
 from plaudit.evaluation.results import Evaluation
 from plaudit.model.calibration import RewardCalibration
 from plaudit.report.render import evaluation_page
@@ -148,23 +149,22 @@ def test_models_are_compared_on_rows_that_both_have_scored(folder, rows, tmp_pat
     long = [{**row, "prompt": said("user", "long " * 20)} for row in rows[:3]]
     found = plaudit.evaluate(folder, {"pairs": long + rows}, compare_with=short, sanity_rows=0)
     assert (found.comparisons[0].rows, found.comparisons[0].left_out) == (40, 3)
-    (dropped,) = found.models[1]["pairs"].dropped
-    assert (dropped.reason, dropped.count, dropped.rows) == ("more than 100 tokens", 3, (0, 1, 2))
-    assert "3 rows are dropped: more than 100 tokens." in found.models[1]["pairs"].notes
+    assert found.models[1]["pairs"].dropped == {"overlong": KindCount(3, [0, 1, 2])}
+    assert "Not scored: 3 over-long (> 100 tokens; rows 0, 1, 2)." in found.models[1]["pairs"].notes
     assert next(iter(found.models[1]["pairs"].rewards)) == ("pairs", 3)
 
 
 def test_long_rows_are_dropped_cut_or_refused(folder, rows, caplog):
     long = [rows[0], {**rows[1], "chosen": said("assistant", "word " * 20)}, *rows[2:6]]
     found = plaudit.evaluate(folder, long, max_length=100, sanity_rows=0)["rows"]
-    assert (found.rows, found.dropped[0].rows) == (5, (1,))
-    assert "rows: 1 rows are dropped: more than 100 tokens (row 1)." in caplog.text
+    assert (found.rows, found.dropped) == (5, {"overlong": KindCount(1, [1])})
+    assert "rows: not scored: 1 over-long (row 1)." in caplog.text
     cut = plaudit.evaluate(folder, long, max_length=100, overlong="truncate_left", sanity_rows=0)["rows"]
     assert cut.rows == 6
-    assert any("100 tokens and were truncated (truncate_left)" in note for note in cut.notes)
+    assert any("1 over-long, truncated on the left (> 100 tokens; row 1)" in note for note in cut.notes)
     with pytest.raises(DataError, match=r"rows data set, row 1, field `chosen`: has \d+ tokens"):
         plaudit.evaluate(folder, long, max_length=100, overlong="error")
-    with pytest.raises(DataError, match=r"has no row that could be scored \(6 more than 5 tokens\)"):
+    with pytest.raises(DataError, match=r"has no row that could be scored \(6 over-long"):
         plaudit.evaluate(folder, long, max_length=5)
     with pytest.raises(ConfigError, match="`overlong` is 'nan'"):
         plaudit.evaluate(folder, long, overlong="nan")
@@ -216,8 +216,8 @@ def test_rows_that_the_template_refuses_are_named_or_left_out(folder, rows):
     ):
         plaudit.evaluate(model, rows)
     found = plaudit.evaluate(model, rows, errors="drop")["rows"]
-    assert (found.rows, found.dropped[0].count, found.dropped[0].rows) == (39, 1, (5,))
-    assert "no fives" in found.dropped[0].example
+    assert (found.rows, found.dropped) == (39, {"broken": KindCount(1, [5])})
+    assert any("no fives" in note for note in found.notes)
 
 
 def test_models_that_give_no_reward_are_refused(folder, rows, tmp_path):

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from plaudit.data.report import KindCount
 from plaudit.evaluation.bias import format_bias, length_bias
 from plaudit.evaluation.compare import compare
 from plaudit.evaluation.judge import length_points, margin_histogram, reward_histogram
 from plaudit.evaluation.results import (
     Check,
-    Dropped,
     Evaluation,
     Mistake,
     ModelComparison,
@@ -186,7 +186,7 @@ def suite(scored: ScoredSet, name: str, title: str, *, columns: tuple[str, ...] 
         rows_left_out=0,
         rows=len(scored),
         responses=len(scored.rewards_N),
-        dropped=(Dropped("too long", 3, (17, 40, 291), "1,204 tokens, at most 1,024"),),
+        dropped={"overlong": KindCount(3, [17, 40, 291])},
         seconds=12.5,
         result=Preferences(columns).score(scored),
         statistics=statistics_of(scored),
@@ -204,7 +204,7 @@ def suite(scored: ScoredSet, name: str, title: str, *, columns: tuple[str, ...] 
         histogram=reward_histogram(scored),
         margins=margin_histogram(scored),
         points=length_points(scored),
-        notes=("3 rows are left out: too long.",),
+        notes=("Not scored: 3 over-long (> 1024 tokens; rows 17, 40, 291).",),
     )
 
 

@@ -136,7 +136,7 @@ def test_partial_evaluations_and_failed_checks_are_said_first(full_run, tmp_path
     suite["checks"][2] |= {"passed": False, "message": "Rewards differ by 0.5."}
     for name in ("calibration", "length", "best_of_n", "histogram", "margins"):
         suite[name] = None
-    suite |= {"points": [], "format": [], "mistakes": [], "slices": {}, "dropped": []}
+    suite |= {"points": [], "format": [], "mistakes": [], "slices": {}, "dropped": {}}
     content["models"][0]["suites"] = [suite]
     (tmp_path / "evaluation.json").write_text(json.dumps(content))
     found = opened(write_report(tmp_path))

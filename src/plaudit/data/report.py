@@ -179,12 +179,19 @@ class DataReport:
 
     def describe(self, kind: str, count: KindCount) -> str:
         """Puts one count into words, such as ``"3 with an empty response (rows 1, 4, 9)"``."""
+        words, details = KIND_WORDS[kind], count.rows()
         if kind == Flag.OVERLONG.kind:
-            side = self.overlong.removeprefix("truncate_")
-            words = f"over-long, truncated on the {side}" if side != self.overlong else "over-long"
-            return f"{count.count:,} {words} (> {self.max_length} tokens; {count.rows()})"
-        first = f"; the first: {self.first_error.summary}" if kind == BROKEN and self.first_error is not None else ""
-        return f"{count.count:,} {KIND_WORDS[kind]} ({count.rows()}{first})"
+            words += self.overlong.replace("truncate_", ", truncated on the ") if "truncate" in self.overlong else ""
+            details = f"> {self.max_length} tokens; {details}"
+        if kind == BROKEN and self.first_error is not None:
+            details += f"; the first: {self.first_error.summary}"
+        return f"{count.count:,} {words} ({details})"
+
+    def descriptions(self, *, dropped: bool) -> list[str]:
+        """Describes the kinds of rows that were dropped, or of those that were kept but are suspicious."""
+        # The order of the kinds, not of the rows, so that two runs read alike.
+        counts = self.dropped if dropped else self.flagged
+        return [self.describe(kind, counts[kind]) for kind in KIND_WORDS if kind in counts]
 
     @property
     def _scores(self) -> bool:
@@ -223,7 +230,6 @@ class DataReport:
         """Raises `DataError` if every row was dropped."""
         if self.rows_kept:
             return
-        texts = [self.describe(kind, self.dropped[kind]) for kind in KIND_WORDS if kind in self.dropped]
         fixes = []
         if Flag.OVERLONG.kind in self.dropped:
             fixes.append(
@@ -234,7 +240,7 @@ class DataReport:
             fixes.append("Give responses different scores, or learn the scores themselves with `objective` regression.")
         if Flag.IDENTICAL.kind in self.dropped:
             fixes.append("Check how `chosen` and `rejected` were made: equal responses teach nothing.")
-        message = f"all {self.rows_read:,} rows were dropped: {', '.join(texts)}"
+        message = f"all {self.rows_read:,} rows were dropped: {', '.join(self.descriptions(dropped=True))}"
         raise DataError(message, dataset=self.dataset_name, fix=" ".join(fixes))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -12,13 +12,12 @@ import numpy as np
 import pyarrow as pa
 
 from plaudit.data.parse import content_text, prompt_of
-from plaudit.data.report import Flag
+from plaudit.data.report import DataReport
 from plaudit.errors import ConfigError, DataError
 from plaudit.evaluation.bias import format_bias, length_bias
 from plaudit.evaluation.checks import sanity_checks
 from plaudit.evaluation.compare import Comparison, compare
 from plaudit.evaluation.results import (
-    Dropped,
     Histogram,
     Margins,
     Mistake,
@@ -39,11 +38,6 @@ OnBroken: TypeAlias = Literal["raise", "drop"]
 """Treatment of a row that cannot be scored, such as one that the chat template refuses."""
 BINS = 40
 POINTS = 2000
-_ROWS_NAMED = 10
-_SUSPICIOUS = {
-    Flag.EMPTY_RESPONSE: "have an empty response",
-    Flag.LAST_MESSAGE_NOT_ASSISTANT: "end with a message that is not the assistant's",
-}
 
 
 @dataclass(frozen=True)
@@ -81,21 +75,22 @@ def judge(
     Margins are divided by `temperature` to make them probabilities; `dtype` is that in which the model computes, and
     decides the tolerance of sanity checks. A table without a scored row raises `DataError`.
     """
-    dropped = tuple(_dropped(table, settings))
+    report = count_rows(table, suite.label, settings)
     scored = suite.joined(table)
     if not len(scored):
-        reasons = ", ".join(f"{group.count} {group.reason}" for group in dropped)
+        reasons = ", ".join(report.descriptions(dropped=True))
         fix = "Raise `max_length`, or truncate long rows with `overlong`."
         raise DataError(f"has no row that could be scored ({reasons})", dataset=suite.label, fix=fix)
     seed, columns = settings.seed, suite.columns(settings.slices)
     result = rule_of(suite, columns).score(scored)
     compared = len(scored.margin_P) > 0
     unit: Literal["tokens", "characters"] = "characters" if any(row.tokens is None for row in scored) else "tokens"
-    notes = [f"{group.count} rows are dropped: {group.reason}." for group in dropped]
+    notes = [f"Not scored: {text}." for text in report.descriptions(dropped=True)]
     if suite.total > len(suite.rows):
         drawn = f"{len(suite.rows)} of {suite.total} rows, drawn at random"
         notes.append(f"{drawn}: not the published score, and less certain.")
     notes += [f"No column `{name}` to slice by." for name in settings.slices if name not in columns]
+    suspicious = [f"Scored but suspicious: {text}." for text in report.descriptions(dropped=False)]
     return SuiteEvaluation(
         name=suite.label,
         suite=suite.suite.name,
@@ -105,7 +100,7 @@ def judge(
         rows_left_out=suite.total - len(suite.rows),
         rows=len(scored),
         responses=len(scored.rewards_N),
-        dropped=dropped,
+        dropped=report.dropped,
         seconds=0.0,
         result=result,
         statistics=statistics_of(scored, seed=seed),
@@ -119,7 +114,7 @@ def judge(
         histogram=reward_histogram(scored),
         margins=margin_histogram(scored),
         points=length_points(scored, seed=seed),
-        notes=(*notes, *_suspicions(table, settings), *result.notes),
+        notes=(*notes, *suspicious, *result.notes),
         table=table,
     )
 
@@ -161,44 +156,14 @@ def compare_models(
 # ---- rows that are dropped or look wrong -------------------------------------------------------------------------
 
 
-def _lines(table: pa.Table) -> Iterator[tuple[int, int, str | None]]:
-    """Yields number, flags and error of each row as it is."""
-    names = ("row", "response", "variant", "flags", "error")
-    for row, response, variant, flags, error in zip(*(table.column(name).to_pylist() for name in names), strict=True):
+def count_rows(table: pa.Table, name: str, settings: EvaluationSettings) -> DataReport:
+    """Counts the rows of a table as they are, without their variants, by what became of them."""
+    report = DataReport(name, settings.max_length, settings.overlong, "score")
+    columns = (table.column(name).to_pylist() for name in ("row", "response", "variant", "flags", "error"))
+    for row, response, variant, flags, error in zip(*columns, strict=True):
         if response == 0 and not variant:
-            yield row, flags, error
-
-
-def _dropped(table: pa.Table, settings: EvaluationSettings) -> Iterator[Dropped]:
-    broken = [(row, flags, error) for row, flags, error in _lines(table) if error is not None]
-    for overlong in (True, False):
-        group = [(row, error) for row, flags, error in broken if bool(flags & Flag.OVERLONG) is overlong]
-        if group:
-            reason = f"more than {settings.max_length} tokens" if overlong else "cannot be scored"
-            rows = tuple(row for row, _ in group[:_ROWS_NAMED])
-            yield Dropped(reason, len(group), rows, None if overlong else group[0][1])
-
-
-def _suspicions(table: pa.Table, settings: EvaluationSettings) -> Iterator[str]:
-    words = {
-        **_SUSPICIOUS,
-        Flag.OVERLONG: f"had more than {settings.max_length} tokens and were truncated ({settings.overlong})",
-    }
-    for flag, text in words.items():
-        rows = [row for row, flags, error in _lines(table) if error is None and flags & flag]
-        if rows:
-            yield f"{len(rows)} rows {text} ({named_rows(rows)})."
-
-
-def named_rows(rows: Sequence[int], count: int | None = None) -> str:
-    """Names the first of some rows.
-
-    >>> named_rows([3]), named_rows([3, 5], 17)
-    ('row 3', 'rows 3, 5, ...')
-    """
-    count = len(rows) if count is None else count
-    shown = ", ".join(map(str, rows[:_ROWS_NAMED])) + (", ..." if count > len(rows[:_ROWS_NAMED]) else "")
-    return f"row{'s' * (count > 1)} {shown}"
+            report.add(row, flags, None if error is None else DataError(error.partition("\n")[0]))
+    return report
 
 
 # ---- mistakes ----------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 import numpy as np
 import pyarrow as pa
 
+from plaudit.data.report import KindCount
 from plaudit.errors import ConfigError
 from plaudit.evaluation.table import read_tables, rewards_by_row, write_tables
 from plaudit.model.calibration import RewardCalibration
@@ -234,16 +235,6 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Dropped:
-    """Rows that could not be scored, for one reason."""
-
-    reason: str
-    count: int
-    rows: tuple[int, ...] = ()  # the first ones
-    example: str | None = None  # error of the first one
-
-
-@dataclass(frozen=True)
 class Mistake:
     """A row on which a model is wrong. Of a single response, only `better` or `worse` is set."""
 
@@ -335,7 +326,7 @@ class SuiteEvaluation:
     rows_left_out: int  # not drawn, with `max_rows`
     rows: int  # scored
     responses: int
-    dropped: tuple[Dropped, ...]
+    dropped: Mapping[str, KindCount]  # by kind, as in `plaudit.data.report`
     seconds: float  # of scoring, without checks
     result: SuiteResult
     statistics: Statistics

@@ -16,10 +16,10 @@ import numpy as np
 import pyarrow as pa
 from torch import nn
 
-from plaudit.data.report import Flag
+from plaudit.data.report import KIND_WORDS, Flag
 from plaudit.errors import DataError
 from plaudit.evaluation.checks import ALONE, PADDED, SWAPPED, swap_labels
-from plaudit.evaluation.judge import EvaluationSettings, judge, named_rows
+from plaudit.evaluation.judge import EvaluationSettings, judge
 from plaudit.evaluation.results import SuiteEvaluation
 from plaudit.evaluation.suites.base import SuiteRow
 from plaudit.evaluation.suites.registry import LoadedSuite
@@ -108,9 +108,8 @@ def evaluate_suite(
 
 def log_dropped(evaluated: SuiteEvaluation) -> None:
     """Logs which rows were dropped."""
-    for group in evaluated.dropped:
-        rows = named_rows(group.rows, group.count)
-        logger.warning("%s: %d rows are dropped: %s (%s).", evaluated.name, group.count, group.reason, rows)
+    for kind, count in evaluated.dropped.items():
+        logger.warning("%s: not scored: %d %s (%s).", evaluated.name, count.count, KIND_WORDS[kind], count.rows())
 
 
 def score_suite(

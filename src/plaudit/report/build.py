@@ -305,7 +305,7 @@ def findings(evaluation: Evaluation, model: ModelEvaluation, suite: SuiteEvaluat
     found += [Paragraph(f"Check failed: {check.message}", "warning") for check in suite.checks if not check.passed]
     if not evaluation.complete:
         found.append(Paragraph("The evaluation was not finished.", "warning"))
-    if dropped := sum(reason.count for reason in suite.dropped):
+    if dropped := sum(count.count for count in suite.dropped.values()):
         found.append(Paragraph(f"{count_of(dropped, 'row was', 'rows were')} not scored.", "note"))
     return found
 

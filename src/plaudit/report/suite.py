@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+from plaudit.data.report import KIND_WORDS
 from plaudit.evaluation.results import (
     Calibration,
     Evaluation,
@@ -453,10 +454,11 @@ def mistake_of(row: WrongRow, suite: SuiteEvaluation) -> Mistake:
 def _dropped_tables(suite: SuiteEvaluation) -> list[Table]:
     """Rows that were not scored, and why."""
     rows: list[list[Any]] = [
-        [reason.reason, reason.count, first_rows(reason.rows, reason.count), reason.example] for reason in suite.dropped
+        [KIND_WORDS[kind], count.count, first_rows(count.first_rows, count.count)]
+        for kind, count in suite.dropped.items()
     ]
     if suite.rows_left_out:
-        rows.append(["left out, as `max_rows` asks for a sample", suite.rows_left_out, None, None])
+        rows.append(["left out, as `max_rows` asks for a sample", suite.rows_left_out, None])
     title = f"Rows that were not scored, of {suite.rows_in_source:,} read"
-    columns = heads("not scored | rows: count | first row numbers | example")
+    columns = heads("not scored | rows: count | first row numbers")
     return [Table("dropped", title, columns, rows)] if rows else []
