@@ -57,7 +57,8 @@ def _logger(name: str) -> Callable[[], Any]:
 
 # Warning filters are not here: pytest restores them after each test by itself.
 PROCESS_STATE: dict[str, Callable[[], Any]] = {
-    "os.environ": lambda: {**os.environ, "PYTEST_CURRENT_TEST": None},
+    # pytest sets the one, torch's compiler the other when it is first imported.
+    "os.environ": lambda: {**os.environ, "PYTEST_CURRENT_TEST": None, "TORCHINDUCTOR_CACHE_DIR": None},
     "sys.argv": lambda: list(sys.argv),
     "sys.path": lambda: list(sys.path),
     "the working directory": Path.cwd,
