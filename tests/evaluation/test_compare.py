@@ -10,6 +10,7 @@ from scipy.stats import binomtest
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
+from evaluation.refusals import refused
 from evaluation.scored_rows import pairs
 from plaudit.errors import ConfigError
 from plaudit.evaluation.compare import compare, compare_outcomes, holm, sign_flip_test
@@ -130,9 +131,9 @@ def test_slices_are_corrected_for_having_looked_at_several():
 
 def test_other_rows_cannot_be_compared():
     first, second = models([1, 0, 1], [1, 1, 1])
-    with pytest.raises(ConfigError, match="A was scored on 3 rows and B on 2"):
+    with refused(ConfigError, "A", 3, "B", 2):
         compare(first, second[:2])
-    with pytest.raises(ConfigError, match="where A has row 0, B has row 1"):
+    with refused(ConfigError, "row 0", "row 1"):
         compare(first[:2], second[1:])
-    with pytest.raises(ConfigError, match="nothing to compare"):
+    with refused(ConfigError):
         compare(first[:0], second[:0])

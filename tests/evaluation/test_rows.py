@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from evaluation.refusals import refused
 from evaluation.scored_rows import scored_row
 from plaudit.errors import DataError
 from plaudit.evaluation.table import prompt_key
@@ -48,9 +49,9 @@ def test_rows_with_one_prompt_belong_together():
 
 def test_a_reward_too_few_names_the_row():
     row = {"prompt": "p", "chosen": "a", "rejected": "b"}
-    with pytest.raises(DataError, match="row 9: 1 rewards for 2 responses"):
+    with refused(DataError, "1 rewards", "2 responses", row=9):
         scored_row(row, [1.0], row_number=9)
-    with pytest.raises(DataError, match="row 9, field `rejected`: the reward is nan"):
+    with refused(DataError, "nan", row=9, field="rejected"):
         scored_row(row, [1.0, float("nan")], row_number=9)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import plaudit
+from evaluation.refusals import refused
 from evaluation.tiny_runs import pairs, plain_reward, save_model, write
 from plaudit import ConfigError, DataError, RewardModel
 from plaudit.evaluation import run as runner
@@ -56,7 +57,7 @@ def scored(monkeypatch):
 
 
 def test_nan_is_named_and_what_was_reached_is_kept(folder, rows, good, bad, tmp_path, caplog):
-    with pytest.raises(DataError, match=r"bad.jsonl data set, row 6, field `rejected`: the reward is nan"):
+    with refused(DataError, "nan", dataset="bad.jsonl", row=6, field="rejected"):
         plaudit.evaluate(folder, [good, bad], output=tmp_path / "out")
     assert "Stopped early; the results so far are in" in caplog.text
     kept = Evaluation.load(tmp_path / "out")
@@ -120,7 +121,7 @@ def test_whatever_has_changed_is_scored_again(folder, rows, good, tmp_path, scor
 
 def test_other_results_are_not_lost(folder, good, rows, tmp_path):
     plaudit.evaluate(folder, good, output=tmp_path / "out", sanity_rows=0)
-    with pytest.raises(ConfigError, match=r"holds other results, which would be lost: .*model on good"):
+    with refused(ConfigError, "model on good", "`overwrite`"):
         plaudit.evaluate(folder, {"else": rows}, output=tmp_path / "out")
     plaudit.evaluate(folder, {"else": rows}, output=tmp_path / "out", overwrite=True, sanity_rows=0)
     assert [one.name for one in Evaluation.load(tmp_path / "out").suites] == ["else"]
@@ -169,6 +170,6 @@ def test_an_interrupted_suite_resumes_from_its_last_chunk(folder, good, tmp_path
 
 def test_a_second_model_that_cannot_be_read_keeps_the_first(folder, good, tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match="holds no model"):
+    with refused(ConfigError, "empty"):
         plaudit.evaluate(folder, good, compare_with=tmp_path / "empty", output=tmp_path / "out", sanity_rows=0)
     assert Evaluation.load(tmp_path / "out")["good"].rows == 24

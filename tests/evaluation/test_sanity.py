@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from evaluation.refusals import refused
 from evaluation.scored_rows import listed, pairs, scored_row
 from plaudit.data.parse import read_example
 from plaudit.errors import ConfigError
@@ -53,7 +54,7 @@ def test_a_model_that_knows_which_response_comes_first_does_not():
 
 
 def test_a_single_response_has_no_labels_to_swap():
-    with pytest.raises(ConfigError, match="single response"):
+    with refused(ConfigError):
         swap_labels({"response": "a", "label": True})
 
 
@@ -77,9 +78,9 @@ def test_comparisons_that_change_sides_are_counted():
 
 
 def test_other_rows_are_no_second_opinion():
-    with pytest.raises(ConfigError, match="not of the same rows"):
+    with refused(ConfigError, 1, 2):
         check_invariance("padding", pairs([(1, 0)]), pairs([(1, 0), (1, 0)]))
-    with pytest.raises(ConfigError, match="no tolerance is known for the dtype 'int8'"):
+    with refused(ConfigError, "'int8'", "float32"):
         check_invariance("padding", pairs([(1, 0)]), pairs([(1, 0)]), dtype="int8")
     assert check_invariance("padding", ScoredSet([]), ScoredSet([])).passed
 

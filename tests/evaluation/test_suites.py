@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from evaluation.refusals import refused
 from plaudit.errors import ConfigError, DataError
 from plaudit.evaluation.results import to_plain
 from plaudit.evaluation.suites.base import compare_results
@@ -218,18 +219,18 @@ def test_ties_without_their_reference_are_left_out_aloud(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("row", "message"),
+    ("row", "field", "value"),
     [
-        (rb2("x", "Ties"), r"row 1, field `id`: is 'x'"),
-        (rb2("tied:1", "Ties"), r"row 1, field `chosen`: holds a single right answer"),
-        (rb2("x", "Math", right=2), r"row 1, field `chosen`: holds 2 answers"),
-        (rb2("x", "Math") | {"rejected": []}, r"row 1, field `rejected`: is a list of 0, not a list of texts"),
-        (rb2("x", "Math") | {"chosen": [None]}, r"row 1, field `chosen\[0\]`: is null, not text"),
-        (rb2("x", "Math") | {"prompt": None}, r"row 1, field `prompt`: is null, not text"),
+        (rb2("x", "Ties"), "id", "'x'"),
+        (rb2("tied:1", "Ties"), "chosen", "single"),
+        (rb2("x", "Math", right=2), "chosen", "2 answers"),
+        (rb2("x", "Math") | {"rejected": []}, "rejected", "list of 0"),
+        (rb2("x", "Math") | {"chosen": [None]}, "chosen[0]", "null"),
+        (rb2("x", "Math") | {"prompt": None}, "prompt", "null"),
     ],
 )
-def test_broken_rows_of_reward_bench_2(tmp_path, row, message):
-    with pytest.raises(DataError, match=message):
+def test_broken_rows_of_reward_bench_2(tmp_path, row, field, value):
+    with refused(DataError, value, row=1, field=field):
         load("rewardbench2", write(tmp_path / "test.jsonl", [rb2("a", "Math"), row]))
 
 
@@ -286,9 +287,9 @@ def test_a_file_of_one_domain_says_so_by_its_name(tmp_path):
     del row["domain"]
     _, read = load("rm-bench", write(tmp_path / "safety-refuse_filtered.json", [row]))
     assert read[0].columns == {"domain": "safety", "subdomain": "safety-refuse"}
-    with pytest.raises(DataError, match="has no column `domain`"):
+    with refused(DataError, field="domain"):
         load("rm-bench", write(tmp_path / "mine.json", [row]))
-    with pytest.raises(DataError, match="row 0, field `domain`: is 'art'"):
+    with refused(DataError, "'art'", row=0, field="domain"):
         load("rm-bench", write(tmp_path / "mine.json", [rm("art")]))
 
 
@@ -323,15 +324,15 @@ def test_llmbar_as_pairs_with_a_subset(tmp_path):
     found = suite.score(scored(read, {"one": 1.0, "two": 0.0}.__getitem__))
     assert {one.name: one.score for one in found.slices} == {"GPTOut": 0, "Manual": 1, "Natural": 1}
     assert read[0].scored([1.0, 0.0]).texts == ("one", "two")
-    with pytest.raises(DataError, match="row 1, field `subset`: is 'other'"):
+    with refused(DataError, "'other'", row=1, field="subset"):
         load("llmbar", write(tmp_path / "bad.jsonl", [rows[0], rows[1] | {"subset": "other"}]))
-    with pytest.raises(ConfigError, match=r"LLMBar has no data set on the Hub(.|\n)*llmbar=FILE"):
+    with refused(ConfigError, "llmbar=FILE"):
         find_suite("llmbar")[0].load()
 
 
 def test_a_label_of_llmbar_is_one_or_two(tmp_path):
     row = {"input": "do", "output_1": "one", "output_2": "two", "label": 3, "subset": "natural"}
-    with pytest.raises(DataError, match=r"row 0, field `label`: is 3(.|\n)*one of: 1, 2"):
+    with refused(DataError, 3, "1, 2", row=0, field="label"):
         load("llmbar", write(tmp_path / "bad.jsonl", [row]))
 
 
@@ -362,9 +363,9 @@ def test_judge_bench_by_domain_and_over_all_pairs(tmp_path):
     assert {one.name: one.score for one in found.slices} == {"Coding": 1, "Knowledge": 0.5, "Math": 0, "Reasoning": 1}
     assert found.score == pytest.approx(3 / 5)
     assert suite.score(scored(read, lambda text: 0.0)).score == 0  # a tie is not right
-    for change, message in (({"label": "A=B"}, "field `label`: is 'A=B'"), ({"source": "x"}, "field `source`: is 'x'")):
-        with pytest.raises(DataError, match=message):
-            load("judgebench", write(tmp_path / "bad.jsonl", [rows[0] | change]))
+    for field, value in (("label", "A=B"), ("source", "x")):
+        with refused(DataError, repr(value), row=0, field=field):
+            load("judgebench", write(tmp_path / "bad.jsonl", [rows[0] | {field: value}]))
 
 
 # --- any preference data --------------------------------------------------------------------------------------
@@ -387,7 +388,7 @@ def test_any_preference_file_is_a_suite_with_slices(tmp_path):
         "source=y": (1, 0),
     }
     assert found.notes == ("1 rows say nothing that can be right or wrong, and do not count.",)
-    with pytest.raises(DataError, match=r"field `topic`: has no column `topic`; its columns are"):
+    with refused(DataError, "`source`", field="topic"):
         find_suite(source, slices=["topic"])[0].load(source)
 
 
@@ -400,13 +401,13 @@ def test_rankings_and_thumbs_count_as_in_training(tmp_path):
     assert suite.score(scored(suite.load(source), [[0.5], [0.5]])).score == 0.5
     ratings = [{"prompt": "p", "response": "a", "score": 0.3}]
     suite, source = find_suite(write(tmp_path / "ratings.jsonl", ratings))
-    with pytest.raises(DataError, match="no row that a model can be right about"):
+    with refused(DataError, dataset="preferences"):
         suite.score(scored(suite.load(source), [[0.5]]))
 
 
 def test_a_broken_row_is_named_by_file_and_number(tmp_path):
     path = write(tmp_path / "mine.jsonl", [{"chosen": "a", "rejected": "b"}, {"chosen": "a", "rejected": None}])
-    with pytest.raises(DataError, match=r"mine\.jsonl data set, row 1, field `rejected`: is null"):
+    with refused(DataError, dataset="mine.jsonl", row=1, field="rejected"):
         find_suite(path)[0].load(path)
 
 
@@ -421,7 +422,7 @@ def test_names_are_forgiving_and_an_unknown_one_lists_them():
         "judgebench",
     ]
     assert find_suite("owner/data")[0].name == "preferences"
-    with pytest.raises(ConfigError, match=r"no suite 'rewardbnch'(.|\n)*Did you mean `rewardbench`(.|\n)*llmbar"):
+    with refused(ConfigError, "'rewardbnch'", "`rewardbench`", "llmbar"):
         find_suite("rewardbnch")
     assert find_suite("preferences=owner/data")[1] == "owner/data"
 
@@ -429,7 +430,7 @@ def test_names_are_forgiving_and_an_unknown_one_lists_them():
 @pytest.mark.parametrize("name", list(SUITES))
 def test_a_missing_column_is_named_with_the_file(tmp_path, name):
     path = write(tmp_path / "mine.jsonl", [{"question": "q", "answer": "a"}])
-    with pytest.raises(DataError, match=r"mine\.jsonl data set, field `\w+`: has no column `"):
+    with refused(DataError, dataset="mine.jsonl"):
         load(name, path)
 
 
@@ -438,7 +439,7 @@ def test_every_suite_says_its_rule_and_where_it_is_published(name):
     suite = SUITES[name]
     assert len(suite.rule) > 50
     assert "arXiv" in suite.reference
-    with pytest.raises(DataError, match="has no scored rows"):
+    with refused(DataError, dataset=name):
         suite().score(ScoredSet([]))
 
 
@@ -472,7 +473,7 @@ def test_two_models_are_compared_on_the_rows_of_a_suite(tmp_path):
     assert found.verdict.startswith("good is better than half by 50.0 points")
     assert found.slices["slice"]["Coding"].real
     assert not found.slices["slice"]["Knowledge"].real
-    with pytest.raises(ConfigError, match="different rows"):
+    with refused(ConfigError, "judgebench", 60, 5):
         compare_results(good, suite.score(scored(read[:5], [[1, 0]] * 5)))
     json.dumps(to_plain(found))
     json.dumps(to_plain(good))
