@@ -108,19 +108,21 @@ def test_model_init_kwargs_as_json():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "names", "fix"),
     [
-        (["--learnig_rate", "1e-4"], "no setting --learnig_rate\n.*Did you mean `--learning_rate`"),
-        (["--learning_rate", "fast"], "--learning_rate.*'fast'"),
-        (["--batch_layout", "round"], "--batch_layout.*'round'.*shared_prefix"),
-        (["pairs.jsonl"], "unexpected argument 'pairs.jsonl'"),
-        (["--load_best_model_at_end"], "load_best_model_at_end"),
-        (["--config"], "--config: expected one argument"),
+        (["--learnig_rate", "1e-4"], ["--learnig_rate"], "`--learning_rate`"),
+        (["--learning_rate", "fast"], ["--learning_rate", "'fast'"], "--help"),
+        (["--batch_layout", "round"], ["--batch_layout", "'round'", "shared_prefix"], "--help"),
+        (["pairs.jsonl"], ["'pairs.jsonl'"], "Usage: plaudit train"),
+        (["--load_best_model_at_end"], ["load_best_model_at_end"], "setting named above"),
+        (["--config"], ["--config"], "--help"),
     ],
 )
-def test_bad_flags(arguments, message):
-    with pytest.raises(ConfigError, match=f"(?s){message}"):
+def test_bad_flags(arguments, names, fix):
+    with pytest.raises(ConfigError) as error:
         parse_arguments([*BASE, *arguments])
+    assert all(name in error.value.message for name in names)
+    assert fix in error.value.fix
 
 
 # --- YAML -------------------------------------------------------------------------------------------------
@@ -177,26 +179,30 @@ def test_flags_win_over_the_file(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "names", "fix"),
     [
-        ("learnig_rate: 1", "train.yaml: there is no setting `learnig_rate`\n.*Did you mean `learning_rate`"),
-        ("zzz: 1", "train.yaml: there is no setting `zzz`\n.*--help"),
-        ("seed: three", "train.yaml: .*--seed.*'three'"),
-        ("seed: [1]", "train.yaml: `seed` cannot be a list"),
-        ("seed:", "train.yaml: `seed` is empty"),
-        ("batch_layout: round", "train.yaml: .*--batch_layout.*'round'"),
-        ("- a\n- b", "train.yaml: does not hold settings"),
-        ("a: [", "train.yaml: line 1: is not valid YAML"),
+        ("learnig_rate: 1", ["`learnig_rate`"], "`learning_rate`"),
+        ("zzz: 1", ["`zzz`"], "--help"),
+        ("seed: three", ["--seed", "'three'"], "--help"),
+        ("seed: [1]", ["`seed`", "list"], "single value"),
+        ("seed:", ["`seed`", "empty"], "remove the line"),
+        ("batch_layout: round", ["--batch_layout", "'round'"], "--help"),
+        ("- a\n- b", [], "`name: value`"),
+        ("a: [", ["line 1: "], "`name: value`"),
     ],
 )
-def test_bad_files(tmp_path, text, message):
-    with pytest.raises(ConfigError, match=f"(?s){message}"):
+def test_bad_files(tmp_path, text, names, fix):
+    with pytest.raises(ConfigError) as error:
         parse_arguments(write(tmp_path, text))
+    assert all(name in error.value.message for name in ["train.yaml: ", *names])
+    assert fix in error.value.fix
 
 
 def test_a_file_that_is_not_there():
-    with pytest.raises(ConfigError, match=r"gone.yaml: cannot be read"):
+    with pytest.raises(ConfigError) as error:
         parse_arguments(["--config", "gone.yaml"])
+    assert "gone.yaml: " in error.value.message
+    assert "--config" in error.value.fix
 
 
 def test_the_example_can_be_read():
@@ -231,8 +237,10 @@ def test_model_flags_become_arguments_of_from_pretrained():
     ("flag", "given"), [("dtype", "dtype"), ("dtype", "torch_dtype"), ("model_revision", "revision")]
 )
 def test_a_flag_that_contradicts_model_init_kwargs(flag, given):
-    with pytest.raises(ConfigError, match=f"`{flag}` is 'float16', but `model_init_kwargs` has {given}='main'"):
+    with pytest.raises(ConfigError) as error:
         kwargs_of("--model_init_kwargs", f'{{"{given}": "main"}}', f"--{flag}", "float16")
+    assert f"`{flag}`" in error.value.message
+    assert f"{given}='main'" in error.value.message
 
 
 def quantization_of(*arguments):
@@ -241,17 +249,20 @@ def quantization_of(*arguments):
 
 def test_quantisation_without_a_gpu(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    with pytest.raises(ConfigError, match="`load_in_4bit` needs a GPU"):
+    with pytest.raises(ConfigError) as error:
         quantization_of("--load_in_4bit", "--use_peft")
-    with pytest.raises(ConfigError, match="exclude each other"):
+    assert error.value.fix == "Remove --load_in_4bit."
+    with pytest.raises(ConfigError) as error:
         quantization_of("--load_in_4bit", "--load_in_8bit", "--use_peft")
+    assert {"`load_in_4bit`", "`load_in_8bit`"} <= set(error.value.message.split())
 
 
 def test_quantisation_without_bitsandbytes(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"(?s)needs the package bitsandbytes.*pip install"):
+    with pytest.raises(ConfigError) as error:
         quantization_of("--load_in_8bit", "--use_peft")
+    assert error.value.fix == "Run: pip install bitsandbytes"
 
 
 def test_quantisation_config(monkeypatch):

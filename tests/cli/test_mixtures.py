@@ -56,26 +56,29 @@ def test_every_field_of_a_part():
 
 
 @pytest.mark.parametrize(
-    ("value", "message"),
+    ("value", "message", "fix"),
     [
-        ({"pth": "a"}, "`datasets`, part 2: there is no field `pth`\n.*Did you mean `path`"),
-        ({"weight": 1}, "there is no field `weight`\n.*`fraction`"),
-        ({"name": "a"}, "has no `path`"),
-        ({"path": "a", "rows": 0}, "`rows` is 0\n.*whole number"),
-        ({"path": "a", "rows": True}, "`rows` is True"),
-        ({"path": "a", "rows": 1.5}, "`rows` is 1.5"),
-        ({"path": "a", "fraction": -1}, "`fraction` is -1"),
-        ({"path": "a", "rows": 1, "fraction": 1}, "both `fraction` and `rows`"),
-        ({"path": "a", "columns": "chosen"}, "`columns` is 'chosen'\n.*list of columns"),
-        ({"path": "a", "columns": []}, r"`columns` is \[\]"),
-        ({"path": 3}, "`path` is 3"),
-        (["a"], r"is \['a'\], not a mapping"),
-        ('{"path": ', "is not valid JSON"),
+        ({"pth": "a"}, "`pth`", "Did you mean `path`"),
+        ({"weight": 1}, "`weight`", "`fraction`"),
+        ({"name": "a"}, "`path`", "file"),
+        ({"path": "a", "rows": 0}, "`rows` is 0", "whole number"),
+        ({"path": "a", "rows": True}, "`rows` is True", "whole number"),
+        ({"path": "a", "rows": 1.5}, "`rows` is 1.5", "whole number"),
+        ({"path": "a", "fraction": -1}, "`fraction` is -1", "above 0"),
+        ({"path": "a", "rows": 1, "fraction": 1}, "both `fraction` and `rows`", "Remove one"),
+        ({"path": "a", "columns": "chosen"}, "`columns` is 'chosen'", "list of columns"),
+        ({"path": "a", "columns": []}, "`columns` is []", "list of columns"),
+        ({"path": 3}, "`path` is 3", "file"),
+        (["a"], "['a']", "`- path: pairs.jsonl`"),
+        ('{"path": ', "JSON", '{"path": "pairs.jsonl", "rows": 1000}'),
     ],
 )
-def test_parts_that_cannot_be_read(value, message):
-    with pytest.raises(ConfigError, match=f"(?s){message}"):
+def test_parts_that_cannot_be_read(value, message, fix):
+    with pytest.raises(ConfigError) as error:
         read_part(value, 2)
+    assert error.value.message.startswith("`datasets`, part 2: ")
+    assert message in error.value.message
+    assert fix in error.value.fix
 
 
 REFERENCE_YAML = """
@@ -115,8 +118,9 @@ def test_the_references_names_in_yaml_and_on_the_command_line(config, monkeypatc
     ],
 )
 def test_files_that_cannot_be_read(config, text, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ConfigError) as error:
         parse_arguments([*config(text), "--use_cpu"])
+    assert message in error.value.message
 
 
 # --- training -----------------------------------------------------------------------------------------------

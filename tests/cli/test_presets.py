@@ -48,16 +48,18 @@ def test_the_file_wins_over_the_preset_and_flags_over_both(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "message", "fix"),
     [
-        (["--preset", "quik"], "there is no preset 'quik'\n.*Did you mean `quick`"),
-        (["--preset", "zzz"], "(?s)there is no preset 'zzz'.*Use one of: quick, full"),
-        (["--preset"], "--preset: expected one argument"),
+        (["--preset", "quik"], "'quik'", "Did you mean `quick`?"),
+        (["--preset", "zzz"], "'zzz'", "Use one of: quick, full."),
+        (["--preset"], "--preset", "`plaudit train --help` lists all settings."),
     ],
 )
-def test_presets_that_are_not_there(train, tmp_path, arguments, message):
-    with pytest.raises(ConfigError, match=message):
+def test_presets_that_are_not_there(arguments, message, fix):
+    with pytest.raises(ConfigError) as error:
         parse_arguments([*BASE, *arguments])
+    assert message in error.value.message
+    assert error.value.fix == fix
 
 
 def test_an_unknown_preset_leaves_no_folder(train, tmp_path):
