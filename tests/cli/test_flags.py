@@ -209,7 +209,7 @@ def test_help_is_printed_only_where_it_is_asked_for(capsys, monkeypatch):
     for line in (
         "--output TEXT File to write.",
         "--least X Least reward. [0.5]",
-        "--strict Be strict.",
+        "--strict Be strict. [False]",
         "--keep Keep. [True]",
         "--limits X ... Limits.",
         "--kind TEXT Kind. Choices: plain, rendered. [plain]",

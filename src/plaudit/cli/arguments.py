@@ -152,8 +152,8 @@ class Setting:
         if self.allowed:
             text += f" Choices: {', '.join(self.allowed)}."
         default = getattr(self.default, "value", self.default)
-        if self.kind is bool:
-            default = True if default == self.switch[0] else None
+        if self.kind is bool and default in self.switch:
+            default = default == self.switch[0]
         shown = "" if default in (None, MISSING, "", []) else " ".join(map(str, default)) if self.items else default
         text += f" [{shown}]" if shown != "" else ""
         return Text(f"--{self.name}", style="cyan").append(f" {value}", style="dim"), Text(text)
