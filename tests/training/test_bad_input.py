@@ -63,8 +63,9 @@ def test_mixed_forms(model, make_trainer):
 
 
 def test_empty_data_and_missing_columns(model, make_trainer):
-    with pytest.raises(DataError, match="has no rows"):
+    with pytest.raises(DataError) as error:
         make_trainer(model, Dataset.from_dict({"chosen": [], "rejected": []}))
+    assert error.value.dataset == "train"
     with pytest.raises(DataError, match="rejected"):
         make_trainer(model, Dataset.from_dict({"chosen": ["a"], "other": ["b"]}))
 
@@ -75,8 +76,9 @@ def test_every_row_too_long_says_how_long(model, dataset, make_trainer):
 
 
 def test_missing_template_and_eos(model, dataset, make_trainer):
-    with pytest.raises(ConfigError, match="chat template"):
+    with pytest.raises(ConfigError) as error:
         make_trainer(model, dataset, processing_class=tiny_tokenizer(chat_template=False))
+    assert error.value.fix
     text = Dataset.from_dict({"chosen": ["a"], "rejected": ["b"]})
     with pytest.raises(ConfigError, match="eos_token"):
         make_trainer(model, text, processing_class=tiny_tokenizer(eos=False))
@@ -102,12 +104,14 @@ def test_models_that_are_no_reward_models(dataset, tokenizer, make_trainer, tmp_
     with pytest.raises(ValueError, match="reward models require `num_labels=1`"):
         make_trainer(str(tmp_path / "two"), dataset)
     (tmp_path / "nothing").mkdir()
-    with pytest.raises(ConfigError, match=r"no config\.json"):
+    with pytest.raises(ConfigError) as error:
         make_trainer(str(tmp_path / "nothing"), dataset)
+    assert "config.json" in error.value.message
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "config.json").write_text("{")
-    with pytest.raises(ConfigError, match="no model could be loaded"):
+    with pytest.raises(ConfigError) as error:
         make_trainer(str(tmp_path / "broken"), dataset)
+    assert str(tmp_path / "broken") in error.value.message
 
 
 def test_an_output_folder_that_cannot_be_written(model, dataset, tokenizer, tmp_path):
@@ -148,8 +152,9 @@ def test_a_layout_that_cannot_work_is_refused_when_asked_for(dataset, tokenizer,
     trainer = make_trainer(
         tiny_model(tokenizer, "stablelm"), dataset, batch_layout="shared_prefix", gradient_checkpointing=False
     )
-    with pytest.raises(ConfigError, match="would be wrong"):
+    with pytest.raises(ConfigError) as error:
         trainer.train()
+    assert error.value.field == "batch_layout"
 
 
 def test_tokens_that_are_not_in_the_vocabulary(model, dataset, make_trainer):

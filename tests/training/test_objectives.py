@@ -276,31 +276,34 @@ def test_mixed_forms_train_together_where_one_objective_reads_all(tokenizer, mak
 
 
 @pytest.mark.parametrize(
-    ("rows", "settings", "says"),
+    ("rows", "settings", "name"),
     [
-        (mixed("pairs", "labels"), {}, "No objective can learn from all of it"),
-        (mixed("ties", "margins"), {}, "`margin`: bradley_terry"),
-        (DATA["ties"], {"objective": "bradley_terry"}, "`tie`.*\n.*rao_kupper or davidson"),
+        (mixed("pairs", "labels"), {}, "label"),
+        (mixed("ties", "margins"), {}, "`margin`"),
+        (DATA["ties"], {"objective": "bradley_terry"}, "rao_kupper or davidson"),
         (DATA["margins"], {"objective": "rao_kupper"}, "`margin`"),
         (DATA["labels"], {"objective": "regression"}, "binary_cross_entropy"),
         (DATA["ranks"], {"objective": "regression"}, "ranked responses"),
-        (DATA["pairs"], {"objective": "scaled_bradley_terry"}, "have none"),
+        (DATA["pairs"], {"objective": "scaled_bradley_terry"}, "`margin`"),
         (DATA["pairs"], {"objective": "hinge", "label_smoothing_factor": 0.1}, "label_smoothing_factor"),
         (DATA["scores"], {"plackett_luce_top_k": 2}, "plackett_luce"),
     ],
 )
-def test_what_does_not_go_together_is_refused_by_name(rows, settings, says, tokenizer, make_trainer):
+def test_what_does_not_go_together_raises_and_names_it(rows, settings, name, tokenizer, make_trainer):
     data = rows if isinstance(rows, Dataset) else Dataset.from_list(rows)
-    with pytest.raises(ConfigError, match=f"(?s){says}"):
+    with pytest.raises(ConfigError) as error:
         make_trainer(tiny_model(tokenizer), data, **settings)
+    assert name in str(error.value)
 
 
 def test_a_stream_is_held_to_the_objective_row_by_row(tokenizer, make_trainer):
     rows = [*DATA["pairs"][:6], DATA["labels"][0]]
     stream = IterableDataset.from_generator(lambda: iter(rows))
     trainer = make_trainer(tiny_model(tokenizer), stream, max_steps=9)
-    with pytest.raises(DataError, match=r"(?s)row 6.*binary_cross_entropy"):
+    with pytest.raises(DataError) as error:
         trainer.train()
+    assert error.value.row == 6
+    assert "binary_cross_entropy" in error.value.fix or "binary_cross_entropy" in error.value.message
 
 
 def test_metadata_beside_pairs_changes_nothing(tokenizer, make_trainer):
@@ -373,8 +376,9 @@ def test_rows_that_compare_nothing_are_dropped_and_counted(tokenizer, make_train
     # Equal scores are ties to an objective that knows them, and ratings to one that does not compare.
     assert len(make_trainer(tiny_model(tokenizer), data, objective="davidson").train_dataset) == 4
     assert len(make_trainer(tiny_model(tokenizer), data, objective="regression").train_dataset) == 5
-    with pytest.raises(DataError, match="all 1 rows were dropped"):
+    with pytest.raises(DataError) as error:
         make_trainer(tiny_model(tokenizer), data.select([3]))
+    assert error.value.dataset == "train"
 
 
 # --- predictions
@@ -541,8 +545,10 @@ def test_a_tie_parameter_is_read_by_its_own_objective_only(objective, tokenizer,
     data = Dataset.from_list(DATA["pairs"])
     make_trainer(tiny_model(tokenizer), data, objective="davidson", save_strategy="steps", save_steps=1).train()
     trainer = make_trainer(tiny_model(tokenizer), data, objective=objective, max_steps=4)
-    with pytest.raises(ConfigError, match="`tie_parameter` for davidson"):
+    with pytest.raises(ConfigError) as error:
         trainer.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"))
+    assert "`tie_parameter`" in error.value.message
+    assert "davidson" in error.value.message
 
 
 def test_heads_of_an_earlier_trainer_do_not_stay_in_the_model(tokenizer, make_trainer):

@@ -376,5 +376,6 @@ def test_an_ensemble_of_another_size_is_not_resumed(tokenizer, make_trainer):
     first.train()
     for size in (2, 0):
         other = make_trainer(tiny_model(tokenizer), rows_of("pairs"), ensemble_size=size, folder="other")
-        with pytest.raises(ConfigError, match=r"`ensemble.weight` of 3 members .*but this run learns"):
+        with pytest.raises(ConfigError) as error:
             other.train(resume_from_checkpoint=f"{first.args.output_dir}/checkpoint-1")
+        assert "`ensemble.weight` of 3 members" in error.value.message
