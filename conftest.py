@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 # Their import sets environment variables and loggers, which no test is to be blamed for.
-for library in ("datasets", "sklearn", "torch", "transformers"):
+for library in ("datasets", "sklearn", "torch._dynamo", "transformers"):
     importlib.import_module(library)
 # Tests run one process a core, and the pipelines of transformers set this for good where it is not set.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
