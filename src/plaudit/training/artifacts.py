@@ -70,11 +70,7 @@ def _has_file(folder: Path, *patterns: str) -> bool:
 
 
 def newest_complete_checkpoint(run_folder: str | os.PathLike[str]) -> Path:
-    """Returns the checkpoint to resume a run from: the newest complete ``checkpoint-<step>`` folder.
-
-    Raises:
-        ConfigError: If no checkpoint is complete.
-    """
+    """Returns the checkpoint to resume a run from: the newest complete ``checkpoint-<step>`` folder."""
     folder = Path(run_folder)
     checkpoints = sorted(
         (int(match[1]), path)

@@ -148,11 +148,7 @@ class RewardLoss:
 
 
 def make_loss(args: RewardConfig, dataset: Dataset | IterableDataset) -> RewardLoss:
-    """Returns the loss of the settings; logs which objective ``"auto"`` chose for the training data.
-
-    Raises:
-        ConfigError: The objective cannot learn from the data, or none can.
-    """
+    """Returns the loss of the settings, with an objective that can learn from the data, and logs the choice."""
     row_kinds, columns = survey(dataset)
     name, reason = str(args.objective), "as set by `objective`"
     if name == "auto":

@@ -125,12 +125,7 @@ def check_grouping(args: RewardConfig, report: DataReport) -> None:
 def prepare_data(
     dataset: Any, tokenizer: Any, objective: Objective, args: RewardConfig, name: str, purpose: Purpose
 ) -> tuple[Any, DataReport]:
-    """Reads, checks and tokenises raw or prepared rows, and reports on them.
-
-    Raises:
-        ConfigError: The data set does not suit the objective.
-        DataError: It cannot be read.
-    """
+    """Reads, checks and tokenises raw or prepared rows that suit the objective, and reports on them."""
     if purpose != "train" and isinstance(dataset, Dataset | IterableDataset):
         check_objective(objective.name, *survey(dataset), name)
     with args.main_process_first(desc="preparing data", local=True):
@@ -254,11 +249,7 @@ def choose_batch_layout(model: Any, args: RewardConfig, *, own_collator: bool) -
 
 
 def add_training_heads(model: Any, loss: RewardLoss, *, reads_positions: bool) -> None:
-    """Gives a reward model fresh heads that the loss needs, if any.
-
-    Raises:
-        ConfigError: The model cannot have such heads.
-    """
+    """Gives a reward model the fresh heads that the loss needs, if any."""
     base_model = peft.base_model_of(model)
     aux_heads.remove_training_heads(base_model)
     settings = {
