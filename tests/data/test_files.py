@@ -158,8 +158,9 @@ def test_tools_become_json_text_with_their_nulls(tmp_path, streaming):
 
 def test_numbers_that_would_be_lost_are_refused(tmp_path):
     rows = [{"chosen": [call(x=1)]}, {"chosen": [call(x=2**70)]}]
-    with pytest.raises(DataError, match=r"row 1, field `chosen\[0\]`: holds a number"):
+    with pytest.raises(DataError) as caught:
         load_files([write(tmp_path / "a.jsonl", rows)])
+    assert (caught.value.row, caught.value.field) == (1, "chosen[0]")
 
 
 def test_numbers_that_are_rounded_are_said(tmp_path, caplog):

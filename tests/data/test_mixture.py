@@ -238,8 +238,9 @@ def test_parts_that_do_not_go_together(write, row, message, streaming):
 def test_margins_that_are_text_are_not_read_as_numbers(write):
     write("a.jsonl", plain("a", margin=1))
     write("b.parquet", plain("b", margin="1.5"))
-    with pytest.raises(DataError, match=r"b\.parquet data set, row 0, field `margin`: is text"):
+    with pytest.raises(DataError) as caught:
         mix({"path": "a.jsonl"}, {"path": "b.parquet"})
+    assert (caught.value.row, caught.value.field, caught.value.dataset) == (0, "margin", "b.parquet")
     write("c.jsonl", [*plain("c", margin=1), *plain("d", margin="1.5")])
     with pytest.raises(DataError, match=r"c\.jsonl data set, field `margin`: is of type Json.*, not a number"):
         mix({"path": "a.jsonl"}, {"path": "c.jsonl"})
@@ -252,8 +253,9 @@ def test_a_broken_row_is_named_by_its_part(write, tokenizer):
     write("a.jsonl", plain("a", "b"))
     write("b.jsonl", [*plain("c", "d"), {"chosen": None, "rejected": "bad"}])
     mixture = mix({"path": "a.jsonl"}, {"path": "b.jsonl"})[0]
-    with pytest.raises(DataError, match="row 4") as caught:
+    with pytest.raises(DataError) as caught:
         prepare_dataset(mixture, tokenizer, max_length=None)
+    assert caught.value.row == 4
     assert str(located(caught.value, mixture)).startswith("b.jsonl data set, row 2, field `chosen`: is null")
     assert located(caught.value, None) is caught.value
 
@@ -264,16 +266,18 @@ def test_a_row_of_another_form_is_named_and_text_that_looks_like_json_stays_text
     write("b.jsonl", [*plain("b"), {"chosen": talk("Hi", "a"), "rejected": talk("Hi", "b")}])
     mixture = mix({"path": "a.jsonl"}, {"path": "b.jsonl"}, streaming=streaming)[0]
     assert next(iter(mixture))["chosen"] == '{"a": 1} 12 good'
-    with pytest.raises(DataError, match="row 3, field `chosen`: is a list of messages"):
+    with pytest.raises(DataError) as caught:
         list(prepare_dataset(mixture, tokenizer, max_length=None)[0])
+    assert (caught.value.row, caught.value.field) == (3, "chosen")
 
 
 @pytest.mark.parametrize(("name", "value"), [("prompt", "p "), ("margin", 1.0)])
 def test_a_stream_whose_first_row_lacks_a_column_loses_nothing(write, tokenizer, name, value):
     write("a.jsonl", plain("a"))
     write("b.jsonl", [*plain("b"), *plain("c", **{name: value})])
-    with pytest.raises(DataError, match=f"b.jsonl data set, row 1, field `{name}`: is there, but the first row"):
+    with pytest.raises(DataError) as caught:
         list(mix({"path": "a.jsonl"}, {"path": "b.jsonl"}, streaming=True)[0])
+    assert (caught.value.row, caught.value.field, caught.value.dataset) == (1, name, "b.jsonl")
     write("c.jsonl", [*plain("b"), *plain("c", tools='[{"name": "f"}]')])
     rows = list(mix({"path": "a.jsonl"}, {"path": "c.jsonl"}, streaming=True)[0])
     assert rows[-1]["tools"] == '[{"name": "f"}]'
@@ -283,8 +287,9 @@ def test_a_stream_whose_first_row_lacks_a_column_loses_nothing(write, tokenizer,
 def test_a_null_prompt_is_broken_also_beside_a_part_without_prompts(write, streaming):
     write("a.jsonl", plain("a"))
     write("b.jsonl", [*plain("b", prompt="p "), *plain("c", prompt=None)])
-    with pytest.raises(DataError, match=r"b\.jsonl data set, row 1, field `prompt`: is null"):
+    with pytest.raises(DataError) as caught:
         list(mix({"path": "a.jsonl"}, {"path": "b.jsonl"}, streaming=streaming)[0])
+    assert (caught.value.row, caught.value.field, caught.value.dataset) == (1, "prompt", "b.jsonl")
 
 
 def test_equal_names_are_told_apart(write):

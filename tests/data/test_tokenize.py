@@ -193,8 +193,9 @@ def test_legacy_token_columns_are_read_with_a_warning():
 
 def test_a_broken_token_list_is_refused():
     rows = [{"chosen_ids": [1], "rejected_ids": [2]}, {"chosen_ids": [1], "rejected_ids": [-2]}]
-    with pytest.raises(DataError, match=r"row 1, field `rejected_ids\[0\]`"):
+    with pytest.raises(DataError) as caught:
         prepare(rows, None)
+    assert (caught.value.row, caught.value.field) == (1, "rejected_ids[0]")
 
 
 # --- what is dropped, cut and counted
@@ -275,8 +276,10 @@ def test_cutting_on_the_right_takes_each_response_to_max_length(tokenizer):
 def test_over_long_rows_can_be_an_error(tokenizer, streaming):
     rows = [text(), text("a", "b" * 30), text("c" * 40, "d")]
     dataset = stream_of(rows, True) if streaming else Dataset.from_list(rows)
-    with pytest.raises(DataError, match=r"row 1, field `rejected`: has 31 tokens, more than `max_length` 10"):
+    with pytest.raises(DataError) as caught:
         list(prepare(dataset, tokenizer, max_length=10, overlong="error")[0])
+    assert (caught.value.row, caught.value.field) == (1, "rejected")
+    assert "31 tokens, more than `max_length` 10" in caught.value.message
     assert len(prepare(rows, tokenizer, max_length=41, overlong="error")[0]) == 3
 
 
@@ -390,8 +393,9 @@ def test_other_things_than_data_sets_are_refused(tokenizer):
 def test_every_row_is_checked(tokenizer, row):
     rows = [text(f"good {i}", "bad") for i in range(1300)]
     rows[row]["rejected"] = None
-    with pytest.raises(DataError, match=f"train data set, row {row}, field `rejected`: is null"):
+    with pytest.raises(DataError) as caught:
         prepare(rows, tokenizer)
+    assert (caught.value.row, caught.value.field, caught.value.dataset) == (row, "rejected", "train")
 
 
 @pytest.mark.skipif(not hasattr(datasets, "Json"), reason="columns of mixed types need a newer `datasets`")
@@ -400,8 +404,9 @@ def test_rows_of_different_forms_are_refused(tokenizer):
     dataset = Dataset.from_list(
         [{side: row[side] for side in ("chosen", "rejected")} for row in rows], on_mixed_types="use_json"
     )
-    with pytest.raises(DataError, match=r"row 5, field `chosen`: is a list of messages, but the first row"):
+    with pytest.raises(DataError) as caught:
         prepare(dataset, tokenizer)
+    assert (caught.value.row, caught.value.field) == (5, "chosen")
 
 
 def test_a_row_that_the_template_refuses_is_named():
@@ -410,8 +415,10 @@ def test_a_row_that_the_template_refuses_is_named():
         "{{ m.content }}{% endfor %}"
     )
     rows = [*CHATS, dict(chat("?", "a", "b"), rejected=[{"role": "bot", "content": "b"}])]
-    with pytest.raises(DataError, match=r"row 3, field `rejected`: the chat template refuses it: .*no bots"):
+    with pytest.raises(DataError) as caught:
         prepare(rows, tiny_tokenizer(strict))
+    assert (caught.value.row, caught.value.field) == (3, "rejected")
+    assert "no bots" in caught.value.message
 
 
 def test_a_template_with_an_error_is_a_matter_of_settings():
@@ -422,8 +429,9 @@ def test_a_template_with_an_error_is_a_matter_of_settings():
 def test_a_row_without_tokens_is_refused():
     silent = tiny_tokenizer("{% for m in messages %}{{ m['content'] }}{% endfor %}")
     rows = [CHATS[0], chat("", "a", "")]
-    with pytest.raises(DataError, match="row 1, field `rejected`: has no tokens"):
+    with pytest.raises(DataError) as caught:
         prepare(rows, silent)
+    assert (caught.value.row, caught.value.field) == (1, "rejected")
 
 
 # --- streams
@@ -449,15 +457,17 @@ def test_a_stream_raises_when_the_broken_row_is_read(tokenizer, typed):
     prepared, _ = prepare(stream_of(rows, typed), tokenizer)
     iterator = iter(prepared)
     assert len([next(iterator) for _ in range(70)]) == 70
-    with pytest.raises(DataError, match="row 70, field `margin`: is null"):
+    with pytest.raises(DataError) as caught:
         next(iterator)
+    assert (caught.value.row, caught.value.field) == (70, "margin")
 
 
 def test_a_stream_refuses_a_row_of_another_form(tokenizer):
     rows = [text(), text(), {"chosen": CHATS[0]["chosen"], "rejected": CHATS[0]["rejected"]}]
     prepared, _ = prepare(stream_of(rows, typed=False), tokenizer)
-    with pytest.raises(DataError, match="row 2, field `chosen`: is a list of messages, but the first row"):
+    with pytest.raises(DataError) as caught:
         list(prepared)
+    assert (caught.value.row, caught.value.field) == (2, "chosen")
 
 
 @pytest.mark.parametrize("column", ["margin", "prompt"])
@@ -467,8 +477,9 @@ def test_a_stream_holds_all_rows_to_the_columns_of_the_first(tokenizer, column, 
     value = {"margin": 1.0, "prompt": "So: "}[column]
     rows = [text(**({column: value} if (i < switch) == first_has_one else {})) for i in range(switch + 100)]
     prepared, _ = prepare(stream_of(rows, typed=False), tokenizer)
-    with pytest.raises(DataError, match=f"row {switch}, field `{column}`"):
+    with pytest.raises(DataError) as caught:
         list(prepared)
+    assert (caught.value.row, caught.value.field) == (switch, column)
 
 
 def test_a_stream_warns_of_the_first_row_of_each_kind(tokenizer, caplog):
@@ -548,8 +559,9 @@ def test_a_broken_row_leaves_nothing_behind(tmp_path, tokenizer):
     rows = [text() for _ in range(1500)] + [text(rejected=None)]
     Dataset.from_list(rows).save_to_disk(tmp_path / "data")
     before = sorted(path.name for path in (tmp_path / "data").iterdir())
-    with pytest.raises(DataError, match="row 1500"):
+    with pytest.raises(DataError) as caught:
         prepare(load_from_disk(tmp_path / "data"), tokenizer)
+    assert caught.value.row == 1500
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == before
 
 
@@ -590,6 +602,7 @@ def test_worker_processes_give_the_same_rows_and_the_same_errors(tokenizer, monk
     assert list(prepared) == list(expected)
     assert parallel == report
     rows[33]["rejected"] = None
-    with pytest.raises(DataError, match="row 33, field `rejected`: is null") as caught:
+    with pytest.raises(DataError) as caught:
         prepare(rows, tokenizer, num_proc=2)
+    assert (caught.value.row, caught.value.field) == (33, "rejected")
     assert caught.value.row == 33
