@@ -18,8 +18,8 @@ from builders import tiny_tokenizer
 from export.conftest import ROWS, plain, responses
 from model_builders import tiny_reward_model
 from plaudit import RewardModel
-from plaudit.export import ExportResult, export_model
 from plaudit.export import export as exporting
+from plaudit.export.export import ExportResult, export_model
 from plaudit.model.aux_heads import TrainingHeads, save_heads
 from plaudit.model.golden import GoldenRow, GoldenRows, load_golden_rows
 from tolerances import REWARD
@@ -376,7 +376,5 @@ def test_the_card_keeps_what_is_true_of_the_source(source, tmp_path):
 # ---- public names -------------------------------------------------------------------------------------------------
 
 
-def test_names():
+def test_it_is_public():
     assert plaudit.export_model is export_model
-    with pytest.raises(AttributeError, match="no attribute 'exports'"):
-        _ = plaudit.export.exports

@@ -10,8 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from plaudit import ConfigError
 from plaudit.export import export as exporting
-from plaudit.export import export_model
-from plaudit.export.export import new_folder
+from plaudit.export.export import export_model, new_folder
 
 peft = pytest.importorskip("peft")
 

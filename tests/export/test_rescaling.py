@@ -18,7 +18,7 @@ from export.conftest import ROWS, plain, responses
 from plaudit import ConfigError, DataError, RewardModel
 from plaudit.evaluation.stats import fit_temperature as fit_with_scipy
 from plaudit.export import export as heads
-from plaudit.export import export_model
+from plaudit.export.export import export_model
 from plaudit.export.rescaling import fit_temperature
 from plaudit.model.calibration import RewardCalibration, load_calibration
 from tolerances import REWARD, SUMMED

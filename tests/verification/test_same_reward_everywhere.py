@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipe
 from builders import tiny_tokenizer
 from model_builders import conversation_rows, tiny_model
 from plaudit import RewardModel
-from plaudit.export import export_model
+from plaudit.export.export import export_model
 from plaudit.model.golden import load_golden_rows
 from serve.conftest import LiveServer
 from tolerances import REWARD
