@@ -113,7 +113,7 @@ def test_model_init_kwargs_as_json():
         (["--learnig_rate", "1e-4"], ["--learnig_rate"], "`--learning_rate`"),
         (["--learning_rate", "fast"], ["--learning_rate", "'fast'"], "--help"),
         (["--batch_layout", "round"], ["--batch_layout", "'round'", "shared_prefix"], "--help"),
-        (["pairs.jsonl"], ["'pairs.jsonl'"], "Usage: plaudit train"),
+        (["pairs.jsonl"], ["'pairs.jsonl'"], "Write: plaudit train"),
         (["--load_best_model_at_end"], ["load_best_model_at_end"], "setting named above"),
         (["--config"], ["--config"], "--help"),
     ],

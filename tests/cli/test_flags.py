@@ -164,10 +164,10 @@ def test_a_list_is_not_shared_between_command_lines():
 @pytest.mark.parametrize(
     ("line", "message", "fix"),
     [
-        ("", "required: model, input, --output", "Usage: plaudit try MODEL INPUT --output FILE"),
-        ("m", "required: input, --output", "Usage: plaudit try"),
-        ("m i", "required: --output", "Usage: plaudit try"),
-        ("m i j -o f", "'j'", "Usage: plaudit try"),
+        ("", "required: model, input, --output", "Write: plaudit try MODEL INPUT --output FILE"),
+        ("m", "required: input, --output", "Write: plaudit try"),
+        ("m i", "required: --output", "Write: plaudit try"),
+        ("m i j -o f", "'j'", "Write: plaudit try"),
         ("m i -o f --max_row 3", "--max_row", "Did you mean `--max_rows`?"),
         ("m i --ouput f", "--ouput", "Did you mean `--output`?"),
         ("m i -o f --write-t g", "--write-t", "Did you mean `--write_to`?"),

@@ -331,7 +331,7 @@ class Command:
 
     @property
     def _usage(self) -> str:
-        return f"Usage: plaudit {self.name} {self.usage}"
+        return f"Write: plaudit {self.name} {self.usage}"
 
     def _complete(self, tokens: Sequence[str]) -> tuple[list[str], dict[str, str]]:
         """Gives each bare switch its value: argparse would take the next word for it, whatever that says.
