@@ -286,7 +286,7 @@ def test_a_run_that_stops_while_it_writes_the_result(model, tmp_path, monkeypatc
         if step == "remove":
             patch.setattr(WorkFolder, "remove", stop)
         else:
-            patch.setattr(f"plaudit.inference.files.{'rename' if step == 'rename' else 'write_whole'}", stop)
+            patch.setattr(f"plaudit.inference.files.{'rename' if step == 'rename' else 'write_atomically'}", stop)
         with pytest.raises(Power):
             score_file(model, path, out, chunk_size=2)
     assert out.exists() == (step == "remove")

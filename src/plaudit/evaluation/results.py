@@ -18,6 +18,7 @@ import pyarrow as pa
 from plaudit.data.report import KindCount
 from plaudit.errors import ConfigError
 from plaudit.evaluation.table import read_tables, rewards_by_row, write_tables
+from plaudit.files import write_atomically
 from plaudit.model.calibration import RewardCalibration
 
 FORMAT, VERSION = "plaudit evaluation", 1
@@ -503,10 +504,8 @@ class Evaluation:
         write_tables(
             folder / TABLE, {(model.name, suite.name): suite.table for model in self.models for suite in model.suites}
         )
-        unfinished = folder / (RESULTS + ".part")
         text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
-        unfinished.write_text(text + "\n", encoding="utf-8")
-        unfinished.replace(folder / RESULTS)
+        write_atomically(folder / RESULTS, text + "\n")
         return folder
 
     @classmethod

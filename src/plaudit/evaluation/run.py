@@ -30,6 +30,7 @@ from plaudit.evaluation.rewards import read_rewards, without_rewards
 from plaudit.evaluation.score import evaluate_suite, log_dropped, model_for, unchanged
 from plaudit.evaluation.suites.registry import LoadedSuite, Rows, Suites, SuiteSource, resolve_suites
 from plaudit.evaluation.table import ScoredSet
+from plaudit.files import write_atomically
 from plaudit.inference.reward_model import RewardModel
 from plaudit.model.calibration import FILE_NAME as CALIBRATION_FILE
 from plaudit.model.peft import base_model_of, is_peft_model
@@ -246,9 +247,7 @@ class _Run:
         )
         if self.folder is not None:
             evaluation.save(self.folder)
-            unfinished = self.folder / (PAGE + ".part")
-            unfinished.write_text(evaluation_page(evaluation), encoding="utf-8")
-            unfinished.replace(self.folder / PAGE)
+            write_atomically(self.folder / PAGE, evaluation_page(evaluation))
             shutil.rmtree(self.folder / _CHUNKS, ignore_errors=True)
         return evaluation
 

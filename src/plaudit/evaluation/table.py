@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from plaudit.data.parse import content_text, prompt_of
 from plaudit.errors import ConfigError, DataError
+from plaudit.files import appearing
 from plaudit.schema import (
     PAIR_COLUMNS,
     Example,
@@ -71,9 +72,8 @@ def write_tables(path: Path, tables: Mapping[tuple[str, str], pa.Table | None]) 
             names = {"model": [model] * len(table), "suite": [suite] * len(table)}
             parts.append(pa.table({**names, **dict(zip(table.column_names, table.columns, strict=True))}))
     if parts:
-        unfinished = path.with_name(path.name + ".part")
-        pq.write_table(pa.concat_tables(parts), unfinished)
-        unfinished.replace(path)
+        with appearing(path) as temporary:
+            pq.write_table(pa.concat_tables(parts), temporary)
 
 
 def read_tables(path: Path) -> dict[tuple[str, str], pa.Table]:

@@ -25,6 +25,7 @@ from plaudit.data.parse import shape_of
 from plaudit.data.prepare import dump_error, load_error
 from plaudit.data.report import DataReport, Flag
 from plaudit.errors import ConfigError, DataError, PlauditError
+from plaudit.files import rename, write_atomically
 from plaudit.inference.io import (
     Chunk,
     RewardColumns,
@@ -35,8 +36,6 @@ from plaudit.inference.io import (
     open_input,
     open_output,
     refuse_existing,
-    rename,
-    write_whole,
 )
 from plaudit.inference.reward_model import OnError, RewardModel
 from plaudit.schema import Shape
@@ -204,7 +203,7 @@ def _write_result(
         "columns": list(names),
         "resumed": resumed,
     }
-    write_whole(work.result, json.dumps(result))
+    write_atomically(work.result, json.dumps(result))
     rename(work.merged, path)
 
 
@@ -538,13 +537,13 @@ class WorkFolder:
             work.result.unlink(missing_ok=True)
         for stale in [*path.glob("rank-*"), *path.glob("*.tmp")]:
             stale.unlink(missing_ok=True)
-        write_whole(manifest, json.dumps({"version": _VERSION, "run": run, "made_from": made_from}, indent=1))
+        write_atomically(manifest, json.dumps({"version": _VERSION, "run": run, "made_from": made_from}, indent=1))
         return work
 
     def write(self, index: int, rows: Sequence[RowScores]) -> None:
         """Keeps the scores of a chunk."""
         text = json.dumps({"run": self.run, "rows": [row.dump() for row in rows]})
-        write_whole(self.path / f"chunk-{index:08d}.json", text)
+        write_atomically(self.path / f"chunk-{index:08d}.json", text)
 
     def read(self, index: int) -> list[RowScores] | None:
         """Returns the scores of a chunk; None if they are missing, or of a run that was started over."""
@@ -601,7 +600,7 @@ class WorkFolder:
     def report_failure(self, rank: int, error: BaseException) -> None:
         """Tells the first process why this one failed."""
         text = str(error) if isinstance(error, PlauditError) else f"{type(error).__name__}: {error}"
-        write_whole(self.path / f"rank-{rank:05d}.failed", text)
+        write_atomically(self.path / f"rank-{rank:05d}.failed", text)
 
     def failure(self) -> str | None:
         """Returns why another process failed, if one did."""

@@ -481,26 +481,6 @@ def _plain(value: Any) -> Any:
     raise DataError(f"JSON and CSV cannot hold a {type(value).__name__}", fix="Write Parquet.")
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a small file under a temporary name, and renames it once it is on disk."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    rename(temporary, path)
-
-
-def rename(temporary: Path, path: Path) -> None:
-    """Renames a complete file, and syncs its folder so that the name survives a loss of power."""
-    temporary.replace(path)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 # --- digests ------------------------------------------------------------------------------------------------
 
 

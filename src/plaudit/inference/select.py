@@ -18,6 +18,7 @@ import pyarrow as pa
 from datasets import Features
 
 from plaudit.errors import ConfigError, DataError
+from plaudit.files import rename
 from plaudit.inference.io import (
     Chunk,
     Row,
@@ -27,7 +28,6 @@ from plaudit.inference.io import (
     open_input,
     open_output,
     refuse_existing,
-    rename,
 )
 from plaudit.schema import quoted
 

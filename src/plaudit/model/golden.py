@@ -13,6 +13,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.errors import ConfigError
+from plaudit.files import write_atomically
 from plaudit.model import find_file
 
 FILE_NAME = "golden_rows.json"
@@ -80,10 +81,7 @@ class GoldenRows:
         # One line per row: token ids on lines of their own would fill pages.
         rows = ",\n".join(json.dumps(row, ensure_ascii=False) for row in values.pop("rows"))
         head = json.dumps(values, ensure_ascii=False, indent=1).removesuffix("\n}")
-        # Renamed when it is whole: a process may be killed at any time.
-        unfinished = path.with_suffix(".json.part")
-        unfinished.write_text(f'{head},\n "rows": [\n{rows}\n ]\n}}\n', encoding="utf-8")
-        unfinished.replace(path)
+        write_atomically(path, f'{head},\n "rows": [\n{rows}\n ]\n}}\n')
         return path
 
 

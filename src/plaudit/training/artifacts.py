@@ -31,6 +31,7 @@ from plaudit.data.fast_encode import RENDER_ERRORS
 from plaudit.data.parse import read_example
 from plaudit.data.report import DataReport
 from plaudit.errors import ConfigError, DataError
+from plaudit.files import write_atomically
 from plaudit.model.card import render_card
 from plaudit.model.golden import FILE_NAME, GoldenRow, GoldenRows, chat_template_hash
 from plaudit.model.peft import is_peft_model
@@ -143,10 +144,7 @@ def write_run_record(folder: Path, record: Mapping[str, Any]) -> None:
     if folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):
         record = {key: value for key, value in record.items() if key != "log_history"}
     folder.mkdir(parents=True, exist_ok=True)
-    # Renamed when it is whole: a process may be killed at any time.
-    unfinished = folder / f"{RUN_RECORD}.part"
-    unfinished.write_text(json.dumps(record, indent=1, default=str, ensure_ascii=False) + "\n", encoding="utf-8")
-    unfinished.replace(folder / RUN_RECORD)
+    write_atomically(folder / RUN_RECORD, json.dumps(record, indent=1, default=str, ensure_ascii=False) + "\n")
 
 
 def report_as_dict(report: DataReport) -> dict[str, Any]:
