@@ -285,7 +285,7 @@ def _suites_table(suites: Sequence[SuiteEvaluation]) -> Table:
 
 def findings(evaluation: Evaluation, model: ModelEvaluation, suite: SuiteEvaluation) -> list[Paragraph]:
     """Says what the numbers of a suite mean, one sentence each."""
-    found = _accuracy_findings(suite)
+    paragraphs = _accuracy_findings(suite)
     for comparison in evaluation.comparisons:
         if not comparison.baseline or (comparison.models[0], comparison.suite) != (model.name, suite.name):
             continue
@@ -296,18 +296,18 @@ def findings(evaluation: Evaluation, model: ModelEvaluation, suite: SuiteEvaluat
             ("better than" if better else "worse than") if overall.real else "which is not shown to be better than"
         )
         text = f"Over all rows {own} are right, {outcome} a {comparison.models[1]}: {baseline}."
-        found.append(Paragraph(text, "good" if overall.real and better else "warning"))
+        paragraphs.append(Paragraph(text, "good" if overall.real and better else "warning"))
     if suite.accuracy and 0 < suite.accuracy.n < _FEW_LABELS:
         width = 100 * (suite.accuracy.interval.high - suite.accuracy.interval.low)
         text = f"There are only {suite.accuracy.n} labels: the interval is {width:.0f} points wide."
-        found.append(Paragraph(text, "note"))
-    found += [*_calibration_findings(suite), *_length_findings(suite)]
-    found += [Paragraph(f"Check failed: {check.message}", "warning") for check in suite.checks if not check.passed]
+        paragraphs.append(Paragraph(text, "note"))
+    paragraphs += [*_calibration_findings(suite), *_length_findings(suite)]
+    paragraphs += [Paragraph(f"Check failed: {check.message}", "warning") for check in suite.checks if not check.passed]
     if not evaluation.complete:
-        found.append(Paragraph("The evaluation was not finished.", "warning"))
+        paragraphs.append(Paragraph("The evaluation was not finished.", "warning"))
     if dropped := sum(count.count for count in suite.dropped.values()):
-        found.append(Paragraph(f"{count_of(dropped, 'row was', 'rows were')} not scored.", "note"))
-    return found
+        paragraphs.append(Paragraph(f"{count_of(dropped, 'row was', 'rows were')} not scored.", "note"))
+    return paragraphs
 
 
 def _accuracy_findings(suite: SuiteEvaluation) -> list[Paragraph]:
