@@ -80,11 +80,10 @@ def test_a_preset_trains_and_says_what_it_set(train, tmp_path):
     assert lines[1] == "  Overridden: lora_r 2 (not 16), learning_rate 0.001 (not 0.0002)."
 
 
-def test_the_help_lists_presets_with_what_they_set(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "500")
+def test_the_help_lists_presets_with_what_they_set(capsys):
     assert TRAIN.helped(["--help"])
-    lines = capsys.readouterr().out.splitlines()
+    text = " ".join(capsys.readouterr().out.split())  # whatever the width of the terminal
     for name, values in PRESETS.items():
-        line = next(line for line in lines if line.startswith(f"The preset {name} "))
+        line = text.partition(f"The preset {name} ")[2].partition("The preset ")[0]
         for setting, value in values.items():
             assert f"{setting} {value_text(value)}" in line
