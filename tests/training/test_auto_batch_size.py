@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from plaudit.cli.train import training_explained
+from plaudit.cli.train import memory_explained
 from plaudit.errors import ConfigError
 from plaudit.training.setup import check_train_dataset
 
@@ -74,7 +74,7 @@ def test_sums_of_a_failed_attempt_do_not_leak_into_the_next(make_trainer, model,
 def test_where_not_even_one_row_fits_the_longest_is_named(make_trainer, model, dataset):
     limit_memory(model, 1)
     trainer = make_trainer(model, dataset, per_device_train_batch_size=4, auto_find_batch_size=True)
-    with pytest.raises(ConfigError) as caught, training_explained(trainer):
+    with pytest.raises(ConfigError) as caught, memory_explained(trainer):
         trainer.train()
     lengths = [max(map(len, pair)) for pair in zip(*(trainer.train_dataset[key] for key in IDS), strict=True)]
     row, tokens = lengths.index(max(lengths)), max(lengths)

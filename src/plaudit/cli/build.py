@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
@@ -197,11 +198,6 @@ def value_text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) or value is None else str(getattr(value, "value", value))
 
 
-def _preset_note(name: str) -> str:
-    values = ", ".join(f"{setting} {value_text(value)}" for setting, value in PRESETS[name].items())
-    return f"The preset {name} {_PRESET_USES[name]}: {values}."
-
-
 TRAIN = Command(
     "train",
     usage="[--preset NAME] [--config FILE.yaml] [--dry-run] [--NAME VALUE ...]",
@@ -213,7 +209,11 @@ TRAIN = Command(
     notes=(
         "Settings are written --with_underscores or --with-hyphens, or in a YAML file as `name: value`; the command "
         "line overrides the file. `--NAME false` turns a switch off, and `none` unsets a number.",
-        *map(_preset_note, PRESETS),
+        *(
+            f"The preset {name} {_PRESET_USES[name]}: "
+            f"{', '.join(f'{setting} {value_text(value)}' for setting, value in preset.items())}."
+            for name, preset in PRESETS.items()
+        ),
     ),
     sections=(
         section_of("This command", "", RunArguments),
@@ -233,12 +233,23 @@ def parse_arguments(arguments: Sequence[str]) -> TrainSettings:
     _, given = TRAIN.read(arguments)
     file = read_file(Path(given["config"])) if "config" in given else {}
     preset = given.get("preset", file.get("preset"))
-    values = {**(find_preset(preset) if preset is not None else {}), **file, **given}
+    if preset is not None and preset not in PRESETS:
+        close = difflib.get_close_matches(preset, PRESETS, n=1)
+        fix = f"Did you mean `{close[0]}`?" if close else f"Use one of: {', '.join(PRESETS)}."
+        raise ConfigError(f"there is no preset {preset!r}", fix=fix)
+    values = {**PRESETS.get(str(preset), {}), **file, **given}
     if values.get("output_dir") is None:
         values["output_dir"] = f"{Path(values.get('model_name_or_path') or EMBEDDED_MODEL_NAME).name}-Reward"
     try:
         objects: list[Any] = [
-            kind(**{name: values[name] for name in _names_of(kind) & values.keys()}) for kind in KINDS
+            kind(
+                **{
+                    item.name: values[item.name]
+                    for item in dataclasses.fields(kind)
+                    if item.init and item.name in values
+                }
+            )
+            for kind in KINDS
         ]
     except PlauditError:
         raise
@@ -247,25 +258,12 @@ def parse_arguments(arguments: Sequence[str]) -> TrainSettings:
     return TrainSettings(*objects)
 
 
-def _names_of(kind: Any) -> set[str]:
-    return {item.name for item in dataclasses.fields(kind) if item.init}
-
-
-def find_preset(name: str) -> Mapping[str, Any]:
-    """Returns the values of a preset."""
-    if name not in PRESETS:
-        close = difflib.get_close_matches(name, PRESETS, n=1)
-        fix = f"Did you mean `{close[0]}`?" if close else f"Use one of: {', '.join(PRESETS)}."
-        raise ConfigError(f"there is no preset {name!r}", fix=fix)
-    return PRESETS[name]
-
-
 def preset_lines(settings: TrainSettings) -> list[str]:
     """Describes what the preset set, and which of its values were overridden."""
     name = str(settings.run.preset)
     actual = {**vars(settings.config), **vars(settings.adapter), **vars(settings.data), **vars(settings.model)}
     taken, replaced = [], []
-    for setting, value in find_preset(name).items():
+    for setting, value in PRESETS[name].items():
         text, wanted = value_text(actual[setting]), value_text(value)
         if text == wanted or actual[setting] == value:
             taken.append(f"{setting} {wanted}")
@@ -275,62 +273,50 @@ def preset_lines(settings: TrainSettings) -> list[str]:
     return [*lines, f"  Overridden: {', '.join(replaced)}."] if replaced else lines
 
 
-# --- YAML -------------------------------------------------------------------------------------------------------
-
-
 def read_file(path: Path) -> dict[str, Any]:
     """Reads a YAML file of settings; sets the environment variables under its key ``env``."""
-    try:
-        values: dict[str, Any] = {}
-        for key, value in _read_yaml(path).items():
-            name = str(key).replace("-", "_")
-            if name == "env":
-                _set_environment(value)
-                continue
-            setting = TRAIN.names.get(name)
-            if setting is None or name.startswith("no_") or name == "config":
-                TRAIN.refuse_unknown(str(key), prefix="")
-            if setting.name in values:
-                raise ConfigError(f"`{key}` sets `{setting.name}` a second time", fix="Remove one of the lines.")
-            values[setting.name] = _yaml_value(setting.name, value)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error.summary}", fix=error.fix) from error.__cause__
-    return values
-
-
-def _read_yaml(path: Path) -> dict[Any, Any]:
     fix = "Write one `name: value` per line."
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"cannot be read: {error.strerror}", fix="Check the path given to --config.") from error
+        fix = "Check the path given to --config."
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}", fix=fix) from error
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
         line = f"line {mark.line + 1}: " if mark is not None else ""
-        raise ConfigError(f"{line}is not valid YAML: {problem or 'cannot be parsed'}", fix=fix) from error
+        message = f"{path}: {line}is not valid YAML: {problem or 'cannot be parsed'}"
+        raise ConfigError(message, fix=fix) from error
     if content is not None and not isinstance(content, dict):
-        raise ConfigError("does not hold settings", fix=fix)
-    return content or {}
-
-
-def _yaml_value(name: str, value: Any) -> Any:
-    setting = TRAIN.settings[name]
-    if value is None and not setting.is_nullable:
-        raise ConfigError(f"`{name}` is empty", fix="Give it a value, or remove the line.")
-    if isinstance(value, list | dict) and not setting.allows(type(value)):
-        kind = "a list" if isinstance(value, list) else "a mapping"
-        raise ConfigError(f"`{name}` cannot be {kind}", fix="Use a single value.")
-    if value is None or isinstance(value, list | dict):
-        return value
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    return TRAIN.read([f"--{name}={text}"])[1][name]
-
-
-def _set_environment(values: Any) -> None:
-    is_mapping = isinstance(values, Mapping)
-    if not is_mapping or any(value is None or isinstance(value, list | dict) for value in values.values()):
-        raise ConfigError("`env` is not a mapping of names to values", fix='Write it like `env: {NAME: "value"}`.')
-    os.environ.update({str(name): str(value) for name, value in values.items()})
+        raise ConfigError(f"{path}: does not hold settings", fix=fix)
+    values: dict[str, Any] = {}
+    try:
+        for key, value in (content or {}).items():
+            name = str(key).replace("-", "_")
+            if name == "env":
+                variables = value if isinstance(value, Mapping) else {"": None}
+                if any(text is None or isinstance(text, list | dict) for text in variables.values()):
+                    fix = 'Write it like `env: {NAME: "value"}`.'
+                    raise ConfigError("`env` is not a mapping of names to values", fix=fix)
+                os.environ.update({str(variable): str(text) for variable, text in variables.items()})
+                continue
+            setting = TRAIN.names.get(name)
+            if setting is None or name.startswith("no_") or name == "config":
+                TRAIN.refuse_unknown(str(key), prefix="")
+            name = setting.name
+            if name in values:
+                raise ConfigError(f"`{key}` sets `{name}` a second time", fix="Remove one of the lines.")
+            if value is None and not setting.is_nullable:
+                raise ConfigError(f"`{name}` is empty", fix="Give it a value, or remove the line.")
+            if isinstance(value, list | dict) and not setting.allows(type(value)):
+                kind = "a list" if isinstance(value, list) else "a mapping"
+                raise ConfigError(f"`{name}` cannot be {kind}", fix="Use a single value.")
+            if value is not None and not isinstance(value, list | dict):
+                text = str(value).lower() if isinstance(value, bool) else str(value)
+                value = TRAIN.read([f"--{name}={text}"])[1][name]
+            values[name] = value
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error.summary}", fix=error.fix) from error.__cause__
+    return values
 
 
 _PART_FIXES = {
@@ -549,25 +535,22 @@ def load_data(data: DataArguments, config: RewardConfig) -> tuple[Rows, Rows | N
     if data.datasets is not None:
         parts = [read_part(part, number) for number, part in enumerate(data.datasets, start=1)]
         return load_mixture(parts, streaming=data.dataset_streaming, eval_fraction=data.eval_fraction, seed=seed)
-    name = str(data.dataset_name)
-    train = _load(data, name, data.dataset_train_split)
+    options: dict[str, Any] = {"config": data.dataset_config, "streaming": data.dataset_streaming}
+    load: Any = partial(load_preference_dataset, str(data.dataset_name), **options)
+    train = load(split=data.dataset_train_split)
     if data.eval_fraction is not None:
         return split_by_prompt(train, data.eval_fraction, seed=seed)
     if data.dataset_test_split is not None:
-        return train, _load(data, name, data.dataset_test_split)
+        return train, load(split=data.dataset_test_split)
     if config.eval_strategy == "no":
         return train, None
     try:
-        return train, _load(data, name, DEFAULT_TEST_SPLIT)
+        return train, load(split=DEFAULT_TEST_SPLIT)
     except DataError as error:
         raise ConfigError(
             f"`eval_strategy` asks for evaluation, but there is no split to evaluate on: {error.message}",
             fix="Hold out rows with --eval_fraction 0.1, or pass a split as --dataset_test_split.",
         ) from error
-
-
-def _load(data: DataArguments, name: str, split: str) -> Any:
-    return load_preference_dataset(name, config=data.dataset_config, split=split, streaming=data.dataset_streaming)
 
 
 def name_of(model: str) -> str:

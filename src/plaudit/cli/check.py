@@ -157,20 +157,38 @@ def _progress() -> Iterator[Any]:
 
 def print_check(check: DataCheck, console: Console, *, examples: int, next_steps: Sequence[str]) -> None:
     """Prints the verdict, the findings with examples, the shortcuts, and what to do next."""
+    from plaudit.doctor.findings import finding_cells
+
     style = "bold red" if not check.ok else "bold yellow" if check.of("warning") else "bold green"
     if not console.is_terminal:
         console.width = 200  # a pipe has no width: lines should stay whole
     console.print(Text(f"{check.name}: {check.verdict} ({duration(check.seconds)})", style=style), soft_wrap=True)
     if check.findings:
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+        table.add_column("", no_wrap=True)
+        table.add_column("found", overflow="fold")
+        table.add_column("rows", justify="right", no_wrap=True)
+        table.add_column("share", justify="right", no_wrap=True)
+        table.add_column("first row numbers", overflow="fold")
+        for finding in check.findings:
+            cells = [Text(cell) for cell in finding_cells(finding, check.rows)]
+            table.add_row(Text(finding.severity, style=_STYLES[finding.severity]), *cells)
         console.print()
-        console.print(_findings_table(check))
+        console.print(table)
     for finding in check.findings:
         _print_details(finding, console, examples)
     if check.shortcuts or check.lengths:
         console.print()
     if check.shortcuts:
         console.print(Text("A reward model must beat", style="bold"))
-        console.print(_shortcuts_table(check))
+        table = Table(box=None, padding=(0, 2, 0, 2), show_header=False)
+        for justify in ("left", "right", "left"):
+            table.add_column(justify=justify, no_wrap=justify != "left")
+        for shortcut in check.shortcuts:
+            about = f"95% interval {shortcut.low:.1%} to {shortcut.high:.1%}, {shortcut.rows:,} rows"
+            about += f"; {shortcut.note}" if shortcut.note else ""
+            table.add_row(Text(shortcut.name), Text(f"{shortcut.accuracy:.1%}"), Text(about))
+        console.print(table)
     if check.lengths is not None:
         lengths = check.lengths
         console.print(
@@ -186,21 +204,6 @@ def print_check(check: DataCheck, console: Console, *, examples: int, next_steps
     console.print()
     for line in next_steps:
         console.print(Text(line), soft_wrap=True)
-
-
-def _findings_table(check: DataCheck) -> Table:
-    from plaudit.doctor.findings import finding_cells
-
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("", no_wrap=True)
-    table.add_column("found", overflow="fold")
-    table.add_column("rows", justify="right", no_wrap=True)
-    table.add_column("share", justify="right", no_wrap=True)
-    table.add_column("first row numbers", overflow="fold")
-    for finding in check.findings:
-        cells = [Text(cell) for cell in finding_cells(finding, check.rows)]
-        table.add_row(Text(finding.severity, style=_STYLES[finding.severity]), *cells)
-    return table
 
 
 def _print_details(finding: Finding, console: Console, examples: int) -> None:
@@ -219,17 +222,6 @@ def _print_details(finding: Finding, console: Console, examples: int) -> None:
         console.print(Text(f"  {line}"), soft_wrap=True)
     if finding.advice:
         console.print(Text(f"  {finding.advice}", style="dim"), soft_wrap=True)
-
-
-def _shortcuts_table(check: DataCheck) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 2), show_header=False)
-    for column in ("left", "right", "left"):
-        table.add_column(justify=column, no_wrap=column != "left")
-    for shortcut in check.shortcuts:
-        about = f"95% interval {shortcut.low:.1%} to {shortcut.high:.1%}, {shortcut.rows:,} rows"
-        about += f"; {shortcut.note}" if shortcut.note else ""
-        table.add_row(Text(shortcut.name), Text(f"{shortcut.accuracy:.1%}"), Text(about))
-    return table
 
 
 def _print_suspects(check: DataCheck, console: Console, examples: int) -> None:
@@ -267,23 +259,14 @@ def _next_steps(check: DataCheck, dataset: str, settings: Mapping[str, Any]) -> 
     if check.finding("broken_file") is not None:
         return ["Next: repair the file, then check again."]
     if removable:
-        return [f"Next: plaudit check {_same_command(dataset, settings)} --fix {shlex.quote(_clean_name(dataset))}"]
+        words = [dataset]  # with the settings that decide what is found
+        for name in ("model", "model_revision", "max_length", "eval", "eval_split", "dataset_config", "dataset_split"):
+            value = settings.get(CHECK.settings[name].parameter or name)
+            if value is not None and (name, value) != ("dataset_split", "train"):
+                words += [f"--{name}", str(value)]
+        words += ["--benchmark", *settings["benchmarks"]] if settings.get("benchmarks") else []
+        target = Path(dataset).name
+        for suffix in (".gz", *Path(target.removesuffix(".gz")).suffixes[-1:]):
+            target = target.removesuffix(suffix)
+        return [f"Next: plaudit check {shlex.join(words)} --fix {shlex.quote(f'{target}.clean.jsonl')}"]
     return [f"Next: plaudit train --dataset_name {shlex.quote(dataset)}{model} --eval_fraction 0.1"]
-
-
-def _clean_name(dataset: str) -> str:
-    name = Path(dataset).name
-    for suffix in (".gz", *Path(name.removesuffix(".gz")).suffixes[-1:]):
-        name = name.removesuffix(suffix)
-    return f"{name}.clean.jsonl"
-
-
-def _same_command(dataset: str, settings: Mapping[str, Any]) -> str:
-    """Returns the data set and the settings that decide what is found, as on the command line."""
-    words = [dataset]
-    for name in ("model", "model_revision", "max_length", "eval", "eval_split", "dataset_config", "dataset_split"):
-        value = settings.get(CHECK.settings[name].parameter or name)
-        if value is not None and (name, value) != ("dataset_split", "train"):
-            words += [f"--{name}", str(value)]
-    words += ["--benchmark", *settings["benchmarks"]] if settings.get("benchmarks") else []
-    return shlex.join(words)

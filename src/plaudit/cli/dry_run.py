@@ -50,7 +50,21 @@ def dry_run(settings: TrainSettings, console: Console) -> None:
         trainer.model.eval()
         with torch.no_grad():
             trainer.loss_of_rows(batches[0])
-        _print_grid("Model", _model_rows(trainer), console)
+        args, model = trainer.args, trainer.model
+        parameters = list(model.parameters())
+        count = sum(parameter.numel() for parameter in parameters)
+        trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+        weights = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in parameters})
+        mixed = "bfloat16" if args.bf16 else "float16" if args.fp16 else None
+        gpu = f" ({torch.cuda.get_device_name(args.device)})" if args.device.type == "cuda" else ""
+        lines = [
+            ("model", f"{name_of(model.config.name_or_path)} ({type(model).__name__})"),
+            ("parameters", f"{count:,}" + ("" if trained == count else f", of which {trained:,} are trained")),
+            ("precision", f"weights in {', '.join(weights)}" + (f", computed in {mixed}" if mixed else "")),
+            ("device", f"{args.device}{gpu}"),
+            ("batch layout", f"{trainer.batch_layout} ({trainer.batch_layout_reason})"),
+        ]
+        _print_grid("Model", lines, console)
         console.print(Text("\nData", style="bold"))
         for report in trainer.data_reports.values():
             lengths = report.lengths
@@ -73,25 +87,6 @@ def _print_grid(title: str, rows: Sequence[tuple[str, ...]], console: Console) -
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console.print(table)
-
-
-def _model_rows(trainer: RewardTrainer) -> list[tuple[str, str]]:
-    args, model = trainer.args, trainer.model
-    parameters = list(model.parameters())
-    count = sum(parameter.numel() for parameter in parameters)
-    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
-    weights = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in parameters})
-    mixed = "bfloat16" if args.bf16 else "float16" if args.fp16 else None
-    device = str(args.device)
-    if args.device.type == "cuda":
-        device += f" ({torch.cuda.get_device_name(args.device)})"
-    return [
-        ("model", f"{name_of(model.config.name_or_path)} ({type(model).__name__})"),
-        ("parameters", f"{count:,}" + ("" if trained == count else f", of which {trained:,} are trained")),
-        ("precision", f"weights in {', '.join(weights)}" + (f", computed in {mixed}" if mixed else "")),
-        ("device", device),
-        ("batch layout", f"{trainer.batch_layout} ({trainer.batch_layout_reason})"),
-    ]
 
 
 def _objective_rows(

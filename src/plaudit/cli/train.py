@@ -62,70 +62,48 @@ def run_train(arguments: Sequence[str]) -> int:
 def train(settings: TrainSettings) -> None:
     """Trains, evaluates if there are rows to evaluate on, saves, and prints a summary."""
     start = time.monotonic()
-    with _no_empty_folder(settings.config.output_dir):
-        with loading_explained():
+    folder = Path(settings.config.output_dir or ".")
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        with memory_explained():
             trainer = build_trainer(settings)
-        with training_explained(trainer):
+        with memory_explained(trainer):
             checkpoint = settings.config.resume_from_checkpoint
             switch = {"true": True, "false": False}.get(str(checkpoint).lower())
             trainer.train(resume_from_checkpoint=checkpoint if switch is None else switch)
-            metrics = _evaluate(trainer)
+            metrics: dict[str, float] = {}
+            if trainer.eval_dataset is not None:
+                # An evaluation at the last step is reused if it is of the model as it is now.
+                logs = [log for log in trainer.state.log_history if "eval_loss" in log]
+                fresh = bool(logs) and logs[-1].get("step") == trainer.state.global_step
+                metrics = logs[-1] if fresh and not trainer.args.load_best_model_at_end else trainer.evaluate()
         trainer.save_model()
         if settings.config.push_to_hub:
             trainer.push_to_hub()
+    except BaseException:
+        for path in made:  # no empty folder stays behind
+            with contextlib.suppress(OSError):  # not empty, or never made
+                path.rmdir()
+        raise
     if trainer.is_world_process_zero():
+        metrics = {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
         print_summary(trainer, metrics, time.monotonic() - start, make_console())
 
 
 @contextlib.contextmanager
-def _no_empty_folder(output_dir: str | None) -> Iterator[None]:
-    """Removes the folders that the Trainer made if an error leaves them empty."""
-    made = [folder for folder in (Path(output_dir or "."), *Path(output_dir or ".").parents) if not folder.exists()]
-    try:
-        yield
-    except BaseException:
-        for folder in made:
-            with contextlib.suppress(OSError):  # not empty, or never made
-                folder.rmdir()
-        raise
-
-
-def _evaluate(trainer: RewardTrainer) -> dict[str, float]:
-    """Returns the metrics of the model as it is now; those of an evaluation at the last step are reused."""
-    if trainer.eval_dataset is None:
-        return {}
-    logs = [log for log in trainer.state.log_history if "eval_loss" in log]
-    fresh = bool(logs) and logs[-1].get("step") == trainer.state.global_step
-    metrics = logs[-1] if fresh and not trainer.args.load_best_model_at_end else trainer.evaluate()
-    return {name.removeprefix("eval_"): value for name, value in metrics.items() if name.startswith("eval_")}
-
-
-# --- out of memory ----------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def loading_explained() -> Iterator[None]:
-    """Turns an out-of-memory error while a model is loaded into one that names the settings to change."""
+def memory_explained(trainer: RewardTrainer | None = None) -> Iterator[None]:
+    """Turns an out-of-memory error into one that names the settings to change; without a trainer, of loading."""
     try:
         yield
     except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        text = str(error)
+        if not isinstance(error, torch.OutOfMemoryError) and not any(words in text for words in _OUT_OF_MEMORY):
             raise
-        raise ConfigError(
-            f"out of memory while loading the model ({_first_line(error)})",
-            fix="Load it with `dtype` bfloat16, load it in 4 bits with `load_in_4bit` and `use_peft`, or use a "
-            "smaller model.",
-        ) from error
-
-
-@contextlib.contextmanager
-def training_explained(trainer: RewardTrainer) -> Iterator[None]:
-    """Turns an out-of-memory error into one that names the longest row and the settings to change."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
-            raise
+        line = next(iter(text.splitlines()), type(error).__name__)
+        if trainer is None:
+            fix = "Load it with `dtype` bfloat16, load it in 4 bits with `load_in_4bit` and `use_peft`, or use a "
+            fix += "smaller model."
+            raise ConfigError(f"out of memory while loading the model ({line})", fix=fix) from error
         args = trainer.args
         evaluating = trainer.state.global_step > 0 and not trainer.model.training
         steps = []
@@ -142,18 +120,8 @@ def training_explained(trainer: RewardTrainer) -> Iterator[None]:
         steps.append(f"lower `max_length` (now {args.max_length}), or train an adapter with `use_peft`")
         fix = "; ".join(steps) + "."
         where = "while evaluating " if evaluating else ""
-        raise ConfigError(
-            f"out of memory {where}({_first_line(error)}); {longest_row(trainer, 'eval' if evaluating else 'train')}",
-            fix=fix[0].upper() + fix[1:],
-        ) from error
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _OUT_OF_MEMORY)
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+        message = f"out of memory {where}({line}); {longest_row(trainer, 'eval' if evaluating else 'train')}"
+        raise ConfigError(message, fix=fix[0].upper() + fix[1:]) from error
 
 
 def longest_row(trainer: RewardTrainer, name: str = "train") -> str:
@@ -163,20 +131,12 @@ def longest_row(trainer: RewardTrainer, name: str = "train") -> str:
     if not isinstance(rows, Dataset):
         longest = report.lengths.longest if report is not None else 0
         return f"the longest response read so far has {longest:,} tokens" if longest else ""
-    index, tokens = _longest(rows)
-    number = None if report is None else source_row(index, report)
-    place = "" if number is None else f", row {number} of the {name} data,"
-    return f"the longest row{place} has a response of {tokens:,} tokens"
-
-
-def _longest(rows: Dataset) -> tuple[int, int]:
-    """Returns the index of the row with the longest response, and its tokens."""
     best, tokens, start = 0, 0, 0
-    names = [name for name in (*TOKENIZED_COLUMNS, "response_ids") if name in rows.column_names]
-    for table in rows.select_columns(names).with_format("arrow").iter(10_000):
-        for name in names:
-            ids, row_of = table[name].combine_chunks(), None
-            if name == "response_ids":
+    columns = [column for column in (*TOKENIZED_COLUMNS, "response_ids") if column in rows.column_names]
+    for table in rows.select_columns(columns).with_format("arrow").iter(10_000):
+        for column in columns:
+            ids, row_of = table[column].combine_chunks(), None
+            if column == "response_ids":
                 row_of, ids = pc.list_parent_indices(ids), pc.list_flatten(ids)
             lengths: pa.Array = pc.list_value_length(ids)
             most = pc.max(lengths).as_py()
@@ -184,7 +144,9 @@ def _longest(rows: Dataset) -> tuple[int, int]:
                 index = pc.index(lengths, most).as_py()
                 best, tokens = start + (index if row_of is None else row_of[index].as_py()), most
         start += table.num_rows
-    return best, tokens
+    number = None if report is None else source_row(best, report)
+    place = "" if number is None else f", row {number} of the {name} data,"
+    return f"the longest row{place} has a response of {tokens:,} tokens"
 
 
 def source_row(index: int, report: DataReport) -> int | None:
