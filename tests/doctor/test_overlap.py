@@ -93,8 +93,10 @@ def test_an_instruction_that_all_share_is_no_overlap():
 
 
 def test_a_benchmark_without_prompts():
-    with pytest.raises(DataError, match="no column of prompts"):
+    with pytest.raises(DataError) as error:
         check_dataset(clean_rows(2), benchmarks=[[{"id": 1}]])
+    assert error.value.row is None
+    assert error.value.dataset is not None
 
 
 def test_an_eval_file_with_a_broken_row_still_counts():

@@ -1,4 +1,4 @@
-"""``check_dataset``: goes through a data set once, and says what is wrong with it."""
+"""Checks a data set in one pass and reports its faults (``check_dataset``)."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.data.load import DataLike, DataSource
 from plaudit.doctor.checks import Check, Endings, Flagged, Marks, Overlaps, Relations, Unreadable
-from plaudit.doctor.findings import KINDS, DataCheck, Finding, TokenLengths, in_order, token_lengths, with_texts
+from plaudit.doctor.findings import KINDS, DataCheck, Finding, in_order, token_lengths, with_texts
 from plaudit.doctor.fix import check_target, write_fixed
 from plaudit.doctor.leaks import Leak
 from plaudit.doctor.relations import Benchmark, Prompts
-from plaudit.doctor.rows import CheckedRow, ReadPlan, RowReader, Sample, open_rows, plan_reading
+from plaudit.doctor.rows import ReadPlan, RowReader, Sample, open_rows, plan_reading
 from plaudit.doctor.shortcuts import Lengths, Shortcut, distinct, read_words
 from plaudit.errors import ConfigError
 
 Progress: TypeAlias = Callable[[str, int, int | None], None]
-"""Told what is being done, how many rows are done, and how many there are (None: unknown)."""
+"""Called with the current step, the number of rows done, and the number of rows in all (None: unknown)."""
 REMOVABLE = tuple(name for name, kind in KINDS.items() if kind.removable)
-"""Kinds of faults that a cleaned copy leaves out: those that are certain."""
+"""Kinds of faults that a cleaned copy drops: those that are certain."""
 SAMPLE_ROWS = 10_000
-"""Rows that the bag of words is fitted to, at most."""
+"""Maximum number of rows to fit the bag of words to."""
 _STEP = 500
 _WORDS_SOLVE, _LENGTH_SOLVES = 0.9, 0.7
 
@@ -64,15 +64,15 @@ def check_dataset(
         benchmarks: Files of benchmarks whose prompts must not occur; preferences, or rows with a column `question`.
         fix: Write the rows without certain faults to this file, and the others to one beside it.
         overwrite: Let `fix` replace existing files.
-        remove: Kinds of faults that `fix` leaves out.
+        remove: Kinds of faults whose rows `fix` drops.
         config: Configuration of a data set on the Hub.
         split: Which split of a named data set.
         eval_split: Which split of a named `eval_dataset`.
         streaming: Read a named data set row by row, without the cache of `datasets`.
         words: Fit the bag of words, which takes most of the time of small sets.
-        sample_rows: Rows to fit it to at most, drawn at random.
-        seed: Decides which.
-        progress: Told about the progress.
+        sample_rows: Maximum number of rows to fit it to, drawn at random.
+        seed: Seed of that draw.
+        progress: Called with the step, the rows done and the rows in all.
 
     Raises:
         DataError: There is no such data set, or it has no columns of preferences.
@@ -100,11 +100,10 @@ def check_dataset(
     # The configuration is one of the data set: other files have none.
     other_config = config if isinstance(eval_dataset, str) and eval_dataset == str(dataset) else None
     eval_prompts = None if eval_dataset is None else Prompts.of(eval_dataset, config=other_config, split=eval_split)
-    overlaps = Overlaps(eval_prompts, [Benchmark(one) for one in benchmarks])
+    overlaps = Overlaps(eval_prompts, [Benchmark(benchmark) for benchmark in benchmarks])
     reader = RowReader(source, plan, tokenizer, max_length)
-    scan = _Scan.of(tokenizer, max_length, overlaps, Sample(sample_rows if words else 0, seed))
-    scan.run(reader, source.length, progress)
-    check = _conclude(scan, source, plan, reader, seed=seed, words=words, progress=progress)
+    sample = Sample(sample_rows if words else 0, seed)
+    check = _check_rows(source, plan, reader, overlaps, sample, seed=seed, words=words, progress=progress)
     if fix is not None and reader.broken is None:
         fixed = write_fixed(source, check.findings, Path(fix), kinds=remove, total=check.rows)
         check = replace(check, fixed=fixed)
@@ -113,127 +112,94 @@ def check_dataset(
     return replace(check, seconds=time.monotonic() - start)
 
 
-@dataclass
-class _Scan:
-    """Everything that looks at each row."""
-
-    checks: list[Check]
-    marks: Marks
-    sample: Sample
-    lengths: Lengths
-    row_kinds: Counter[str]
-    tokens: np.ndarray
-    rows: int = 0
-
-    @classmethod
-    def of(cls, tokenizer: Any, max_length: int | None, overlaps: Overlaps, sample: Sample) -> _Scan:
-        marks = Marks(tokenizer.all_special_tokens if tokenizer is not None else ())
-        checks: list[Check] = [Unreadable(), Flagged(max_length), Relations(), Endings(), marks, overlaps]
-        return cls(checks, marks, sample, Lengths(), Counter(), np.zeros(1024, dtype=np.int64))
-
-    def run(self, reader: RowReader, total: int | None, progress: Progress | None) -> None:
-        for row in reader:
-            self._add(row)
-            if progress is not None and self.rows % _STEP == 0:
-                progress("Reading", self.rows, total)
-        if progress is not None:
-            progress("Reading", self.rows, self.rows)
-
-    def _add(self, row: CheckedRow) -> None:
-        self.rows += 1
-        for check in self.checks:
-            check.add(row)
-        if row.error is not None:
-            return
-        self.row_kinds[row.row_kind] += 1
-        self.sample.add(row)
-        self.lengths.add(row)
-        for length in row.lengths:
-            if length >= len(self.tokens):
-                self.tokens = np.concatenate([self.tokens, np.zeros(length, dtype=np.int64)])
-            self.tokens[length] += 1
-
-    def token_lengths(self) -> TokenLengths | None:
-        return token_lengths(self.tokens.tolist())
-
-
-def _conclude(
-    scan: _Scan,
+def _check_rows(
     source: DataSource,
     plan: ReadPlan,
     reader: RowReader,
+    overlaps: Overlaps,
+    sample: Sample,
     *,
     seed: int,
     words: bool,
     progress: Progress | None,
 ) -> DataCheck:
+    """Passes each row to every check, then turns their counts into findings."""
+    tokenizer, lengths = reader.tokenizer, Lengths()
+    marks = Marks(tokenizer.all_special_tokens if tokenizer is not None else ())
+    checks: list[Check] = [Unreadable(), Flagged(reader.max_length), Relations(), Endings(), marks, overlaps]
+    row_kinds: Counter[str] = Counter()
+    token_counts = np.zeros(1024, dtype=np.int64)
+    num_rows = 0
+    for num_rows, row in enumerate(reader, start=1):
+        for check in checks:
+            check.add(row)
+        if row.error is None:
+            row_kinds[row.row_kind] += 1
+            sample.add(row)
+            lengths.add(row)
+            for length in row.lengths:
+                if length >= len(token_counts):
+                    token_counts = np.concatenate([token_counts, np.zeros(length, dtype=np.int64)])
+                token_counts[length] += 1
+        if progress is not None and num_rows % _STEP == 0:
+            progress("Reading", num_rows, source.length)
+    if progress is not None:
+        progress("Reading", num_rows, num_rows)
+
     notes: list[str] = []
-    findings = [finding for check in scan.checks for finding in check.findings()]
+    findings = [finding for check in checks for finding in check.findings()]
     if reader.broken is not None:
-        advice = reader.broken.fix or ""
-        findings.append(
-            Finding("broken_file", (), f"after row {scan.rows - 1}: {reader.broken.message}", (), (), advice)
-        )
+        detail = f"after row {num_rows - 1}: {reader.broken.message}"
+        findings.append(Finding("broken_file", detail=detail, advice=reader.broken.fix or ""))
     if plan.objective_problem is not None:
-        findings.append(Finding("no_objective", (), plan.objective_problem))
-    shortcut = scan.lengths.shortcut()
-    shortcuts = [shortcut] if shortcut is not None else []
-    leaks, suspects = scan.marks.counts.leaks(), []
+        findings.append(Finding("no_objective", detail=plan.objective_problem))
+    length_shortcut = lengths.shortcut()
+    shortcuts = [length_shortcut] if length_shortcut is not None else []
+    leaks, suspects = marks.counts.leaks(), []
     if plan.tokenized:
         notes.append("The rows hold token ids: texts were not looked at.")
-    elif shortcut is None:
+    elif length_shortcut is None:
         notes.append("No row compares two responses: no shortcuts were computed.")
     elif words:
         if progress is not None:
-            progress("Fitting a bag of words", scan.rows, scan.rows)
-        found = read_words(scan.sample, seed=seed)
-        if found is None:
+            progress("Fitting a bag of words", num_rows, num_rows)
+        bag = read_words(sample, seed=seed)
+        if bag is None:
             notes.append("Too few comparisons, prompts or words for a bag of words.")
         else:
-            shortcuts.append(found.shortcut)
-            leaks, suspects = distinct([*leaks, *found.leaks]), found.suspects
-    if scan.token_lengths() is None and not plan.tokenized:
+            shortcuts.append(bag.shortcut)
+            leaks, suspects = distinct([*leaks, *bag.leaks]), bag.suspects
+    tokens = token_lengths(token_counts.tolist())
+    if tokens is None and not plan.tokenized:
         notes.append("Lengths in tokens were not checked: name a model.")
     findings += [*_leak_findings(leaks), *_shortcut_findings(shortcuts)]
     findings = with_texts(source, in_order(findings))
-    return DataCheck(
-        source.name,
-        scan.rows,
-        dict(scan.row_kinds),
-        findings,
-        shortcuts,
-        leaks,
-        suspects,
-        scan.token_lengths(),
-        notes,
-    )
+    return DataCheck(source.name, num_rows, dict(row_kinds), findings, shortcuts, leaks, suspects, tokens, notes)
 
 
 def _leak_findings(leaks: Sequence[Leak]) -> list[Finding]:
-    sides = {"leak": [one for one in leaks if one.one_sided], "lean": [one for one in leaks if not one.one_sided]}
-    advice = {"leak": "A reward model learns these first: make both sides alike, or take such rows out."}
-    return [
-        Finding(
-            kind,
-            (),
-            f"{len(found)} mark{'s' * (len(found) > 1)}",
-            tuple(one.sentence() for one in found),
-            (),
-            advice.get(kind, ""),
-        )
-        for kind, found in sides.items()
-        if found
-    ]
+    """Returns a finding for the marks of one side, and another for those that lean to one."""
+    findings = []
+    for kind, advice in (
+        ("leak", "A reward model learns these first: make both sides alike, or take such rows out."),
+        ("lean", ""),
+    ):
+        lines = tuple(leak.sentence() for leak in leaks if leak.one_sided == (kind == "leak"))
+        if lines:
+            findings.append(Finding(kind, (), f"{len(lines)} mark{'s' * (len(lines) > 1)}", lines, (), advice))
+    return findings
 
 
 def _shortcut_findings(shortcuts: Sequence[Shortcut]) -> list[Finding]:
+    """Returns a finding where a shortcut solves the data."""
     lines = []
-    for one in shortcuts:
-        if one.name == "bag of words" and one.low > _WORDS_SOLVE:
-            lines.append(f"a bag of words is right in {one.accuracy:.0%}: it takes no understanding")
-        elif one.name != "bag of words" and one.low > _LENGTH_SOLVES:
-            lines.append(f"the longer response is the better one in {one.accuracy:.0%}")
-        elif one.name != "bag of words" and one.high < 1 - _LENGTH_SOLVES:
-            lines.append(f"the shorter response is the better one in {1 - one.accuracy:.0%}")
+    for shortcut in shortcuts:
+        if shortcut.name == "bag of words":
+            if shortcut.low > _WORDS_SOLVE:
+                lines.append(f"a bag of words is right in {shortcut.accuracy:.0%}: it takes no understanding")
+        elif shortcut.low > _LENGTH_SOLVES:
+            lines.append(f"the longer response is the better one in {shortcut.accuracy:.0%}")
+        elif shortcut.high < 1 - _LENGTH_SOLVES:
+            lines.append(f"the shorter response is the better one in {1 - shortcut.accuracy:.0%}")
     advice = "A high accuracy on this data shows little; judge the model on other data too."
-    return [Finding("shortcut", (), "", tuple(lines), (), advice)] if lines else []
+    return [Finding("shortcut", lines=tuple(lines), advice=advice)] if lines else []

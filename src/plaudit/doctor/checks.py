@@ -1,4 +1,4 @@
-"""The checks that look at one row after the other; each turns what it saw into findings."""
+"""Checks that read one row after the other and return findings at the end."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from array import array
 from collections.abc import Sequence
 from typing import Protocol
+
+import numpy as np
 
 from plaudit.data.report import Flag
 from plaudit.doctor.findings import Finding, Occurrence, row_names
@@ -15,25 +17,25 @@ from plaudit.doctor.rows import CheckedRow, excerpt
 from plaudit.schema import response_field
 
 EXAMPLES = 3
-"""How many examples each finding keeps."""
+"""Examples kept per finding."""
 REASONS = 8
-"""How many different reasons of unreadable rows are told apart."""
+"""Distinct reasons for unreadable rows that are listed."""
 STYLE_SHARE = 0.9
 """Where this share of long responses ends with a full stop, one without it seems to break off."""
 
 
 class Check(Protocol):
-    """Something that looks at every row."""
+    """Collects findings from a pass over all rows."""
 
     def add(self, row: CheckedRow) -> None:
-        """Look at a row that was read, or that cannot be read."""
+        """Reads a row, which may be an unreadable one."""
 
     def findings(self) -> list[Finding]:
-        """What was found, after the last row."""
+        """Returns the findings after the last row."""
 
 
 class Unreadable:
-    """Rows that training refuses, by reason."""
+    """Collects rows that training rejects, by reason."""
 
     def __init__(self) -> None:
         self._rows = array("q")
@@ -42,7 +44,7 @@ class Unreadable:
         self._fixes: dict[str, None] = {}
 
     def add(self, row: CheckedRow) -> None:
-        """Count a row that cannot be read."""
+        """Counts an unreadable row."""
         if row.error is None:
             return
         self._rows.append(row.number)
@@ -58,10 +60,10 @@ class Unreadable:
             self._fixes[error.fix] = None
 
     def findings(self) -> list[Finding]:
-        """One finding, with a line for each reason."""
+        """Returns one finding with a line per reason."""
         if not self._rows:
             return []
-        ordered = sorted(self._reasons.items(), key=lambda one: -len(one[1]))
+        ordered = sorted(self._reasons.items(), key=lambda reason_and_rows: -len(reason_and_rows[1]))
         lines = tuple(f"{len(rows):,}: {reason} ({row_names(rows)})" for reason, rows in ordered)
         return [Finding("unreadable", self._rows, "", lines, tuple(self._examples), " ".join(self._fixes))]
 
@@ -77,7 +79,7 @@ _FLAGS = {
 
 
 class Flagged:
-    """Rows with what training calls suspicious."""
+    """Collects rows that training flags as suspicious."""
 
     def __init__(self, max_length: int | None) -> None:
         self._max_length = max_length
@@ -85,12 +87,12 @@ class Flagged:
         self._examples: dict[str, list[Occurrence]] = {}
 
     def add(self, row: CheckedRow) -> None:
-        """Count the flags of a row."""
+        """Counts the flags of a row."""
         if row.error is not None:
             return
         kinds = [kind for flag, kind in _FLAGS.items() if row.flags & flag]
         if row.parts is not None and len(row.parts.responses) > 1 and "identical" not in kinds:
-            responses = {" ".join(one.split()) for one in row.parts.responses}
+            responses = {" ".join(response.split()) for response in row.parts.responses}
             kinds += ["same_words"] if len(responses) == 1 and "empty" not in kinds else []
         for kind in kinds:
             self._rows.setdefault(kind, array("q")).append(row.number)
@@ -109,7 +111,7 @@ class Flagged:
         return excerpt(row.parts.responses[0]) if kind == "identical" else ""
 
     def findings(self) -> list[Finding]:
-        """A finding for each kind."""
+        """Returns one finding per kind."""
         advice = {
             "overlong": "Training drops them; raise `max_length`, or cut them with `overlong`.",
             "same_rendering": "The chat template leaves out what tells them apart.",
@@ -122,43 +124,43 @@ class Flagged:
 
 
 class Relations:
-    """Duplicates, contradictions and cycles among all rows."""
+    """Finds duplicates, contradictions and cycles among all rows."""
 
     def __init__(self) -> None:
         self._ledger = Ledger()
 
     def add(self, row: CheckedRow) -> None:
-        """Remember a row."""
+        """Records a row."""
         if row.error is None:
             self._ledger.add(row)
 
     def findings(self) -> list[Finding]:
-        """A finding for each kind."""
-        found = self._ledger.repeats()
-        pairs = zip(found.first_of.tolist(), found.duplicates.tolist(), strict=True)
+        """Returns one finding per kind."""
+        repeats = self._ledger.repeats()
+        pairs = zip(repeats.first_of.tolist(), repeats.duplicates.tolist(), strict=True)
         duplicates = [(first, again) for _, (first, again) in zip(range(EXAMPLES), pairs, strict=False)]
         findings = [
-            Finding("duplicate", found.duplicates.tolist(), examples=tuple(map(Occurrence, duplicates))),
+            Finding("duplicate", repeats.duplicates.tolist(), examples=tuple(map(Occurrence, duplicates))),
             Finding(
                 "contradictory",
-                found.contradictory.tolist(),
-                f"{len(found.contradictions):,} contradictions" if len(found.contradictions) > 1 else "",
-                examples=tuple(map(Occurrence, shorten(found.contradictions, EXAMPLES))),
+                repeats.contradictory.tolist(),
+                f"{len(repeats.contradictions):,} contradictions" if len(repeats.contradictions) > 1 else "",
+                examples=tuple(map(Occurrence, shorten(repeats.contradictions, EXAMPLES))),
                 advice="Find out which label is right; --fix removes all of them.",
             ),
             Finding(
                 "cycle",
-                found.cyclic.tolist(),
-                f"{len(found.cycles):,} {'cycle' if len(found.cycles) == 1 else 'cycles'}",
-                examples=tuple(map(Occurrence, shorten(found.cycles, EXAMPLES))),
+                repeats.cyclic.tolist(),
+                f"{len(repeats.cycles):,} {'cycle' if len(repeats.cycles) == 1 else 'cycles'}",
+                examples=tuple(map(Occurrence, shorten(repeats.cycles, EXAMPLES))),
                 advice="At least one row of each cycle is wrong; nothing tells which.",
             ),
         ]
-        return [one for one in findings if one.count]
+        return [finding for finding in findings if finding.count]
 
 
 class Endings:
-    """Responses that seem to break off, on both sides."""
+    """Counts responses that seem to break off, on both sides."""
 
     def __init__(self) -> None:
         self._rows, self._style_rows = array("q"), array("q")
@@ -168,7 +170,7 @@ class Endings:
         self._long, self._endless = 0, 0
 
     def add(self, row: CheckedRow) -> None:
-        """Look at the ends of a row's responses."""
+        """Checks the end of each response."""
         if row.parts is None or bool(row.flags & Flag.IDENTICAL):
             return
         reasons, styles = {}, []
@@ -183,7 +185,11 @@ class Endings:
                 self._long += 1
                 self._endless += style
                 styles += [index] if style and reason is None else []
-        self._count_sides(row, reasons, styles)
+        for preferred, index in zip((True, False), row.sides or (), strict=False):
+            counts = self._sides[preferred]
+            counts[0] += index in reasons
+            counts[1] += index in styles
+            counts[2] += 1
         for indices, rows, examples in (
             (list(reasons), self._rows, self._examples),
             ([] if reasons else styles, self._style_rows, self._style_examples),
@@ -196,15 +202,8 @@ class Endings:
                     text = f"`{field}` {why}: {excerpt(row.parts.responses[indices[0]], 70, end=True)}"
                     examples.append(Occurrence((row.number,), text))
 
-    def _count_sides(self, row: CheckedRow, reasons: dict[int, str], styles: list[int]) -> None:
-        for preferred, index in zip((True, False), row.sides or (), strict=False):
-            counts = self._sides[preferred]
-            counts[0] += index in reasons
-            counts[1] += index in styles
-            counts[2] += 1
-
     def findings(self) -> list[Finding]:
-        """One finding, with the share on both sides."""
+        """Returns one finding with the share on both sides."""
         stylish = self._long >= 50 and self._endless < (1 - STYLE_SHARE) * self._long
         rows = sorted([*self._rows, *self._style_rows]) if stylish else self._rows
         if not rows:
@@ -216,8 +215,6 @@ class Endings:
         if all(totals.values()):
             shares = {side: broken[side] / totals[side] for side in totals}
             detail = f"{percent(shares[True])} of chosen, {percent(shares[False])} of rejected responses"
-            import numpy as np
-
             chance = two_proportions(
                 *(np.array([broken[True]], float), totals[True]), *(np.array([broken[False]], float), totals[False])
             )
@@ -228,7 +225,7 @@ class Endings:
 
 
 class Marks:
-    """Stock phrases, formatting and special tokens."""
+    """Counts stock phrases, formatting and special tokens."""
 
     def __init__(self, special_tokens: Sequence[str] = ()) -> None:
         self._marker = Marker(special_tokens)
@@ -236,7 +233,7 @@ class Marks:
         self._special, self._examples = array("q"), list[Occurrence]()
 
     def add(self, row: CheckedRow) -> None:
-        """Look at the responses of a row."""
+        """Counts the marks of a row's responses."""
         if row.parts is None:
             return
         responses = row.parts.responses
@@ -256,20 +253,21 @@ class Marks:
                 break
 
     def findings(self) -> list[Finding]:
-        """Special tokens; the leaks are told together with those of words."""
+        """Returns the rows with special tokens; leaks are reported together with those of words."""
+        if not self._special:
+            return []
         advice = "A tokenizer turns them into the real tokens; take them out of the texts."
-        found = [Finding("special_token", self._special, "", (), tuple(self._examples), advice)]
-        return [one for one in found if one.count]
+        return [Finding("special_token", self._special, examples=tuple(self._examples), advice=advice)]
 
 
 class Overlaps:
-    """Prompts shared with evaluation data and benchmarks."""
+    """Finds prompts shared with evaluation data and benchmarks."""
 
     def __init__(self, eval_prompts: Prompts | None, benchmarks: Sequence[Benchmark]) -> None:
         self._eval, self._benchmarks = eval_prompts, benchmarks
 
     def add(self, row: CheckedRow) -> None:
-        """Look for the prompt of a row."""
+        """Looks up the prompt of a row."""
         if row.error is not None:
             return
         if self._eval is not None:
@@ -278,24 +276,27 @@ class Overlaps:
             benchmark.add(row)
 
     def findings(self) -> list[Finding]:
-        """A finding for each kind, over all benchmarks."""
+        """Returns one finding per kind, over all benchmarks."""
         findings = []
         if self._eval is not None and self._eval.hits:
             findings.append(self._finding("in_eval", {self._eval.name: self._eval.hits}, f"{self._eval.met} of it"))
         for kind in ("in_benchmark", "near_benchmark"):
-            hits = {one.name: one.exact if kind == "in_benchmark" else one.near for one in self._benchmarks}
-            hits = {name: found for name, found in hits.items() if found}
+            hits = {
+                benchmark.name: matches
+                for benchmark in self._benchmarks
+                if (matches := benchmark.exact if kind == "in_benchmark" else benchmark.near)
+            }
             if hits:
-                detail = "; ".join(f"{name}: {len(found):,}" for name, found in hits.items())
+                detail = "; ".join(f"{name}: {len(matches):,}" for name, matches in hits.items())
                 findings.append(self._finding(kind, hits, detail))
         return findings
 
     @staticmethod
     def _finding(kind: str, hits: dict[str, list[tuple[int, int]]], detail: str) -> Finding:
-        rows = sorted({row for found in hits.values() for row, _ in found})
+        rows = sorted({row for matches in hits.values() for row, _ in matches})
         examples = [
-            Occurrence((row,), f"row {other} of {name}")
-            for name, found in hits.items()
-            for row, other in found[:EXAMPLES]
+            Occurrence((row,), f"row {matching_row} of {name}")
+            for name, matches in hits.items()
+            for row, matching_row in matches[:EXAMPLES]
         ]
         return Finding(kind, rows, detail, (), tuple(examples[:EXAMPLES]))

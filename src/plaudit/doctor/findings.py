@@ -1,12 +1,14 @@
-"""What the data doctor found: each kind of fault, how bad it is, and in which rows."""
+"""Results of the data doctor: kinds of faults, their severity, and their rows."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 from datasets import IterableDataset
 
 from plaudit.data.load import DataSource
@@ -16,43 +18,37 @@ from plaudit.doctor.shortcuts import Shortcut, Suspect
 from plaudit.errors import DataError
 
 FARTHEST = 200_000
-"""A stream is read again up to this row at most."""
+"""Row up to which a stream is read again."""
 _WIDTH = 60
 
 
 def with_texts(source: DataSource, findings: Sequence[Finding]) -> list[Finding]:
-    """Give examples that have no text the beginning of their row."""
-    wanted = {one.rows[0] for finding in findings for one in finding.examples if not one.text}
-    texts = {number: summary(row) for number, row in _look_up(source, sorted(wanted)).items()}
+    """Fills in the text of examples that have none with a summary of their row."""
+    indices = sorted({example.rows[0] for finding in findings for example in finding.examples if not example.text})
+    dataset: Any = source.dataset
+    texts: dict[int, str] = {}
+    if not isinstance(dataset, IterableDataset):
+        texts = {index: summary(dataset[int(index)]) for index in indices}
+    elif near := [index for index in indices if index < FARTHEST]:
+        # A stream that breaks off was reported already: its rows up to there have texts.
+        with contextlib.suppress(DataError):
+            for index, row in enumerate(itertools.islice(source.whole_rows(), near[-1] + 1)):
+                if index in near:
+                    texts[index] = summary(row)
     return [
         replace(
             finding,
             examples=tuple(
-                replace(one, text=texts.get(one.rows[0], "")) if not one.text else one for one in finding.examples
+                example if example.text else replace(example, text=texts.get(example.rows[0], ""))
+                for example in finding.examples
             ),
         )
         for finding in findings
     ]
 
 
-def _look_up(source: DataSource, numbers: Sequence[int]) -> dict[int, Mapping[str, Any]]:
-    dataset: Any = source.dataset
-    if not isinstance(dataset, IterableDataset):
-        return {number: dataset[int(number)] for number in numbers}
-    near = [number for number in numbers if number < FARTHEST]
-    found: dict[int, Mapping[str, Any]] = {}
-    if near:
-        try:
-            for number, row in enumerate(itertools.islice(source.whole_rows(), near[-1] + 1)):
-                if number in near:
-                    found[number] = row
-        except DataError:
-            return found
-    return found
-
-
 def summary(row: Mapping[str, Any]) -> str:
-    """Prompt and responses of a raw row, shortened to one line.
+    """Shortens prompt and responses of a raw row to one line.
 
     >>> summary({"prompt": "2+2=", "chosen": "4", "rejected": "5"})
     '"2+2=" chosen: "4" rejected: "5"'
@@ -65,12 +61,14 @@ def summary(row: Mapping[str, Any]) -> str:
             parts.append(f'{name}: "{excerpt(_text(row[name]), _WIDTH, end="prompt" not in row)}"')
     if not parts[1:] and isinstance(row.get("responses"), list):
         responses = row["responses"][:2]
-        parts += [f'"{excerpt(_text(one), _WIDTH)}"' for one in responses] + ["…"] * (len(row["responses"]) > 2)
+        parts += [f'"{excerpt(_text(response), _WIDTH)}"' for response in responses] + ["…"] * (
+            len(row["responses"]) > 2
+        )
     return " ".join(parts)
 
 
 def _text(value: Any) -> str:
-    """A text, or the last message of a conversation, whatever else is wrong with it."""
+    """Returns a text, or the last message of a conversation even if the row is otherwise malformed."""
     if isinstance(value, str):
         return value
     if isinstance(value, list) and value and isinstance(value[-1], Mapping):
@@ -83,9 +81,9 @@ def _text(value: Any) -> str:
 Severity: TypeAlias = Literal["error", "warning", "note"]
 """``error``: certainly wrong. ``warning``: likely to do harm, or dropped by training. ``note``: good to know."""
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
-"""All of them, the worst first."""
+"""All severities, the worst first."""
 ROWS_LISTED = 1000
-"""How many row numbers of a finding are written to JSON."""
+"""Row numbers per finding written to JSON."""
 
 
 @dataclass(frozen=True)
@@ -149,12 +147,12 @@ class Finding:
 
     @property
     def severity(self) -> Severity:
-        """How bad it is."""
+        """Severity of this kind of fault."""
         return KINDS[self.kind].severity
 
     @property
     def title(self) -> str:
-        """What is wrong."""
+        """Description of the fault, as it follows a number of rows."""
         return KINDS[self.kind].title
 
     @property
@@ -163,7 +161,7 @@ class Finding:
         return len(self.rows)
 
     def to_dict(self, total: int) -> dict[str, Any]:
-        """Write the finding as plain values."""
+        """Returns the finding as plain values."""
         return {
             "kind": self.kind,
             "severity": self.severity,
@@ -173,20 +171,20 @@ class Finding:
             "count": self.count,
             "share": self.count / total if total else 0.0,
             "rows": [int(row) for row in self.rows[:ROWS_LISTED]],
-            "examples": [{"rows": list(one.rows), "text": one.text} for one in self.examples],
+            "examples": [{"rows": list(example.rows), "text": example.text} for example in self.examples],
             "advice": self.advice,
             "removable": KINDS[self.kind].removable,
         }
 
 
 def in_order(findings: Sequence[Finding]) -> list[Finding]:
-    """Sort findings: the worst first, then in the order of :data:`KINDS`."""
+    """Sorts findings: the worst first, then in the order of :data:`KINDS`."""
     indices = {name: index for index, name in enumerate(KINDS)}
-    return sorted(findings, key=lambda one: (SEVERITIES.index(one.severity), indices[one.kind]))
+    return sorted(findings, key=lambda finding: (SEVERITIES.index(finding.severity), indices[finding.kind]))
 
 
 def row_names(rows: Sequence[int], limit: int = 5) -> str:
-    """Name some rows.
+    """Lists the first row numbers as text.
 
     >>> row_names([3, 18]), row_names([7]), row_names(range(9))
     ('rows 3, 18', 'row 7', 'rows 0, 1, 2, 3, 4, ...')
@@ -217,7 +215,7 @@ class Fixed:
 
 @dataclass(frozen=True)
 class DataCheck:
-    """What the data doctor found."""
+    """Result of :func:`~plaudit.check_dataset`."""
 
     name: str  # what was checked
     rows: int  # number of rows read
@@ -234,20 +232,20 @@ class DataCheck:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is certainly wrong: no finding is an error."""
+        """Whether no finding is an error."""
         return not self.of("error")
 
     def of(self, severity: Severity) -> list[Finding]:
-        """The findings of one severity."""
-        return [one for one in self.findings if one.severity == severity]
+        """Returns the findings of a severity."""
+        return [finding for finding in self.findings if finding.severity == severity]
 
     def finding(self, kind: str) -> Finding | None:
-        """The finding of one kind; None where there is none."""
-        return next((one for one in self.findings if one.kind == kind), None)
+        """Returns the finding of a kind, or None."""
+        return next((finding for finding in self.findings if finding.kind == kind), None)
 
     @property
     def verdict(self) -> str:
-        """The result in one line."""
+        """Summary in one line."""
         counts = {severity: len(self.of(severity)) for severity in SEVERITIES}
         words = [f"{count} {severity}{'s' * (count > 1)}" for severity, count in counts.items() if count]
         if not counts["error"] and not counts["warning"]:
@@ -255,7 +253,7 @@ class DataCheck:
         return f"{', '.join(words)} in {self.rows:,} rows"
 
     def to_dict(self) -> dict[str, Any]:
-        """Write everything as plain values, which JSON can hold."""
+        """Returns the result as plain values for JSON."""
         return {
             "name": self.name,
             "ok": self.ok,
@@ -263,39 +261,40 @@ class DataCheck:
             "rows": self.rows,
             "row_kinds": self.row_kinds,
             "seconds": round(self.seconds, 3),
-            "findings": [one.to_dict(self.rows) for one in self.findings],
-            "shortcuts": [one.to_dict() for one in self.shortcuts],
-            "leaks": [one.to_dict() for one in self.leaks],
-            "suspects": [asdict(one) for one in self.suspects],
+            "findings": [finding.to_dict(self.rows) for finding in self.findings],
+            "shortcuts": [asdict(shortcut) for shortcut in self.shortcuts],
+            "leaks": [leak.to_dict() for leak in self.leaks],
+            "suspects": [asdict(suspect) for suspect in self.suspects],
             "token_lengths": asdict(self.lengths) if self.lengths else None,
             "notes": self.notes,
             "fixed": asdict(self.fixed) if self.fixed else None,
         }
 
     def to_markdown(self) -> str:
-        """Write the result as Markdown, for a data set's page or a comment in a review."""
+        """Returns the result as Markdown, for a data set card or a review comment."""
         lines = [f"# Data check: {self.name}", "", f"**{self.verdict[0].upper()}{self.verdict[1:]}.**", ""]
         if self.findings:
             lines += ["| | found | rows | share | first rows |", "|---|---|---:|---:|---|"]
-            for one in self.findings:
-                cells = finding_cells(one, self.rows)
-                lines.append(f"| {one.severity} | " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+            for finding in self.findings:
+                cells = finding_cells(finding, self.rows)
+                lines.append(f"| {finding.severity} | " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
             lines.append("")
-        for one in self.findings:
-            if one.lines:
-                lines += [f"**{one.title[0].upper()}{one.title[1:]}**", "", *(f"- {line}" for line in one.lines), ""]
+        for finding in self.findings:
+            if finding.lines:
+                title = f"**{finding.title[0].upper()}{finding.title[1:]}**"
+                lines += [title, "", *(f"- {line}" for line in finding.lines), ""]
         if self.shortcuts:
             lines += ["| shortcut | accuracy | 95% interval | rows |", "|---|---:|---|---:|"]
             lines += [
-                f"| {one.name} | {one.accuracy:.1%} | {one.low:.1%} to {one.high:.1%} | {one.rows:,} |"
-                for one in self.shortcuts
+                f"| {rule.name} | {rule.accuracy:.1%} | {rule.low:.1%} to {rule.high:.1%} | {rule.rows:,} |"
+                for rule in self.shortcuts
             ]
             lines.append("")
         return "\n".join([*lines, *(f"- {note}" for note in self.notes), ""]).rstrip() + "\n"
 
 
 def finding_cells(finding: Finding, total: int) -> list[str]:
-    """What was found, rows, share and first rows, as texts of table cells."""
+    """Returns the cells of a table line: fault, rows, share and first rows."""
     what = finding.title + (f" ({finding.detail})" if finding.detail else "")
     if not finding.count:
         return [what, "", "", ""]
@@ -304,7 +303,7 @@ def finding_cells(finding: Finding, total: int) -> list[str]:
 
 
 def token_lengths(counts: Sequence[int]) -> TokenLengths | None:
-    """Sum up lengths.
+    """Returns quantiles of lengths, given the count of each length.
 
     >>> token_lengths([0, 0, 3, 1])
     TokenLengths(shortest=2, median=2, most=3, longest=3)
@@ -312,10 +311,5 @@ def token_lengths(counts: Sequence[int]) -> TokenLengths | None:
     total = sum(counts)
     if not total:
         return None
-    wanted, seen = [1, (total + 1) // 2, -(-95 * total // 100), total], 0
-    found: list[int] = []
-    for length, count in enumerate(counts):
-        seen += count
-        while len(found) < len(wanted) and seen >= wanted[len(found)]:
-            found.append(length)
-    return TokenLengths(*found)
+    ranks = [1, (total + 1) // 2, -(-95 * total // 100), total]
+    return TokenLengths(*(int(length) for length in np.searchsorted(np.cumsum(counts), ranks)))

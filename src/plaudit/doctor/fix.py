@@ -1,4 +1,4 @@
-"""Writes a cleaned copy of a data set, and a list of what was left out and why."""
+"""Writes a cleaned copy of a data set, and a list of the dropped rows with reasons."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ _SUFFIXES = (".jsonl", ".jsonl.gz")
 
 
 def removed_path(path: Path) -> Path:
-    """Where the list of removed rows goes.
+    """Returns the path of the list of dropped rows.
 
     >>> str(removed_path(Path("clean.jsonl.gz")))
     'clean.removed.jsonl.gz'
     """
-    suffix = next(one for one in reversed(_SUFFIXES) if path.name.endswith(one))
+    suffix = next(suffix for suffix in reversed(_SUFFIXES) if path.name.endswith(suffix))
     return path.with_name(f"{path.name.removesuffix(suffix)}.removed{suffix}")
 
 
 def check_target(path: Path, source: Any, *, overwrite: bool) -> None:
-    """Refuse a target that cannot be written, before any work is done."""
+    """Raises if the target cannot be written, before any work is done."""
     if not path.name.endswith(_SUFFIXES):
         raise ConfigError(f"the cleaned copy {str(path)!r} would be JSON lines", fix="Let its name end in .jsonl.")
     if not path.parent.is_dir():
@@ -42,13 +42,15 @@ def check_target(path: Path, source: Any, *, overwrite: bool) -> None:
         if isinstance(source, str | os.PathLike) and target.resolve() == Path(source).expanduser().resolve():
             raise ConfigError(f"{str(target)!r} is the data set itself", fix="Give the cleaned copy another name.")
         if target.exists() and not overwrite:
-            raise ConfigError(f"{str(target)!r} exists", fix="Give another name, or allow it with --overwrite.")
+            raise ConfigError(
+                f"{str(target)!r} exists", fix="Use another file name, or pass `--overwrite` to replace it."
+            )
 
 
 def write_fixed(
     source: DataSource, findings: Sequence[Finding], path: Path, *, kinds: Collection[str], total: int
 ) -> Fixed:
-    """Write the rows without a fault to one file, the others with their faults to another.
+    """Writes the rows without a fault to one file, and the others with their faults to another.
 
     Both files appear when they are complete; until then neither changes.
     """
@@ -81,18 +83,18 @@ def write_fixed(
 def _removals(findings: Sequence[Finding], kinds: Collection[str]) -> tuple[list[int], list[str]]:
     """Rows to remove, ascending, and for each the first fault it has, in the order of the kinds."""
     order = [name for name, kind in KINDS.items() if kind.removable and name in kinds]
-    found = sorted((one for one in findings if one.kind in order), key=lambda one: order.index(one.kind))
-    if not found:
+    faults = sorted((fault for fault in findings if fault.kind in order), key=lambda fault: order.index(fault.kind))
+    if not faults:
         return [], []
-    rows = np.concatenate([np.asarray(one.rows, dtype=np.int64) for one in found])
-    names = np.repeat([order.index(one.kind) for one in found], [one.count for one in found])
+    rows = np.concatenate([np.asarray(fault.rows, dtype=np.int64) for fault in faults])
+    names = np.repeat([order.index(fault.kind) for fault in faults], [fault.count for fault in faults])
     unique, first = np.unique(rows, return_index=True)
     return unique.tolist(), [order[number] for number in names[first].tolist()]
 
 
 @contextlib.contextmanager
 def _appearing(path: Path) -> Iterator[IO[str]]:
-    """A file that takes its name when it is complete."""
+    """Opens a file that appears under its name only once it is complete."""
     hidden = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         opener: Any = gzip.open if path.suffix == ".gz" else open

@@ -1,4 +1,4 @@
-"""Reads rows exactly as training does, and keeps at hand what the checks look at."""
+"""Reads rows exactly as training does, and derives the fields that the checks read."""
 
 from __future__ import annotations
 
@@ -51,9 +51,8 @@ class ReadPlan:
     """How the rows of a source are read."""
 
     objective: Objective  # what they are for, as training would choose it
-    objective_problem: (
-        str | None
-    )  # why training would refuse to choose; then the objective is the one that reads most rows
+    # why training cannot choose an objective; `objective` is then the one that reads most rows
+    objective_problem: str | None
     pairs: bool  # whether all rows are pairs
     tokenized: bool  # whether they come as token ids
     optional: frozenset[str]  # the optional columns that rows have
@@ -262,12 +261,12 @@ class Sample:
         rows = self.rows
         each = max(1, min(MOST_COMPARISONS, self._size // max(1, len(rows))))
         draw = random.Random(0)
-        found = []
+        comparisons = []
         for row in rows:
             pairs = comparisons_of(row.ratings)
             for better, worse in pairs if len(pairs) <= each else draw.sample(pairs, each):
-                found.append(Comparison(row.number, row.prompt_key, row.responses[better], row.responses[worse]))
-        return found
+                comparisons.append(Comparison(row.number, row.prompt_key, row.responses[better], row.responses[worse]))
+        return comparisons
 
 
 def key_of(*parts: Any) -> int:
@@ -301,7 +300,6 @@ class CheckedRow:
 
 def _checked(row: PreparedRow, prompt: Text | None) -> CheckedRow:
     label, example = row.label, cast(Example, row.example)
-    said = (label.margin, label.preference_prob, label.weight)
     if example.response_ids is not None:
         parts, keys = None, tuple(key_of(ids) for ids in example.response_ids)
     else:
@@ -310,20 +308,10 @@ def _checked(row: PreparedRow, prompt: Text | None) -> CheckedRow:
         keys = tuple(key_of(response, beside) for response in example.responses)
     ratings = ratings_of(label)
     # The order in which a row lists its responses says nothing.
-    row_key = key_of(sorted(zip(keys, ratings, strict=True)), said)
+    row_key = key_of(sorted(zip(keys, ratings, strict=True)), (label.margin, label.preference_prob, label.weight))
     prompt_key = prompt_key_of(parts, keys) if parts is not None else row.prompt % 2**64
-    return CheckedRow(
-        row.index,
-        None,
-        int(row.flags),
-        row.row_kind,
-        ratings,
-        keys,
-        row_key,
-        prompt_key,
-        tuple(row.lengths),
-        parts,
-    )
+    lengths = tuple(row.lengths)
+    return CheckedRow(row.index, None, int(row.flags), row.row_kind, ratings, keys, row_key, prompt_key, lengths, parts)
 
 
 def prompt_key_of(parts: Parts, keys: Sequence[int], *, system: bool = True) -> int:
@@ -341,6 +329,7 @@ class RowReader:
         self, source: DataSource, plan: ReadPlan, tokenizer: PreTrainedTokenizerBase | None, max_length: int | None
     ) -> None:
         self._source, self._plan, self.broken = source, plan, source.broken
+        self.tokenizer, self.max_length = tokenizer, max_length
         self._most: bool | None = None
         self._preparer = RowPreparer(
             None if plan.tokenized else tokenizer,
@@ -359,6 +348,7 @@ class RowReader:
             start += len(batch)
 
     def _check(self, batch: Sequence[Mapping[str, Any]], start: int) -> Iterator[CheckedRow]:
+        # A generator per batch: its prepared rows are freed before the next batch is read.
         rows = [self._preparer.read(raw, start + index) for index, raw in enumerate(batch)]
         if not self._plan.tokenized:
             self._require_one_form(rows)

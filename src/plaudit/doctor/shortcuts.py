@@ -1,4 +1,4 @@
-"""Shortcuts: how far one gets without understanding, and which rows disagree with what the words say."""
+"""Measures how well rules without understanding do, and names rows that contradict the bag of words."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -113,12 +113,12 @@ class BagOfWords:
 
 logger = logging.getLogger("plaudit")
 SUSPECTS = 20
-"""How many of the rows most likely mislabelled are named."""
+"""Number of likely mislabelled rows to list."""
 LEAST_COMPARISONS = 40
-"""Fewer say nothing about words."""
+"""Minimum number of comparisons for a bag of words."""
 _QUOTED = re.compile(r'"(.+)"')
 WORDS_LEAKING = 8
-"""How many words and pairs of words are named as leaks."""
+"""Number of words and pairs of words to list as leaks."""
 
 
 @dataclass(frozen=True)
@@ -136,10 +136,6 @@ class Shortcut:
     def of(cls, name: str, right: float, rows: int, note: str = "") -> Shortcut:
         """Make one from counts."""
         return cls(name, right / rows, *wilson_interval(right, rows), rows, note)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Write the shortcut as plain values."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -182,7 +178,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Words:
-    """What the words of a sample of rows give away."""
+    """Result of fitting the bag of words to a sample of rows."""
 
     shortcut: Shortcut  # the bag-of-words model, judged on prompts it was not fitted on
     suspects: list[Suspect]  # rows it contradicts most, the clearest first
@@ -190,20 +186,21 @@ class Words:
 
 
 def read_words(sample: Sample, *, seed: int = 0) -> Words | None:
-    """Fit bag-of-words models to a sample of rows."""
+    """Fits bag-of-words models to a sample of rows; None where there is too little to fit."""
     comparisons = sample.comparisons()
     if len(comparisons) < LEAST_COMPARISONS:
         return None
     try:
-        counts = WordCounts.of([one.better for one in comparisons], [one.worse for one in comparisons])
+        counts = WordCounts.of([pair.better for pair in comparisons], [pair.worse for pair in comparisons])
     except ValueError as error:  # no word occurs twice
         logger.info("No bag of words: %s", error)
         return None
-    found = out_of_fold(counts.better - counts.worse, [one.prompt_key for one in comparisons], seed=seed)
-    if found is None:
+    prompts = [pair.prompt_key for pair in comparisons]
+    probabilities_P = out_of_fold(counts.better - counts.worse, prompts, seed=seed)
+    if probabilities_P is None:
         return None
-    _, firsts, row_of = np.unique([one.row for one in comparisons], return_index=True, return_inverse=True)
-    right_P = (found > 0.5) + 0.5 * (found == 0.5)
+    _, firsts, row_of = np.unique([pair.row for pair in comparisons], return_index=True, return_inverse=True)
+    right_P = (probabilities_P > 0.5) + 0.5 * (probabilities_P == 0.5)
     right = np.bincount(row_of, weights=right_P) / np.bincount(row_of)
     drawn = len(firsts)
     note = "words and pairs of words, cross-validated by prompt"
@@ -211,7 +208,7 @@ def read_words(sample: Sample, *, seed: int = 0) -> Words | None:
         note += f"; on {drawn:,} of {sample.seen:,} rows, drawn at random"
     return Words(
         Shortcut.of("bag of words", float(right.sum()), drawn, note),
-        _suspects(comparisons, found),
+        _suspects(comparisons, probabilities_P),
         # One comparison of each row: those of one row are not independent.
         _leaking_words(counts, firsts) + _leaking_openings([comparisons[index] for index in firsts]),
     )
@@ -220,10 +217,10 @@ def read_words(sample: Sample, *, seed: int = 0) -> Words | None:
 def _suspects(comparisons: Sequence[Comparison], probabilities_P: np.ndarray) -> list[Suspect]:
     named: dict[int, Suspect] = {}
     for index in np.argsort(probabilities_P, kind="stable").tolist():
-        one, probability = comparisons[index], float(probabilities_P[index])
+        pair, probability = comparisons[index], float(probabilities_P[index])
         if probability >= 0.5 or len(named) == SUSPECTS:
             break
-        named.setdefault(one.row, Suspect(one.row, probability, one.better[:400], one.worse[:400]))
+        named.setdefault(pair.row, Suspect(pair.row, probability, pair.better[:400], pair.worse[:400]))
     return list(named.values())
 
 
@@ -234,15 +231,15 @@ def _leaking_words(counts: WordCounts, indices: np.ndarray) -> list[Leak]:
         np.asarray((side[indices] > 0).sum(axis=0), float).reshape(-1) for side in (counts.better, counts.worse)
     )
     leaks = find_leaks(counts.words.tolist(), chosen_W, size, rejected_W, size)
-    clear = [one for one in leaks if one.one_sided]
+    clear = [leak for leak in leaks if leak.one_sided]
     # A pair of words says more than one of its words that occurs as often.
-    clear.sort(key=lambda one: (-round(abs(one.effect), 2), -len(one.mark)))
-    named = [replace(one, mark=f'the text "{one.mark}"') for one in clear]
+    clear.sort(key=lambda leak: (-round(abs(leak.effect), 2), -len(leak.mark)))
+    named = [replace(leak, mark=f'the text "{leak.mark}"') for leak in clear]
     return distinct(named)[:WORDS_LEAKING]
 
 
 def distinct(leaks: Sequence[Leak]) -> list[Leak]:
-    """Leave out quoted words that a mark before them quotes as well: "sorry" after "I'm sorry"."""
+    """Drops quoted words that an earlier mark also quotes: "sorry" after "I'm sorry"."""
     kept, seen = [], set[str]()
     for leak in leaks:
         words = {word for quoted in _QUOTED.findall(leak.mark) for word in re.findall(r"\w+", quoted.lower())}
@@ -256,8 +253,8 @@ def distinct(leaks: Sequence[Leak]) -> list[Leak]:
 def _leaking_openings(comparisons: Sequence[Comparison]) -> list[Leak]:
     """First and last words that occur on nearly one side only."""
     sides: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
-    for one in comparisons:
-        for side, text in zip(sides, (one.better, one.worse), strict=True):
+    for pair in comparisons:
+        for side, text in zip(sides, (pair.better, pair.worse), strict=True):
             words = text.lower().split()
             if len(words) >= 6:
                 side[f'the opening "{" ".join(words[:3])}"'] += 1
@@ -265,4 +262,4 @@ def _leaking_openings(comparisons: Sequence[Comparison]) -> list[Leak]:
     names = [name for name in sides[0] | sides[1] if sides[0][name] + sides[1][name] > 1]
     chosen, rejected = (np.array([side[name] for name in names], float) for side in sides)
     leaks = find_leaks(names, chosen, len(comparisons), rejected, len(comparisons))
-    return [one for one in leaks if one.one_sided][:3]
+    return [leak for leak in leaks if leak.one_sided][:3]
