@@ -268,21 +268,18 @@ def test_a_batch_that_fails_fails_only_for_the_one_to_blame(make_model, referenc
 
 
 def test_settings_that_cannot_work():
-    for settings, words in (
-        ({"port": 70_000}, "port"),
-        ({"max_queue": 0}, "max_queue"),
-        ({"max_body_mb": 0}, "max_body_mb"),
-        ({"max_wait_ms": -1}, "max_wait_ms"),
-        ({"texts": "html"}, "texts"),
-        ({"api_key": " "}, "api_key"),
-    ):
-        with pytest.raises(ConfigError, match=words):
-            ServerSettings(**settings)
+    wrong = {"port": 70_000, "max_queue": 0, "max_body_mb": 0, "max_wait_ms": -1, "texts": "html", "api_key": " "}
+    for name, value in wrong.items():
+        with pytest.raises(ConfigError) as error:
+            ServerSettings(**{name: value})
+        assert error.value.field == name
     assert "secret" not in repr(ServerSettings(api_key="secret"))
     with bind(ServerSettings(port=0)) as taken:
         taken.listen()
-        with pytest.raises(ConfigError, match="cannot listen"):
-            bind(ServerSettings(port=taken.getsockname()[1]))
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError) as error:
+            bind(ServerSettings(port=port))
+        assert f":{port}" in error.value.message
 
 
 def test_bodies_that_are_too_much_together(make_model, monkeypatch):

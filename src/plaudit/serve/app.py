@@ -13,7 +13,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from types import FrameType
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
@@ -44,7 +43,7 @@ class Gate:
         self._digest = None if api_key is None else _digest(api_key)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request, or pass on what is none."""
+        """Answers a request; passes other ASGI events on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -61,7 +60,9 @@ class Gate:
             if self._may_pass(scope):
                 await self._app(scope, receive, counted)
             else:
-                await _unauthorized().response()(scope, receive, counted)
+                fix, headers = "Send it as `Authorization: Bearer KEY`.", {"WWW-Authenticate": "Bearer"}
+                refusal = RequestError(401, "the API key is missing or wrong", fix=fix, headers=headers)
+                await refusal.response()(scope, receive, counted)
         finally:
             self._metrics.requests.labels(route, str(status)).inc()
             self._metrics.request_seconds.labels(route).observe(time.monotonic() - start)
@@ -69,16 +70,13 @@ class Gate:
     def _may_pass(self, scope: Scope) -> bool:
         if self._digest is None or scope["path"] in OPEN_ROUTES:
             return True
-        said = key_of(Headers(scope=scope).get("authorization", ""))
+        key = key_of(Headers(scope=scope).get("authorization", ""))
         # Digests are of equal length, and compared in a time that tells nothing.
-        return hmac.compare_digest(_digest(said), self._digest)
+        return hmac.compare_digest(_digest(key), self._digest)
 
 
 def key_of(authorization: str) -> str:
-    """The key in an ``Authorization`` header: a bearer token, or the password of a URL such as ``http://u:KEY@host``.
-
-    Args:
-        authorization: The header.
+    """Returns the key in an ``Authorization`` header: a bearer token, or the password of ``http://user:KEY@host``.
 
     >>> key_of("Bearer abc"), key_of("Basic dTphYmM="), key_of("")
     ('abc', 'abc', '')
@@ -96,13 +94,6 @@ def key_of(authorization: str) -> str:
 
 def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
-
-
-def _unauthorized() -> RequestError:
-    headers: dict[str, Any] = {"WWW-Authenticate": "Bearer"}
-    return RequestError(
-        401, "the API key is missing or wrong", fix="Send it as `Authorization: Bearer KEY`.", headers=headers
-    )
 
 
 DESCRIPTION = (
@@ -230,10 +221,11 @@ class RewardServer(uvicorn.Server):
         super().__init__(config)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to listen, and say so."""
+        """Starts to listen and reports the address."""
         await super().startup(sockets)
         if not self.should_exit and sockets:
-            self._ready(_url(sockets[0]))
+            host, port = sockets[0].getsockname()[:2]
+            self._ready(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
 
     def handle_exit(self, sig: int, frame: FrameType | None = None) -> None:
         """Stop: once accepted requests are answered, or, told a second time, at once."""
@@ -243,7 +235,8 @@ class RewardServer(uvicorn.Server):
         # The listener stays open meanwhile: a refusal with a reason is worth more than a closed port.
         self._service.stopping = True
         self._deadline = time.monotonic() + self._settings.stop_timeout
-        logger.info("%s: %d requests are being answered, new ones are refused.", _name(sig), self._service.active)
+        name = signal.Signals(sig).name
+        logger.info("%s: %d requests are being answered, new ones are refused.", name, self._service.active)
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to end, asked ten times a second."""
@@ -278,17 +271,10 @@ def serve(model: RewardModel, settings: ServerSettings, listener: socket.socket 
 
 
 def bind(settings: ServerSettings) -> socket.socket:
-    """Take the address of a server, without listening yet.
-
-    Args:
-        settings: The address.
-
-    Raises:
-        ConfigError: It is not free, or not one of this machine.
-    """
+    """Binds a socket to a server's address without listening; raises where the address is taken or not local."""
     try:
-        found = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
-        family, kind, protocol, _, address = found[0]
+        addresses = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP)
+        family, kind, protocol, _, address = addresses[0]
         # With the protocol: only then does asyncio send small packets at once, or each answer takes 40 ms longer.
         listener = socket.socket(family, kind, protocol)
     except OSError as error:
@@ -303,12 +289,3 @@ def bind(settings: ServerSettings) -> socket.socket:
             fix="Choose another --port, or 0 for a free one.",
         ) from error
     return listener
-
-
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-def _name(sig: int) -> str:
-    return signal.Signals(sig).name

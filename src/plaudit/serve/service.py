@@ -28,7 +28,7 @@ _DRAIN_SECONDS = 2.0
 
 
 async def read_body(request: Request, *, max_bytes: int, timeout: float, hold: Callable[[int], object]) -> bytes:
-    """Read a body; what is too large is cut off while it arrives."""
+    """Reads a body; stops reading once it is too large."""
     too_large = RequestError(
         413,
         f"the body has more than {max_bytes:,} bytes",
@@ -80,13 +80,7 @@ async def _drain(request: Request, max_bytes: int, expected: int) -> None:
 
 
 def parse_json(body: bytes) -> Any:
-    """Parse a body.
-
-    Args:
-        body: Its bytes.
-
-    Raises:
-        RequestError: It is not JSON in UTF-8 (422).
+    """Parses a body; raises an error of status 422 where it is not JSON in UTF-8.
 
     >>> parse_json(b'{"query": []}')
     {'query': []}
@@ -118,7 +112,7 @@ def _refuse_constant(name: str) -> NoReturn:
     raise _malformed(f"the body is not JSON: it has {name}")
 
 
-def _refuse_half_characters(value: Any, place: str) -> None:
+def _refuse_half_characters(value: Any, path: str) -> None:
     """Refuse text with half of a pair of surrogates: JSON can write that, tokenizers cannot read it."""
     if isinstance(value, str):
         try:
@@ -127,16 +121,16 @@ def _refuse_half_characters(value: Any, place: str) -> None:
             raise RequestError(
                 422,
                 f"holds half a character at {error.start} (a lone surrogate)",
-                field=place or None,
+                field=path or None,
                 fix="Send whole characters.",
             ) from None
     elif isinstance(value, dict):
-        for name, one in value.items():
-            _refuse_half_characters(name, place)
-            _refuse_half_characters(one, f"{place}.{name}" if place else name)
+        for name, item in value.items():
+            _refuse_half_characters(name, path)
+            _refuse_half_characters(item, f"{path}.{name}" if path else name)
     elif isinstance(value, list):
-        for index, one in enumerate(value):
-            _refuse_half_characters(one, f"{place}[{index}]")
+        for index, item in enumerate(value):
+            _refuse_half_characters(item, f"{path}[{index}]")
 
 
 Handler: TypeAlias = Callable[[Any, Served], Question]
@@ -147,19 +141,7 @@ _BODIES = 16
 
 
 class ScoringService:
-    """Answers requests with the rewards of a model.
-
-    Args:
-        model: The reward model; from now on only this object may use it.
-        settings: Limits.
-
-    Attributes:
-        served: What forms need to know of the model.
-        metrics: What Prometheus reads.
-        batcher: Computes rows of several requests together.
-        stopping: Whether new requests are refused.
-        active: Requests that are being answered.
-    """
+    """Answers requests with the rewards of a model, which nothing else may use meanwhile."""
 
     def __init__(self, model: RewardModel, settings: ServerSettings) -> None:
         self._model, self._settings = model, settings
@@ -192,7 +174,7 @@ class ScoringService:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._warm_up)
 
     async def stop(self) -> None:
-        """End the threads."""
+        """Ends the threads."""
         self.stopping = True
         await self.batcher.stop()
         self._thread.shutdown(wait=False, cancel_futures=True)
@@ -209,21 +191,15 @@ class ScoringService:
     # ---- one request ------------------------------------------------------------------------------------------
 
     async def answer(self, request: Request, handler: Handler) -> Response:
-        """Answer a request."""
+        """Answers a request."""
         if self.stopping:
             raise stopping()
         self.batcher.refuse_if_full()
-        with self._counted():
-            try:
-                return await self._answer(request, handler)
-            except ClientDisconnect:
-                return Response(status_code=_HUNG_UP)
-
-    @contextlib.contextmanager
-    def _counted(self) -> Iterator[None]:
         self.active += 1
         try:
-            yield
+            return await self._answer(request, handler)
+        except ClientDisconnect:
+            return Response(status_code=_HUNG_UP)
         finally:
             self.active -= 1
 
@@ -340,7 +316,7 @@ def _scored(rows: Sequence[PreparedRow], rewards: Sequence[list[float]]) -> list
     there = iter(rewards)
     scored = []
     for row in rows:
-        found = next(there) if row.ids is not None else [float("nan")] * row.responses
+        row_rewards = next(there) if row.ids is not None else [float("nan")] * row.responses
         tokens = sum(map(len, row.ids or (array("i"),)))
-        scored.append(Scored(found[0] if row.shape == "one" else list(found), tokens, row.truncated))
+        scored.append(Scored(row_rewards[0] if row.shape == "one" else list(row_rewards), tokens, row.truncated))
     return scored

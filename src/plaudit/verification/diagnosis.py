@@ -112,7 +112,7 @@ def diagnose(
 def diagnose_ids(golden: GoldenRows, seen: Observation) -> Finding | None:
     """Names the cause of other token ids; None where they are the golden ones."""
     pairs = list(zip(seen.ids or (), seen.expected_ids(golden), strict=True))
-    different = [(place, got, wanted) for place, (got, wanted) in enumerate(pairs) if tuple(got) != tuple(wanted)]
+    different = [(index, got, wanted) for index, (got, wanted) in enumerate(pairs) if tuple(got) != tuple(wanted)]
     if not different:
         return None
     if all(got[1:] == wanted for _, got, wanted in different):
@@ -123,10 +123,10 @@ def diagnose_ids(golden: GoldenRows, seen: Observation) -> Finding | None:
         return _MISSING_BOS
     if all(len(got) < len(wanted) and got in (wanted[: len(got)], wanted[-len(got) :]) for _, got, wanted in different):
         return Finding("truncated", f"Rows are truncated to {max(len(got) for _, got, _ in different)} tokens.")
-    place, got, wanted = different[0]
+    index, got, wanted = different[0]
     first = next((n for n, (a, b) in enumerate(zip(got, wanted, strict=False)) if a != b), min(len(got), len(wanted)))
     where = (
-        f"{len(different)} of {len(pairs)} rows give other token ids; golden row {seen.rows[place]} from token {first} "
+        f"{len(different)} of {len(pairs)} rows give other token ids; golden row {seen.rows[index]} from token {first} "
         f"on ({len(got)} tokens instead of {len(wanted)})"
     )
     if golden.chat_template is not None and seen.chat_template != golden.chat_template:
@@ -250,8 +250,8 @@ def _rounded(wanted: np.ndarray, got: np.ndarray, residuals: Sequence[tuple[floa
 
 def _nearly(residuals: Sequence[tuple[float, Finding]], loose: float) -> Finding | None:
     """Returns the nearest known mistake, where the remainder is of the size of rounding."""
-    near = [one for one in residuals if one[0] <= loose]
-    return min(near, key=lambda one: one[0])[1] if near else None
+    near = [(residual, finding) for residual, finding in residuals if residual <= loose]
+    return min(near, key=lambda pair: pair[0])[1] if near else None
 
 
 def _unrelated(wanted: np.ndarray, got: np.ndarray) -> Finding:
@@ -278,14 +278,14 @@ def suspects_of(
     golden: GoldenRows, tokenizer: PreTrainedTokenizerBase, score: Callable[[list[list[int]]], list[float]]
 ) -> list[Suspect]:
     """Computes the rewards of the golden rows under each known mistake that changes them."""
-    found = []
+    suspects = []
     for finding, ids in mistakes(golden, tokenizer):
-        changed = [place for place, row in enumerate(golden.rows) if ids[place] != row.ids]
+        changed = [index for index, row in enumerate(golden.rows) if ids[index] != row.ids]
         rewards = golden.rewards
-        for place, reward in zip(changed, score([list(ids[place]) for place in changed]), strict=True):
-            rewards[place] = reward
-        found.append(Suspect(finding, tuple(rewards)))
-    return found
+        for index, reward in zip(changed, score([list(ids[index]) for index in changed]), strict=True):
+            rewards[index] = reward
+        suspects.append(Suspect(finding, tuple(rewards)))
+    return suspects
 
 
 def mistakes(golden: GoldenRows, tokenizer: PreTrainedTokenizerBase) -> list[tuple[Finding, list[Ids]]]:
@@ -322,7 +322,7 @@ def mistakes(golden: GoldenRows, tokenizer: PreTrainedTokenizerBase) -> list[tup
             ),
         ]
     found.append((_GENERATION_PROMPT, [_with_generation_prompt(row, tokenizer) for row in rows]))
-    return [(finding, ids) for finding, ids in found if any(one != row.ids for one, row in zip(ids, rows, strict=True))]
+    return [(finding, ids) for finding, ids in found if list(ids) != [row.ids for row in rows]]
 
 
 _GENERATION_PROMPT = Finding(
