@@ -20,7 +20,6 @@ from plaudit.evaluation.suites import NAMES
 
 if TYPE_CHECKING:
     from plaudit.evaluation.results import Evaluation, ModelEvaluation, SuiteEvaluation
-    from plaudit.report.render import Report
 
 EVALUATE = "plaudit.evaluation.run:evaluate"
 WRITE_REPORT = "plaudit.report.render:write_report"
@@ -136,7 +135,16 @@ def run_eval(arguments: Sequence[str]) -> int:
     """Evaluates reward models with the given command-line arguments; returns the exit code."""
     models, settings, calls = EVAL.parse(arguments)
     given = calls[EVALUATE]
-    _check_targets(models, settings["json"], given.get("overwrite", False), settings["save_calibration"])
+    # Raised before anything is computed: results that could not be written in the end.
+    target = settings["json"]
+    if target is not None and Path(target).exists() and not given.get("overwrite"):
+        raise ConfigError(f"{target!r} exists", fix="Use another file name, or pass `--overwrite` to replace it.")
+    elsewhere = [model for model in models or ["--rewards"] if not Path(model).expanduser().is_dir()]
+    if settings["save_calibration"] and elsewhere:
+        raise ConfigError(
+            f"--save-calibration writes into the model's folder, and {elsewhere[0]!r} is not a folder",
+            fix="Download the model first, and pass its folder.",
+        )
     from plaudit.evaluation.run import evaluate
 
     with log_lines(logging.INFO if "output" in given else logging.WARNING), bars_where_seen() as seen:
@@ -152,23 +160,11 @@ def run_eval(arguments: Sequence[str]) -> int:
             console.print(Text(save_calibration(model)), soft_wrap=True)
     if "output" in given:
         console.print(Text(f"Results in {given['output']}."), soft_wrap=True)
-    if settings["json"] is not None:
+    if target is not None:
         text = json.dumps(evaluation.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
-        Path(settings["json"]).write_text(text + "\n", "utf-8")
-        say(f"Results in {settings['json']}.")
+        Path(target).write_text(text + "\n", "utf-8")
+        say(f"Results in {target}.")
     return 0
-
-
-def _check_targets(models: Sequence[str], json: str | None, overwrite: bool, calibration: bool) -> None:
-    """Raises, before anything is computed, for results that could not be written in the end."""
-    if json is not None and Path(json).exists() and not overwrite:
-        raise ConfigError(f"{json!r} exists", fix="Use another file name, or pass `--overwrite` to replace it.")
-    elsewhere = [model for model in models or ["--rewards"] if not Path(model).expanduser().is_dir()]
-    if calibration and elsewhere:
-        raise ConfigError(
-            f"--save-calibration writes into the model's folder, and {elsewhere[0]!r} is not a folder",
-            fix="Download the model first, and pass its folder.",
-        )
 
 
 def save_calibration(model: ModelEvaluation) -> str:
@@ -239,22 +235,16 @@ def _print_suite(suite: SuiteEvaluation, console: Console, mistakes: int) -> Non
 def run_report(arguments: Sequence[str]) -> int:
     """Writes a report with the given command-line arguments; returns the exit code."""
     from plaudit.report import write_report
+    from plaudit.report.document import Paragraph
 
     (folder,), settings, calls = REPORT.parse(arguments)
     report = write_report(folder, **calls[WRITE_REPORT])
     console = make_console()
-    print_report(report, console)
-    if settings["open"] and not webbrowser.open(report.html.resolve().as_uri()):
-        console.print("No browser could be opened.")
-    return 0
-
-
-def print_report(report: Report, console: Console) -> None:
-    """Prints what was written, and what could not be shown."""
-    from plaudit.report.document import Paragraph
-
-    for block in report.document.sections[0].blocks:
+    for block in report.document.sections[0].blocks:  # what could not be shown
         if isinstance(block, Paragraph) and block.tone in ("warning", "empty"):
             console.print(Text(block.text.replace("`", ""), style="yellow"), soft_wrap=True)
     page = f"{report.html} ({size(report.html.stat().st_size)}, needs no network)"
     console.print(Text(f"Report in {page}; also {report.json.name} and {report.markdown.name}."), soft_wrap=True)
+    if settings["open"] and not webbrowser.open(report.html.resolve().as_uri()):
+        console.print("No browser could be opened.")
+    return 0

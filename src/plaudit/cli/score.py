@@ -201,6 +201,8 @@ def run_filter(arguments: Sequence[str]) -> int:
 
 def _score(model: str, source: str, loading: dict[str, Any], settings: dict[str, Any]) -> FileScores | None:
     """Scores a file; returns None in every process but the first."""
+    import torch
+
     from plaudit.inference.files import score_file
     from plaudit.inference.reward_model import RewardModel
 
@@ -208,7 +210,9 @@ def _score(model: str, source: str, loading: dict[str, Any], settings: dict[str,
     if os.path.lexists(output) and not settings.get("overwrite") and not Path(f"{output}.chunks").exists():
         # Checked here as well, before a model is loaded.
         raise ConfigError(f"{output!r} exists", fix="Use another file name, or pass `--overwrite` to replace it.")
-    _use_own_device(loading)
+    local_rank = os.environ.get("LOCAL_RANK")
+    if local_rank and loading.get("device") is None and torch.accelerator.is_available():
+        torch.accelerator.set_device_index(int(local_rank))  # several processes: each has its own accelerator
     try:
         progress = sys.stderr.isatty() and is_main_process()
         return score_file(RewardModel.from_pretrained(model, **loading), source, progress=progress, **settings)
@@ -216,15 +220,6 @@ def _score(model: str, source: str, loading: dict[str, Any], settings: dict[str,
         if Path(f"{output}.chunks").exists():
             say(f"\nFinished chunks are kept in {output}.chunks. Run the same command to resume.")
         raise
-
-
-def _use_own_device(loading: dict[str, Any]) -> None:
-    """Gives each of several processes its own accelerator."""
-    import torch
-
-    local_rank = os.environ.get("LOCAL_RANK")
-    if local_rank and loading.get("device") is None and torch.accelerator.is_available():
-        torch.accelerator.set_device_index(int(local_rank))
 
 
 def _say_selection(result: Selection) -> None:

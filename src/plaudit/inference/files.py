@@ -121,12 +121,13 @@ def score_file(
     caution = k if uncertainty else None
     columns = RewardColumns(column, overwrite_column, uncertainty)
     processes = Processes.current()
-    opened: list[RowInput] = []
+    jobs: list[_Job] = []
 
     def examine() -> dict[str, Any]:
         arrow = kind_of_output(path) == "parquet"
-        opened.append(open_input(input, config=config, split=split, streaming=streaming, arrow=arrow))
-        return _made_from(model, opened[0], chunk_size, caution)
+        rows = open_input(input, config=config, split=split, streaming=streaming, arrow=arrow)
+        jobs.append(_Job(model, rows, errors, chunk_size, caution, columns))
+        return jobs[0].made_from()
 
     def open_folder(made_from: dict[str, Any]) -> tuple[WorkFolder, bool]:
         folder = path.with_name(f"{path.name}.chunks")
@@ -135,18 +136,12 @@ def score_file(
             refuse_existing(path, overwrite)
         return WorkFolder.open(folder, made_from, restart=restart, finished=finished), finished
 
-    def score_chunk(chunk: Chunk) -> list[RowScores]:
-        for index, row in enumerate(chunk.rows, start=chunk.start):
-            columns.check(row, shape_of(row)[0], index)
-        return _score_chunk(model, rows, chunk, errors, caution)
-
     work, finished = processes.agree(examine, open_folder)
-    rows = opened[0]
     if not finished:
-        scored = _score_chunks(rows, work, processes, score_chunk, chunk_size, patience, progress=progress)
+        scored = _score_chunks(jobs[0], work, processes, patience, progress=progress)
         if scored is None:
             return None
-        _write_result(model, rows, work, path, columns, errors, chunk_size, *scored)
+        _write_result(jobs[0], columns, work, path, *scored)
     if processes.rank:
         return None
     values = json.loads(work.result.read_text(encoding="utf-8"))
@@ -154,26 +149,17 @@ def score_file(
     return FileScores(**{**values, "columns": tuple(values["columns"])}, seconds=time.monotonic() - started)
 
 
-def _write_result(
-    model: RewardModel,
-    rows: RowInput,
-    work: WorkFolder,
-    path: Path,
-    columns: RewardColumns,
-    errors: OnError,
-    chunk_size: int,
-    chunks: int,
-    resumed: int,
-) -> None:
+def _write_result(job: _Job, columns: RewardColumns, work: WorkFolder, path: Path, chunks: int, resumed: int) -> None:
     """Writes the input's rows with the rewards of all chunks, and then gives the file its name."""
-    report, responses = DataReport(rows.name, model.max_length, model.overlong, "score"), 0
+    rows, responses = job.rows, 0
+    report = DataReport(rows.name, job.model.max_length, job.model.overlong, "score")
     scored_shapes: set[Shape] = set()
     unscored_shapes: set[Shape] = set()
     for row in itertools.chain.from_iterable(work.read_all(chunks)):
         report.add(row.index, row.flags, row.error)
         (unscored_shapes if row.error else scored_shapes).add(row.shape)
         responses += 0 if row.error else len(row.rewards)
-        if row.error is not None and errors == "raise" and not row.flags & Flag.OVERLONG:
+        if row.error is not None and job.errors == "raise" and not row.flags & Flag.OVERLONG:
             raise row.error  # an earlier run was told to write null
     # Rows that could not be scored count only where there is nothing else.
     shapes = sorted(scored_shapes or unscored_shapes)
@@ -186,7 +172,7 @@ def _write_result(
         return list(dict.fromkeys([*rows.column_names(), *names]))
 
     with open_output(path, work.merged, columns=header, schema=schema) as write:
-        for chunk, scored in zip(rows.chunks(chunk_size), work.read_all(chunks), strict=True):
+        for chunk, scored in zip(rows.chunks(job.chunk_size), work.read_all(chunks), strict=True):
             added = [columns.values(row.shape, row.values(), shapes) for row in scored]
             if isinstance(chunk.kept, pa.Table):
                 write(add_to_table(chunk.kept, names, added))
@@ -241,6 +227,48 @@ class RowScores:
         return row if row.error is None else dataclasses.replace(row, error=load_error(str(row.error)))
 
 
+@dataclass(frozen=True)
+class _Job:
+    """Rows to score, and everything that their rewards depend on."""
+
+    model: RewardModel
+    rows: RowInput
+    errors: OnError
+    chunk_size: int
+    k: float | None  # standard deviations to the lower bound; None without uncertainty
+    columns: RewardColumns | None = None  # that the rows must not have already
+
+    def made_from(self) -> dict[str, Any]:
+        """Returns digests of model and input, and the settings: finished chunks are reused if none changed."""
+        model = self.model
+        return {
+            **digests_of_model(model.model, model.processing_class),
+            "input": self.rows.fingerprint(),
+            "chunk_size": self.chunk_size,
+            "max_length": model.max_length,
+            "overlong": model.overlong,
+            "calibration": None if model.calibration is None else dataclasses.asdict(model.calibration),
+            "k": self.k,
+        }
+
+    def score(self, chunk: Chunk) -> list[RowScores]:
+        """Scores the rows of a chunk."""
+        if self.columns is not None:
+            for index, raw in enumerate(chunk.rows, start=chunk.start):
+                self.columns.check(raw, shape_of(raw)[0], index)
+        options: dict[str, Any] = {"errors": self.errors, "features": self.rows.features, "k": self.k}
+        scores = []
+        for row, score in self.model.score_prepared(chunk.rows, first_row=chunk.start, **options):
+            rewards, std, lower_bound = score, None, None
+            if self.k is not None:
+                uncertain = score.margin(self.k) if row.shape == "pair" else score
+                rewards, std, lower_bound = score.mean, uncertain.std, uncertain.lower_bound
+            rewards = [rewards] if row.shape == "one" else list(rewards)
+            tokens = [len(ids) for ids in row.ids or ()]
+            scores.append(RowScores(row.index, row.shape, rewards, tokens, int(row.flags), row.error, std, lower_bound))
+        return scores
+
+
 def score_in_chunks(
     model: RewardModel,
     rows: RowInput,
@@ -264,54 +292,28 @@ def score_in_chunks(
     if k is not None:
         model.require_ensemble(k)
 
-    def score_chunk(chunk: Chunk) -> list[RowScores]:
-        return _score_chunk(model, rows, chunk, errors, k)
-
-    def open_folder(made_from: dict[str, Any]) -> WorkFolder:
-        return WorkFolder.open(Path(folder or ""), made_from, restart=restart)
-
+    job = _Job(model, rows, errors, chunk_size, k)
     if folder is None:
         with tqdm(total=rows.length, unit=" rows", desc="Scoring", disable=not progress) as bar:
             for chunk in rows.chunks(chunk_size):
-                yield from score_chunk(chunk)
+                yield from job.score(chunk)
                 bar.update(chunk.count)
         return
-    processes = Processes.current()
-    work = processes.agree(lambda: _made_from(model, rows, chunk_size, k), open_folder)
-    scored = _score_chunks(rows, work, processes, score_chunk, chunk_size, patience, progress=progress)
+    processes, path = Processes.current(), Path(folder)
+    work = processes.agree(job.made_from, lambda made_from: WorkFolder.open(path, made_from, restart=restart))
+    scored = _score_chunks(job, work, processes, patience, progress=progress)
     if scored is not None:
         yield from itertools.chain.from_iterable(work.read_all(scored[0]))
 
 
-def _score_chunk(model: RewardModel, rows: RowInput, chunk: Chunk, errors: OnError, k: float | None) -> list[RowScores]:
-    prepared = model.score_prepared(chunk.rows, errors=errors, first_row=chunk.start, features=rows.features, k=k)
-    scores = []
-    for row, score in prepared:
-        rewards, std, lower_bound = score, None, None
-        if k is not None:
-            uncertain = score.margin(k) if row.shape == "pair" else score
-            rewards, std, lower_bound = score.mean, uncertain.std, uncertain.lower_bound
-        rewards = [rewards] if row.shape == "one" else list(rewards)
-        tokens = [len(ids) for ids in row.ids or ()]
-        scores.append(RowScores(row.index, row.shape, rewards, tokens, int(row.flags), row.error, std, lower_bound))
-    return scores
-
-
 def _score_chunks(
-    rows: RowInput,
-    work: WorkFolder,
-    processes: Processes,
-    score_chunk: Callable[[Chunk], list[RowScores]],
-    chunk_size: int,
-    patience: float,
-    *,
-    progress: bool,
+    job: _Job, work: WorkFolder, processes: Processes, patience: float, *, progress: bool
 ) -> tuple[int, int] | None:
     """Scores this process's missing chunks; the first process waits for those of the others.
 
     Returns the number of chunks and of rows that earlier runs had scored; None in every process but the first.
     """
-    stamp = rows.stamp()
+    rows, stamp = job.rows, job.rows.stamp()
     counts: list[int] = []
     resumed = 0
 
@@ -321,10 +323,10 @@ def _score_chunks(
     with _heartbeat(work.path, processes.rank, min(5.0, patience / 4)):
         try:
             with tqdm(total=rows.length, unit=" rows", desc="Scoring", disable=not progress) as bar:
-                for chunk in rows.chunks(chunk_size, lambda index: is_mine(index) and work.read(index) is None):
+                for chunk in rows.chunks(job.chunk_size, lambda index: is_mine(index) and work.read(index) is None):
                     counts.append(chunk.count)
                     if chunk.rows:
-                        work.write(chunk.index, score_chunk(chunk))
+                        work.write(chunk.index, job.score(chunk))
                     elif is_mine(chunk.index):
                         resumed += chunk.count
                     bar.update(chunk.count)
@@ -479,19 +481,6 @@ _INPUTS = {
 }
 
 
-def _made_from(model: RewardModel, rows: RowInput, chunk_size: int, k: float | None) -> dict[str, Any]:
-    """Everything that rewards depend on: digests and settings."""
-    return {
-        **digests_of_model(model.model, model.processing_class),
-        "input": rows.fingerprint(),
-        "chunk_size": chunk_size,
-        "max_length": model.max_length,
-        "overlong": model.overlong,
-        "calibration": None if model.calibration is None else dataclasses.asdict(model.calibration),
-        "k": k,
-    }
-
-
 @dataclass(frozen=True)
 class WorkFolder:
     """The folder that holds the finished chunks of an input that is being scored."""
@@ -522,7 +511,13 @@ class WorkFolder:
             known = _read_json(manifest)
             if known is None or known.get("version") != _VERSION:
                 raise ConfigError(f"{str(manifest)!r} cannot be read", fix=f"{fix}.")
-            changed = _changes(known["made_from"], made_from)
+            before, changed = known["made_from"], []
+            for name in dict.fromkeys([*before, *made_from]):
+                old, new = before.get(name), made_from.get(name)
+                # Chunks that were finished under "error" have no row that is too long.
+                if old != new and not (name == "overlong" and old == "error"):
+                    values = f" ({old!r}, now {new!r})" if name in ("chunk_size", "max_length", "overlong", "k") else ""
+                    changed.append(f"{_INPUTS.get(name, name)}{values}")
             if changed:
                 message = f"{' and '.join(changed)} changed since {str(path)!r} was begun"
                 raise ConfigError(message, fix=f"{fix}, or restore what changed to resume.")
@@ -607,17 +602,6 @@ class WorkFolder:
         for file in sorted(self.path.glob("rank-*.failed")):
             return f"process {int(file.stem.split('-')[1])} failed: {file.read_text(encoding='utf-8')}"
         return None
-
-
-def _changes(known: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    changed = []
-    for name in dict.fromkeys([*known, *now]):
-        # Chunks that were finished under "error" have no row that is too long.
-        if known.get(name) == now.get(name) or (name == "overlong" and known.get(name) == "error"):
-            continue
-        setting = name in ("chunk_size", "max_length", "overlong", "k")
-        changed.append(f"{_INPUTS.get(name, name)}{f' ({known.get(name)!r}, now {now.get(name)!r})' * setting}")
-    return changed
 
 
 def _read_json(path: Path) -> Any:

@@ -236,10 +236,6 @@ class _CsvFile(_File):
             yield dict(zip(header, cells, strict=True))
 
 
-def _delimiter(path: Path) -> str:
-    return "\t" if ".tsv" in (suffix.lower() for suffix in path.suffixes) else ","
-
-
 def _chunks(rows: Iterator[tuple[Row, Row]], size: int, wanted: Wanted) -> Iterator[Chunk]:
     start = 0
     for index in itertools.count():
@@ -425,7 +421,8 @@ def open_output(
                 elif kind == "csv":
                     text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
                     stack.callback(text.detach)  # the file stays open
-                    yield _csv_writer(text, list(columns()), _delimiter(path))
+                    delimiter = "\t" if ".tsv" in map(str.lower, path.suffixes) else ","
+                    yield _csv_writer(text, list(columns()), delimiter)
                 else:
                     yield lambda rows: file.write(b"".join(map(_json_line, rows)))
             raw.flush()
