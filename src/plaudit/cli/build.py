@@ -391,9 +391,15 @@ def build_trainer(settings: TrainSettings, data: tuple[Rows, Rows | None] | None
     config.model_init_kwargs = kwargs or None
     peft_config = make_peft_config(settings.adapter)
     train_dataset, eval_dataset = load_data(settings.data, config) if data is None else data
+    model = settings.model.model_name_or_path
+    if model is None:
+        if settings.model.model_revision is not None:
+            raise ConfigError("`model_revision` is set, but no model", fix="Pass the model as --model_name_or_path.")
+        model = str(embedded_model_path(progress=say))
+        say(f"No model is named: using the embedded {EMBEDDED_MODEL_NAME} ({model}).")
     try:
         return RewardTrainer(
-            find_model(settings.model),
+            model,
             args=config,
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
@@ -440,17 +446,6 @@ _MIXTURE_FIXES = {
 
 
 # --- model --------------------------------------------------------------------------------------------------
-
-
-def find_model(model: ModelArguments) -> str:
-    """Returns the model to start from, or the folder of the embedded one, which it announces."""
-    if model.model_name_or_path is not None:
-        return model.model_name_or_path
-    if model.model_revision is not None:
-        raise ConfigError("`model_revision` is set, but no model", fix="Pass the model as --model_name_or_path.")
-    folder = embedded_model_path(progress=say)
-    say(f"No model is named: using the embedded {EMBEDDED_MODEL_NAME} ({folder}).")
-    return str(folder)
 
 
 def model_init_kwargs(model: ModelArguments, config: RewardConfig) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from plaudit.errors import ConfigError
 from plaudit.evaluation.suites import NAMES
 
 if TYPE_CHECKING:
-    from plaudit.evaluation.results import Evaluation, ModelEvaluation, SuiteEvaluation
+    from plaudit.evaluation.results import Evaluation, ModelEvaluation
 
 EVALUATE = "plaudit.evaluation.run:evaluate"
 WRITE_REPORT = "plaudit.report.render:write_report"
@@ -193,7 +193,8 @@ def save_calibration(model: ModelEvaluation) -> str:
 
 def print_evaluation(evaluation: Evaluation, console: Console, *, mistakes: int) -> None:
     """Prints the results of each model, with the most confident mistakes, and how models compare."""
-    from plaudit.report.render import model_line, verdicts
+    from plaudit.doctor.rows import excerpt
+    from plaudit.report.render import HEADINGS, model_line, suite_heading, suite_lines, suite_table, verdicts
 
     if not console.is_terminal:
         console.width = 200  # a pipe has no width: lines should stay whole
@@ -201,35 +202,30 @@ def print_evaluation(evaluation: Evaluation, console: Console, *, mistakes: int)
         console.print(Text(model.name, style="bold").append(f"  {model_line(model)}", style="dim"), soft_wrap=True)
         for suite in model.suites:
             console.print()
-            _print_suite(suite, console, mistakes)
+            console.print(Text(f"{suite_heading(suite)}, {duration(suite.seconds)}", style="bold"), soft_wrap=True)
+            grid = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+            for name in HEADINGS:
+                left = name in ("", "95% interval")
+                grid.add_column(name, justify="left" if left else "right", no_wrap=bool(name))
+            for cells in suite_table(suite):
+                grid.add_row(*(Text(cell) for cell in cells))
+            console.print(grid)
+            for title, text in suite_lines(suite):
+                style = "bold red" if text.startswith("FAILED") else "yellow" if title == "Note" else ""
+                console.print(Text(f"{title}: ", style="dim").append(text, style=style), soft_wrap=True)
+            for mistake in suite.mistakes[: max(mistakes, 0)]:
+                console.print(
+                    Text(f"Mistake: row {mistake.row}, margin {mistake.margin:+.2f}", style="dim"), soft_wrap=True
+                )
+                for name in ("prompt", "better", "worse"):
+                    if text := getattr(mistake, name):
+                        console.print(Text(f"  {name}: {excerpt(text, 100)}"), soft_wrap=True)
         console.print()
     if evaluation.comparisons:
         console.print(Text("Comparison", style="bold"))
         for name, verdict in verdicts(evaluation):
             console.print(Text(f"  {name}: {verdict}"), soft_wrap=True)
         console.print()
-
-
-def _print_suite(suite: SuiteEvaluation, console: Console, mistakes: int) -> None:
-    from plaudit.doctor.rows import excerpt
-    from plaudit.report.render import HEADINGS, suite_heading, suite_lines, suite_table
-
-    console.print(Text(f"{suite_heading(suite)}, {duration(suite.seconds)}", style="bold"), soft_wrap=True)
-    grid = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in HEADINGS:
-        left = name in ("", "95% interval")
-        grid.add_column(name, justify="left" if left else "right", no_wrap=bool(name))
-    for cells in suite_table(suite):
-        grid.add_row(*(Text(cell) for cell in cells))
-    console.print(grid)
-    for title, text in suite_lines(suite):
-        style = "bold red" if text.startswith("FAILED") else "yellow" if title == "Note" else ""
-        console.print(Text(f"{title}: ", style="dim").append(text, style=style), soft_wrap=True)
-    for mistake in suite.mistakes[: max(mistakes, 0)]:
-        console.print(Text(f"Mistake: row {mistake.row}, margin {mistake.margin:+.2f}", style="dim"), soft_wrap=True)
-        for name in ("prompt", "better", "worse"):
-            if text := getattr(mistake, name):
-                console.print(Text(f"  {name}: {excerpt(text, 100)}"), soft_wrap=True)
 
 
 def run_report(arguments: Sequence[str]) -> int:
