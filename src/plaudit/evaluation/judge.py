@@ -26,7 +26,7 @@ from plaudit.evaluation.results import (
     shortened,
 )
 from plaudit.evaluation.stats import best_of_n_curve, by_slice, calibrate, statistics_of
-from plaudit.evaluation.suites.base import Suite, SuiteRow, compare_results
+from plaudit.evaluation.suites.base import Suite, compare_results
 from plaudit.evaluation.suites.preferences import Preferences
 from plaudit.evaluation.suites.registry import LoadedSuite
 from plaudit.evaluation.table import ScoredRow, ScoredSet
@@ -75,7 +75,11 @@ def judge(
     Margins are divided by `temperature` to make them probabilities; `dtype` is that in which the model computes, and
     decides the tolerance of sanity checks. A table without a scored row raises `DataError`.
     """
-    report = count_rows(table, suite.label, settings)
+    report = DataReport(suite.label, settings.max_length, settings.overlong, "score")
+    lines = (table.column(name).to_pylist() for name in ("row", "response", "variant", "flags", "error"))
+    for number, response, variant, flags, error in zip(*lines, strict=True):
+        if response == 0 and not variant:
+            report.add(number, flags, None if error is None else DataError(error.partition("\n")[0]))
     scored = suite.joined(table)
     if not len(scored):
         reasons = ", ".join(report.descriptions(dropped=True))
@@ -83,7 +87,11 @@ def judge(
         raise DataError(f"has no row that could be scored ({reasons})", dataset=suite.label, fix=fix)
     seed, columns = settings.seed, suite.columns(settings.slices)
     result = rule_of(suite, columns).score(scored)
-    compared = len(scored.margin_P) > 0
+    compared, scaled = len(scored.margin_P) > 0, scored
+    if temperature != 1.0:
+        scaled = ScoredSet(
+            replace(row, rewards=tuple(reward / temperature for reward in row.rewards)) for row in scored
+        )
     unit: Literal["tokens", "characters"] = "characters" if any(row.tokens is None for row in scored) else "tokens"
     notes = [f"Not scored: {text}." for text in report.descriptions(dropped=True)]
     if suite.total > len(suite.rows):
@@ -105,7 +113,7 @@ def judge(
         result=result,
         statistics=statistics_of(scored, seed=seed),
         slices=by_slice(scored, columns, seed=seed),
-        calibration=calibrate(_divided(scored, temperature), seed=seed),
+        calibration=calibrate(scaled, seed=seed),
         length=length_bias(scored, unit=unit, seed=seed) if compared else None,
         format=format_bias(scored, seed=seed) if compared else (),
         checks=sanity_checks(table, suite, scored, dtype=dtype),
@@ -122,12 +130,6 @@ def judge(
 def rule_of(suite: LoadedSuite, columns: Sequence[str]) -> Suite:
     """Returns the rule of a suite; preferences are sliced by the columns given."""
     return Preferences(columns) if isinstance(suite.suite, Preferences) else suite.suite
-
-
-def _divided(scored: ScoredSet, temperature: float) -> ScoredSet:
-    if temperature == 1.0:
-        return scored
-    return ScoredSet(replace(row, rewards=tuple(reward / temperature for reward in row.rewards)) for row in scored)
 
 
 def compare_models(
@@ -153,19 +155,6 @@ def compare_models(
     return ModelComparison(names, suite.label, len(common), left_out, by_rule.overall, slices, baseline)
 
 
-# ---- rows that are dropped or look wrong -------------------------------------------------------------------------
-
-
-def count_rows(table: pa.Table, name: str, settings: EvaluationSettings) -> DataReport:
-    """Counts the rows of a table as they are, without their variants, by what became of them."""
-    report = DataReport(name, settings.max_length, settings.overlong, "score")
-    columns = (table.column(name).to_pylist() for name in ("row", "response", "variant", "flags", "error"))
-    for row, response, variant, flags, error in zip(*columns, strict=True):
-        if response == 0 and not variant:
-            report.add(row, flags, None if error is None else DataError(error.partition("\n")[0]))
-    return report
-
-
 # ---- mistakes ----------------------------------------------------------------------------------------------------
 
 
@@ -173,49 +162,43 @@ def confident_mistakes(
     scored: ScoredSet, suite: LoadedSuite, *, most: int, temperature: float = 1.0
 ) -> tuple[Mistake, ...]:
     """Returns the most confident mistakes with their texts, at most one per row, the most confident first."""
-    wrong = [(*worst, row) for row in scored if (worst := _worst(row))[0] < 0]
-    wrong.sort(key=lambda mistake: (mistake[0], mistake[3].row))
-    rows = {row.row: row for row in suite.rows}
-    return tuple(
-        _mistake(row, rows[row.row], margin, better, worse, temperature) for margin, better, worse, row in wrong[:most]
-    )
+    wrong: list[tuple[float, int | None, int | None, ScoredRow]] = []  # margin, which responses, row
+    for row in scored:
+        if row.row_kind == "labels":
+            good = row.label.ratings[0] > 0.5
+            wrong.append((row.rewards[0], 0, None, row) if good else (-row.rewards[0], None, 0, row))
+        elif pairs := comparisons_of(row.ratings):
+            wrong.append(
+                (*min((row.rewards[first] - row.rewards[second], first, second) for first, second in pairs), row)
+            )
+    wrong = sorted((entry for entry in wrong if entry[0] < 0), key=lambda entry: (entry[0], entry[3].row))
 
-
-def _worst(row: ScoredRow) -> tuple[float, int | None, int | None]:
-    """Returns the most wrong comparison of a row: its margin, and which responses it compares."""
-    if row.row_kind == "labels":
-        good = row.label.ratings[0] > 0.5
-        return (row.rewards[0], 0, None) if good else (-row.rewards[0], None, 0)
-    pairs = comparisons_of(row.ratings)
-    if not pairs:
-        return 0.0, None, None
-    return min((row.rewards[better] - row.rewards[worse], better, worse) for better, worse in pairs)
-
-
-def _mistake(
-    scored: ScoredRow, row: SuiteRow, margin: float, better: int | None, worse: int | None, temperature: float
-) -> Mistake:
     def of(values: Any, index: int | None) -> Any:
         return None if index is None or values is None else values[index]
 
-    texts = [shortened(text) for text in scored.texts or ()]
-    columns = {name: str(value) for name, value in row.columns.items() if isinstance(value, str | int | float | bool)}
-    return Mistake(
-        row=row.number,
-        id=scored.id,
-        source=row.source,
-        kind="label" if scored.row_kind == "labels" else "comparison",
-        margin=margin,
-        confidence=1 / (1 + math.exp(max(margin / temperature, -700.0))),
-        prompt=shortened(prompt_text(row.raw)),
-        better=of(texts, better),
-        worse=of(texts, worse),
-        better_reward=of(scored.rewards, better),
-        worse_reward=of(scored.rewards, worse),
-        better_tokens=of(scored.tokens, better),
-        worse_tokens=of(scored.tokens, worse),
-        columns={name: value for name, value in columns.items() if len(value) <= 80},
-    )
+    rows, mistakes = {row.row: row for row in suite.rows}, []
+    for margin, better, worse, row in wrong[:most]:
+        source, texts = rows[row.row], [shortened(text) for text in row.texts or ()]
+        columns = {key: str(value) for key, value in source.columns.items() if isinstance(value, str | int | float)}
+        mistakes.append(
+            Mistake(
+                row=source.number,
+                id=row.id,
+                source=source.source,
+                kind="label" if row.row_kind == "labels" else "comparison",
+                margin=margin,
+                confidence=1 / (1 + math.exp(max(margin / temperature, -700.0))),
+                prompt=shortened(prompt_text(source.raw)),
+                better=of(texts, better),
+                worse=of(texts, worse),
+                better_reward=of(row.rewards, better),
+                worse_reward=of(row.rewards, worse),
+                better_tokens=of(row.tokens, better),
+                worse_tokens=of(row.tokens, worse),
+                columns={key: value for key, value in columns.items() if len(value) <= 80},
+            )
+        )
+    return tuple(mistakes)
 
 
 def prompt_text(raw: Mapping[str, Any]) -> str:
@@ -274,21 +257,17 @@ def _counts(values: Iterable[float], edges: np.ndarray) -> tuple[int, ...]:
 
 def length_points(scored: ScoredSet, *, most: int = POINTS, seed: int = 0) -> tuple[tuple[int, float, str], ...]:
     """Returns tokens, reward and quality ("better", "worse", "other") of at most `most` responses, drawn at random."""
-    points = [
-        (int(tokens), float(reward), _quality(row, index))
-        for row in scored
-        for index, (tokens, reward) in enumerate(zip(row.tokens or (), row.rewards, strict=False))
-    ]
+    points = []
+    for row in scored:
+        ratings = row.label.ratings if row.row_kind == "labels" else row.ratings
+        low, high = min(ratings), max(ratings)
+        for tokens, reward, rating in zip(row.tokens or (), row.rewards, ratings, strict=False):
+            if row.row_kind == "labels":
+                quality = "better" if rating > 0.5 else "worse"
+            else:
+                quality = "other" if low == high or low < rating < high else "better" if rating == high else "worse"
+            points.append((int(tokens), float(reward), quality))
     if len(points) <= most:
         return tuple(points)
     drawn = np.random.default_rng(seed).permutation(len(points))[:most]
     return tuple(points[index] for index in sorted(drawn.tolist()))
-
-
-def _quality(row: ScoredRow, index: int) -> str:
-    if row.row_kind == "labels":
-        return "better" if row.label.ratings[0] > 0.5 else "worse"
-    best, worst = max(row.ratings), min(row.ratings)
-    if best == worst or worst < row.ratings[index] < best:
-        return "other"
-    return "better" if row.ratings[index] == best else "worse"

@@ -426,17 +426,12 @@ class Difference:
         sign = -1 if self.real and self.difference < 0 else 1
         low, high = sorted(100 * sign * bound for bound in self.interval) if self.interval else (None, None)
         bounds = "" if low is None or high is None else f" (95% {low:.1f} to {high:.1f})"
-        size, chance = 100 * sign * self.difference, _p_text(self.p_adjusted)
+        size, p = 100 * sign * self.difference, self.p_adjusted
+        chance = "p < 0.0001" if p < 0.0001 else f"p = {p:.4f}".rstrip("0") if p < 0.001 else f"p = {p:.2g}"
         if not self.real:
             return f"no difference shown: {first} minus {second} is {size:+.1f} points{bounds}, {chance}"
         better, worse = (second, first) if sign < 0 else (first, second)
         return f"{better} is better than {worse} by {size:.1f} points{bounds}, {chance}"
-
-
-def _p_text(p: float) -> str:
-    if p < 0.0001:
-        return "p < 0.0001"
-    return f"p = {p:.4f}".rstrip("0") if p < 0.001 else f"p = {p:.2g}"
 
 
 @dataclass(frozen=True)

@@ -49,14 +49,16 @@ def read_rewards(file: str | PathLike[str], suite: LoadedSuite, *, drop_missing:
             dataset=source,
             fix="Write `reward`, or `chosen_reward` and `rejected_reward`, beside each row, as `plaudit score` does.",
         )
+    fix = "Score the rows of the suite as they are, in their order."
     if data.length != suite.total:
-        fix = "Score the rows of the suite as they are, in their order."
         raise DataError(f"has {data.length} rows, and {suite.label} has {suite.total}", dataset=source, fix=fix)
     lines: list[tuple[Any, ...]] = []
     for row in suite.rows:
         values = data.dataset[row.row]
-        if isinstance(suite.suite, Preferences):
-            _check_same_texts(row, values, source)
+        for name in _TEXTS if isinstance(suite.suite, Preferences) else ():
+            if values.get(name) is not None and row.raw.get(name) is not None and values[name] != row.raw[name]:
+                message = f"differs from row {row.number} of {row.source}"
+                raise DataError(message, row=row.row, field=name, dataset=source, fix=fix)
         rewards = _rewards(row, values, source, drop_missing)
         if rewards is None:
             lines.append((row.source, row.number, row.id, 0, None, None, "", 0, "has no reward"))
@@ -64,15 +66,6 @@ def read_rewards(file: str | PathLike[str], suite: LoadedSuite, *, drop_missing:
             lines.append((row.source, row.number, row.id, index, reward, None, "", 0, None))
     columns = zip(*lines, strict=True)
     return pa.table([pa.array(column, kind.type) for column, kind in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
-
-
-def _check_same_texts(row: SuiteRow, values: Mapping[str, Any], source: str) -> None:
-    for name in _TEXTS:
-        if values.get(name) is not None and row.raw.get(name) is not None and values[name] != row.raw[name]:
-            fix = "Score the rows of the suite as they are, in their order."
-            raise DataError(
-                f"differs from row {row.number} of {row.source}", row=row.row, field=name, dataset=source, fix=fix
-            )
 
 
 def _rewards(row: SuiteRow, values: Mapping[str, Any], source: str, drop_missing: bool) -> Sequence[float] | None:

@@ -84,24 +84,21 @@ def cluster_bootstrap(
     True
     """
     sums_CK = sums_by_cluster(values_MK, cluster_M)
-    if len(sums_CK) < 2:
+    clusters = len(sums_CK)
+    if clusters < 2:
         return None
-    with np.errstate(divide="ignore", invalid="ignore"):
-        values_B = np.concatenate([statistic(drawn_BK) for drawn_BK in _draws(sums_CK, seed)])
+    random, size, values = np.random.default_rng(seed), max(1, min(SAMPLES, _CELLS // clusters)), []
+    for start in range(0, SAMPLES, size):
+        draws = (random.integers(clusters, size=clusters) for _ in range(min(size, SAMPLES - start)))
+        drawn_BK = np.stack([np.bincount(draw, minlength=clusters) for draw in draws]) @ sums_CK
+        with np.errstate(divide="ignore", invalid="ignore"):
+            values.append(statistic(drawn_BK))
+    values_B = np.concatenate(values)
     values_B = values_B[np.isfinite(values_B)]
     if not len(values_B):
         return None
     low, high = np.quantile(values_B, [0.025, 0.975])
     return Interval(float(low), float(high))
-
-
-def _draws(sums_CK: np.ndarray, seed: int) -> Iterator[np.ndarray]:
-    """Yields sums over prompts drawn with replacement, some draws at a time, shape (B, K)."""
-    random, clusters = np.random.default_rng(seed), len(sums_CK)
-    size = max(1, min(SAMPLES, _CELLS // clusters))
-    for start in range(0, SAMPLES, size):
-        draws = (random.integers(clusters, size=clusters) for _ in range(min(size, SAMPLES - start)))
-        yield np.stack([np.bincount(draw, minlength=clusters) for draw in draws]) @ sums_CK
 
 
 def ratio(sums_BK: np.ndarray) -> np.ndarray:

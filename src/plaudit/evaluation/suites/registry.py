@@ -23,14 +23,10 @@ from plaudit.evaluation.suites.preferences import Preferences
 from plaudit.evaluation.table import ScoredSet, rewards_by_row, tokens_by_row
 from plaudit.schema import RAW_COLUMNS, columns_read, row_kind_of
 
-
-def _suite_class(path: str) -> type[Suite]:
-    module, name = path.split(".")
-    suite: type[Suite] = getattr(importlib.import_module(f"plaudit.evaluation.suites.{module}"), name)
-    return suite
-
-
-SUITES = {name: _suite_class(path) for name, path in NAMES.items()}
+SUITES: dict[str, type[Suite]] = {
+    name: getattr(importlib.import_module(f"plaudit.evaluation.suites.{path.split('.')[0]}"), path.split(".")[1])
+    for name, path in NAMES.items()
+}
 """Name -> suite, for those with a rule of their own."""
 MOST_SLICES = 100
 Rows: TypeAlias = Dataset | IterableDataset | Sequence[Mapping[str, Any]]
@@ -91,17 +87,17 @@ class SuiteSource:
 
     def load(self) -> LoadedSuite:
         """Reads the rows; a broken row raises `DataError` that names file, row and field."""
-        rows = self._from_memory() if self.rows is not None else self.suite.load(self.place, split=self.split)
-        sources = tuple(dict.fromkeys(row.source for row in rows))
-        return LoadedSuite(self.label, self.suite, tuple(rows), sources, len(rows))
-
-    def _from_memory(self) -> list[SuiteRow]:
         given: Any = self.rows
-        for number, row in enumerate(() if isinstance(given, Dataset | IterableDataset) else given):
+        for number, row in enumerate(given if isinstance(given, list | tuple) else ()):
             if not isinstance(row, Mapping):
                 fix = "Pass each row as a mapping of columns."
                 raise DataError(f"is {kind_of(row)}", row=number, dataset=self.label, fix=fix)
-        return Preferences().read(open_data(given, name=self.label))
+        if given is None:
+            rows = self.suite.load(self.place, split=self.split)
+        else:
+            rows = Preferences().read(open_data(given, name=self.label))
+        sources = tuple(dict.fromkeys(row.source for row in rows))
+        return LoadedSuite(self.label, self.suite, tuple(rows), sources, len(rows))
 
 
 def suite_dataset(suite: SuiteLike, *, split: str | None = None, max_rows: int | None = None, seed: int = 0) -> Dataset:

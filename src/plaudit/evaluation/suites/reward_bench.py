@@ -110,7 +110,18 @@ class RewardBench(Suite):
         if "Safety" in sections:
             scores[f"Safety {weights}"] = as_published["Safety"]
         scores[f"Score {weights}"] = overall_score(as_published)
-        return Headline(overall_score(sections), scores, _notes(slices, ignored))
+        present, notes = {part.name for part in slices}, []
+        for section, subsets in SECTIONS.items():
+            missing = [name for name in subsets if name not in present]
+            if len(missing) == len(subsets):
+                notes.append(f"No rows of {section}: the score leaves this section out, and is not RewardBench's.")
+            elif missing:
+                notes.append(f"{section} lacks {', '.join(missing)}: its score is the weighted mean of the rest.")
+        missing = [name for name in PRIOR_SETS if name not in present]
+        if 0 < len(missing) < len(PRIOR_SETS):
+            notes.append(f"The prior sets lack {', '.join(missing)}.")
+        notes += [f"{count} rows of `{name}` count nowhere." for name, count in ignored.items()]
+        return Headline(overall_score(sections), scores, notes)
 
 
 def _stem(source: str) -> str:
@@ -136,18 +147,3 @@ def overall_score(sections: dict[str, float]) -> float:
     """
     weights = {name: 0.5 if name == "Prior Sets" else 1.0 for name in sections}
     return sum(weights[name] * score for name, score in sections.items()) / sum(weights.values())
-
-
-def _notes(slices: Sequence[SliceResult], ignored: Mapping[str, int]) -> list[str]:
-    present = {part.name for part in slices}
-    notes = []
-    for section, subsets in SECTIONS.items():
-        missing = [name for name in subsets if name not in present]
-        if len(missing) == len(subsets):
-            notes.append(f"No rows of {section}: the score leaves this section out, and is not RewardBench's.")
-        elif missing:
-            notes.append(f"{section} lacks {', '.join(missing)}: its score is the weighted mean of the rest.")
-    missing = [name for name in PRIOR_SETS if name not in present]
-    if 0 < len(missing) < len(PRIOR_SETS):
-        notes.append(f"The prior sets lack {', '.join(missing)}.")
-    return notes + [f"{count} rows of `{name}` count nowhere." for name, count in ignored.items()]
