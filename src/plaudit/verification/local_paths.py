@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase, pipeline
 
 from plaudit.data.encode import ConversationEncoder, TextEncoder
 from plaudit.data.fast_encode import RENDER_ERRORS
-from plaudit.errors import PlauditError
+from plaudit.errors import ConfigError, PlauditError
 from plaudit.export.export import export_model, plain_rewards
 from plaudit.inference.reward_model import RewardModel
 from plaudit.model.golden import GoldenRow, GoldenRows, chat_template_hash
@@ -60,6 +60,9 @@ def attempt(path: str, rows: Sequence[int], run: Callable[[], Observation]) -> O
     try:
         return run()
     except ERRORS as error:
+        if isinstance(error, ConfigError) and error.field == "batch_layout":
+            # A model that does not qualify for a layout is no fault of the checkpoint.
+            return Observation(path, tuple(rows), skipped=error.summary)
         problem = str(error) if isinstance(error, PlauditError) else f"{type(error).__name__}: {error}"
         return Observation(path, tuple(rows), problem=problem)
 
@@ -153,11 +156,7 @@ def scorer_paths(local: LocalModel, model: Any, tokenizer: PreTrainedTokenizerBa
                 rewards = [reward for row in scorer.score(rows) for reward in row]
                 return Observation(path, tuple(order), tuple(rewards), dtype=dtype)
 
-            seen = attempt(path, order, run)
-            if "batch_layout='shared_prefix' cannot be used" in seen.problem:
-                # A model that does not qualify for the layout is no fault of the checkpoint.
-                seen = replace(seen, problem="", skipped=seen.problem.partition("\n")[0])
-            yield seen
+            yield attempt(path, order, run)
     if local.rows_with_text:
         path = "scorer, from messages or text"
 
