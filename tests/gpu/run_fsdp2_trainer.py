@@ -9,6 +9,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from datasets import Dataset
+from torch import distributed
 from torch.distributed.tensor import DTensor
 
 from builders import tiny_tokenizer
@@ -97,3 +98,5 @@ def main(target, rank, batch_size):
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))
+    # Its threads abort a process that ends while they run.
+    distributed.destroy_process_group()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 from datasets import Dataset
+from torch import distributed
 
 from builders import tiny_tokenizer
 from model_builders import conversation_rows
@@ -96,3 +97,5 @@ def main(target, rank, stage, bf16):
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4] == "bf16")
+    # Its threads abort a process that ends while they run.
+    distributed.destroy_process_group()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
+from torch import distributed
 
 from builders import tiny_tokenizer
 from model_builders import conversation_rows, tiny_model
@@ -103,3 +104,5 @@ if __name__ == "__main__":
     results = {case: train(target / case, case, 2) for case in CASES if case != "accumulated"}
     results["accumulated"] = train(target / "accumulated", "accumulated", 1, gradient_accumulation_steps=2)
     (target / f"{rank}.json").write_text(json.dumps(results))
+    # Its threads abort a process that ends while they run.
+    distributed.destroy_process_group()
