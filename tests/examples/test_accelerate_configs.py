@@ -111,7 +111,8 @@ def test_two_processes_on_a_cpu(tmp_path, model_folder, pairs):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config_path("two_cpu_processes")]
-    command += ["--main_process_port", str(port), str(EXAMPLES / "multi_process.py")]
+    command += ["--main_process_port", str(port), str(Path(__file__).with_name("run_example.py"))]
+    command += [str(EXAMPLES / "multi_process.py")]
     command += ["--model", str(model_folder), "--dataset", str(pairs), "--output_dir", str(tmp_path / "out")]
     command += ["--max_steps", "2", "--disable_tqdm", "true"]
     hidden = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
