@@ -17,6 +17,7 @@ from plaudit.data.load import DataSource
 from plaudit.data.parse import without_nulls
 from plaudit.doctor.findings import KINDS, Finding, Fixed
 from plaudit.errors import ConfigError, DataError
+from plaudit.files import appearing
 from plaudit.schema import RAW_COLUMNS
 
 _SUFFIXES = (".jsonl", ".jsonl.gz")
@@ -95,14 +96,9 @@ def _removals(findings: Sequence[Finding], kinds: Collection[str]) -> tuple[list
 @contextlib.contextmanager
 def _appearing(path: Path) -> Iterator[IO[str]]:
     """Opens a file that appears under its name only once it is complete."""
-    hidden = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        opener: Any = gzip.open if path.suffix == ".gz" else open
-        with opener(hidden, "wt", encoding="utf-8") as file:
-            yield file
-        hidden.replace(path)
-    finally:
-        hidden.unlink(missing_ok=True)
+    opener: Any = gzip.open if path.suffix == ".gz" else open
+    with appearing(path) as temporary, opener(temporary, "wt", encoding="utf-8") as file:
+        yield file
 
 
 def _as_json(row: dict[str, Any], source: DataSource, number: int) -> str:
