@@ -207,7 +207,7 @@ def print_check(check: DataCheck, console: Console, *, examples: int, next_steps
 
 
 def _print_details(finding: Finding, console: Console, examples: int) -> None:
-    from plaudit.doctor.findings import row_names
+    from plaudit.data.report import row_names
 
     shown = [example for example in finding.examples if example.text][:examples]
     if not shown and not finding.lines and not finding.advice:

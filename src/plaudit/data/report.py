@@ -85,8 +85,18 @@ class KindCount:
 
     def rows(self) -> str:
         """Names the first rows, such as ``"rows 3, 18"`` or ``"rows 0, 1, 2, 3, 4, ..."``."""
-        names = ", ".join(map(str, self.first_rows)) + (", ..." if self.count > len(self.first_rows) else "")
-        return f"row {names}" if self.count == 1 else f"rows {names}"
+        return row_names(self.first_rows, self.count)
+
+
+def row_names(rows: Sequence[int], count: int | None = None) -> str:
+    """Names the first of `count` rows (None: as many as are given).
+
+    >>> row_names([3, 18]), row_names([7]), row_names(range(9))
+    ('rows 3, 18', 'row 7', 'rows 0, 1, 2, 3, 4, ...')
+    """
+    count = len(rows) if count is None else count
+    names = ", ".join(map(str, rows[:ROWS_NAMED])) + (", ..." if count > len(rows[:ROWS_NAMED]) else "")
+    return f"row {names}" if count == 1 else f"rows {names}"
 
 
 @dataclass

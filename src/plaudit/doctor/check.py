@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import os
+import re
 import time
+from array import array
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from plaudit.data.load import DataLike, DataSource
-from plaudit.doctor.checks import Check, Endings, Flagged, Marks, Overlaps, Relations, Unreadable
-from plaudit.doctor.findings import KINDS, DataCheck, Finding, in_order, token_lengths, with_texts
+from plaudit.data.load import DataLike
+from plaudit.data.report import Flag, row_names
+from plaudit.doctor.findings import (
+    EXAMPLES,
+    KINDS,
+    DataCheck,
+    Finding,
+    Findings,
+    Occurrence,
+    fill_in_texts,
+    token_lengths,
+)
 from plaudit.doctor.fix import check_target, write_fixed
-from plaudit.doctor.leaks import Leak
-from plaudit.doctor.relations import Benchmark, Prompts
-from plaudit.doctor.rows import ReadPlan, RowReader, Sample, open_rows, plan_reading
-from plaudit.doctor.shortcuts import Lengths, Shortcut, distinct, read_words
-from plaudit.errors import ConfigError
+from plaudit.doctor.leaks import Leak, Marker, breaks_off, lacks_end, percent, two_proportions
+from plaudit.doctor.relations import Ledger, Prompts
+from plaudit.doctor.rows import CheckedRow, Parts, RowReader, Sample, excerpt, open_rows
+from plaudit.doctor.shortcuts import Lengths, Shortcut, Suspect, distinct, read_words
+from plaudit.errors import ConfigError, DataError
+from plaudit.schema import response_field
 
 Progress: TypeAlias = Callable[[str, int, int | None], None]
 """Called with the current step, the number of rows done, and the number of rows in all (None: unknown)."""
@@ -29,8 +40,20 @@ REMOVABLE = tuple(name for name, kind in KINDS.items() if kind.removable)
 """Kinds of faults that a cleaned copy drops: those that are certain."""
 SAMPLE_ROWS = 10_000
 """Maximum number of rows to fit the bag of words to."""
+REASONS = 8
+"""Distinct reasons for unreadable rows that are listed."""
+STYLE_SHARE = 0.9
+"""Where this share of long responses ends with a full stop, one without it seems to break off."""
 _STEP = 500
 _WORDS_SOLVE, _LENGTH_SOLVES = 0.9, 0.7
+_KIND_OF_FLAG = {
+    Flag.EMPTY_RESPONSE: "empty",
+    Flag.IDENTICAL: "identical",
+    Flag.NOTHING_TO_COMPARE: "nothing_to_compare",
+    Flag.SAME_RENDERING: "same_rendering",
+    Flag.LAST_MESSAGE_NOT_ASSISTANT: "last_message",
+    Flag.OVERLONG: "overlong",
+}
 
 
 def check_dataset(
@@ -94,112 +117,220 @@ def check_dataset(
 
         tokenizer = load_tokenizer(os.fspath(tokenizer))
     source = open_rows(dataset, config=config, split=split, streaming=streaming)
-    plan = plan_reading(source)
-    if max_length is not None and tokenizer is None and not plan.tokenized:
-        raise ConfigError("`max_length` counts tokens, and there is no tokenizer", fix="Name the model as well.")
+    reader = RowReader(source, tokenizer, max_length)
     # The configuration is one of the data set: other files have none.
     other_config = config if isinstance(eval_dataset, str) and eval_dataset == str(dataset) else None
-    eval_prompts = None if eval_dataset is None else Prompts.of(eval_dataset, config=other_config, split=eval_split)
-    overlaps = Overlaps(eval_prompts, [Benchmark(benchmark) for benchmark in benchmarks])
-    reader = RowReader(source, plan, tokenizer, max_length)
-    sample = Sample(sample_rows if words else 0, seed)
-    check = _check_rows(source, plan, reader, overlaps, sample, seed=seed, words=words, progress=progress)
-    if fix is not None and reader.broken is None:
-        fixed = write_fixed(source, check.findings, Path(fix), kinds=remove, total=check.rows)
-        check = replace(check, fixed=fixed)
-    elif fix is not None:
-        check.notes.append("No cleaned copy was written: it would lack all rows after the break.")
-    return replace(check, seconds=time.monotonic() - start)
-
-
-def _check_rows(
-    source: DataSource,
-    plan: ReadPlan,
-    reader: RowReader,
-    overlaps: Overlaps,
-    sample: Sample,
-    *,
-    seed: int,
-    words: bool,
-    progress: Progress | None,
-) -> DataCheck:
-    """Passes each row to every check, then turns their counts into findings."""
-    tokenizer, lengths = reader.tokenizer, Lengths()
-    marks = Marks(tokenizer.all_special_tokens if tokenizer is not None else ())
-    checks: list[Check] = [Unreadable(), Flagged(reader.max_length), Relations(), Endings(), marks, overlaps]
-    row_kinds: Counter[str] = Counter()
-    token_counts = np.zeros(1024, dtype=np.int64)
+    eval_prompts = None
+    if eval_dataset is not None:
+        eval_prompts = Prompts.of_evaluation(eval_dataset, config=other_config, split=eval_split)
+    checks = Checks(reader, eval_prompts, [Prompts.of_benchmark(benchmark) for benchmark in benchmarks])
+    sample, lengths = Sample(sample_rows if words else 0, seed), Lengths()
+    row_kinds, token_counts = Counter[str](), Counter[int]()
     num_rows = 0
     for num_rows, row in enumerate(reader, start=1):
-        for check in checks:
-            check.add(row)
+        checks.add(row)
         if row.error is None:
             row_kinds[row.row_kind] += 1
+            token_counts.update(row.lengths)
             sample.add(row)
             lengths.add(row)
-            for length in row.lengths:
-                if length >= len(token_counts):
-                    token_counts = np.concatenate([token_counts, np.zeros(length, dtype=np.int64)])
-                token_counts[length] += 1
         if progress is not None and num_rows % _STEP == 0:
             progress("Reading", num_rows, source.length)
     if progress is not None:
         progress("Reading", num_rows, num_rows)
 
-    notes: list[str] = []
-    findings = [finding for check in checks for finding in check.findings()]
-    if reader.broken is not None:
-        detail = f"after row {num_rows - 1}: {reader.broken.message}"
-        findings.append(Finding("broken_file", detail=detail, advice=reader.broken.fix or ""))
-    if plan.objective_problem is not None:
-        findings.append(Finding("no_objective", detail=plan.objective_problem))
-    length_shortcut = lengths.shortcut()
-    shortcuts = [length_shortcut] if length_shortcut is not None else []
-    leaks, suspects = marks.counts.leaks(), []
-    if plan.tokenized:
+    shortcuts, leaks, suspects = lengths.shortcuts(), checks.marker.leaks(), list[Suspect]()
+    notes = []
+    if reader.tokenized:
         notes.append("The rows hold token ids: texts were not looked at.")
-    elif length_shortcut is None:
+    elif not shortcuts:
         notes.append("No row compares two responses: no shortcuts were computed.")
     elif words:
         if progress is not None:
             progress("Fitting a bag of words", num_rows, num_rows)
-        bag = read_words(sample, seed=seed)
-        if bag is None:
+        bag_of_words = read_words(sample, seed=seed)
+        if bag_of_words is None:
             notes.append("Too few comparisons, prompts or words for a bag of words.")
         else:
-            shortcuts.append(bag.shortcut)
-            leaks, suspects = distinct([*leaks, *bag.leaks]), bag.suspects
-    tokens = token_lengths(token_counts.tolist())
-    if tokens is None and not plan.tokenized:
+            shortcuts.append(bag_of_words[0])
+            suspects = bag_of_words[1]
+            leaks = distinct([*leaks, *bag_of_words[2]])
+    tokens = token_lengths(token_counts)
+    if tokens is None and not reader.tokenized:
         notes.append("Lengths in tokens were not checked: name a model.")
-    findings += [*_leak_findings(leaks), *_shortcut_findings(shortcuts)]
-    findings = with_texts(source, in_order(findings))
-    return DataCheck(source.name, num_rows, dict(row_kinds), findings, shortcuts, leaks, suspects, tokens, notes)
+    findings = checks.finish(num_rows, leaks, shortcuts)
+    fill_in_texts(source, findings)
+    fixed = None
+    if fix is not None and reader.broken is None:
+        fixed = write_fixed(source, findings, Path(fix), kinds=remove, total=num_rows)
+    elif fix is not None:
+        notes.append("No cleaned copy was written: it would lack all rows after the break.")
+    seconds = time.monotonic() - start
+    return DataCheck(
+        source.name, num_rows, dict(row_kinds), findings, shortcuts, leaks, suspects, tokens, notes, seconds, fixed
+    )
 
 
-def _leak_findings(leaks: Sequence[Leak]) -> list[Finding]:
-    """Returns a finding for the marks of one side, and another for those that lean to one."""
-    findings = []
-    for kind, advice in (
-        ("leak", "A reward model learns these first: make both sides alike, or take such rows out."),
-        ("lean", ""),
-    ):
-        lines = tuple(leak.sentence() for leak in leaks if leak.one_sided == (kind == "leak"))
-        if lines:
-            findings.append(Finding(kind, (), f"{len(lines)} mark{'s' * (len(lines) > 1)}", lines, (), advice))
-    return findings
+class Checks:
+    """Finds the faults of rows that are added one after the other."""
+
+    def __init__(self, reader: RowReader, eval_prompts: Prompts | None, benchmarks: Sequence[Prompts]) -> None:
+        self._reader, self._eval, self._benchmarks = reader, eval_prompts, benchmarks
+        self._findings, self._ledger = Findings(), Ledger()
+        self.marker = Marker(reader.tokenizer.all_special_tokens if reader.tokenizer is not None else ())
+        self._rows_by_reason: dict[str, array[int]] = {}
+        self._fixes: dict[str, None] = {}
+        self._unended = Finding("truncated")
+        self._sides = Counter[str](), Counter[str]()  # endings of a best and of a worst response of each row
+        self._long = self._endless = 0
+
+    def add(self, row: CheckedRow) -> None:
+        """Checks a row, which may be an unreadable one."""
+        if row.error is not None:
+            self._add_unreadable(row.number, row.error)
+            return
+        self._ledger.add(row)
+        for prompts in (self._eval, *self._benchmarks):
+            if prompts is not None:
+                prompts.look_up(row)
+        self._check_flags(row)
+        if row.parts is not None:
+            self._count_marks(row, row.parts.responses)
+            if not row.flags & Flag.IDENTICAL:
+                self._check_ends(row, row.parts)
+
+    def _add_unreadable(self, number: int, error: DataError) -> None:
+        field = re.sub(r"\[\d+\]", "[…]", error.field or "")
+        reason = f"`{field}`: {error.message}" if field else error.message
+        example = None if reason in self._rows_by_reason else f"`{error.field}` {error.message}"
+        if example is not None and len(self._rows_by_reason) >= REASONS:
+            reason, example = "other reasons", None
+        self._findings["unreadable"].add(number, example)
+        self._rows_by_reason.setdefault(reason, array("q")).append(number)
+        if error.fix and len(self._fixes) < 2:
+            self._fixes[error.fix] = None
+
+    def _check_flags(self, row: CheckedRow) -> None:
+        kinds = [kind for flag, kind in _KIND_OF_FLAG.items() if row.flags & flag]
+        responses = row.parts.responses if row.parts is not None else ()
+        if len(responses) > 1 and not {"identical", "empty"} & set(kinds):
+            kinds += ["same_words"] * (len({" ".join(response.split()) for response in responses}) == 1)
+        for kind in kinds:
+            text = f"{max(row.lengths):,} tokens" if kind == "overlong" else ""
+            if kind == "empty":
+                blank = (index for index, response in enumerate(responses) if not response.strip())
+                text = ", ".join(f"`{response_field(row.row_kind, index)}` is empty" for index in blank)
+            elif kind == "identical" and responses:
+                text = excerpt(responses[0])
+            self._findings[kind].add(row.number, text)
+
+    def _count_marks(self, row: CheckedRow, responses: Sequence[str]) -> None:
+        if row.row_kind == "labels":
+            self.marker.count(responses[0], preferred=row.ratings[0] > 0.5)
+        for preferred, index in zip((True, False), row.sides or (), strict=False):
+            self.marker.count(responses[index], preferred=preferred)
+        for index, response in enumerate(responses):
+            token = self.marker.special_token(response)
+            if token is not None:
+                self._findings["special_token"].add(row.number, f"`{response_field(row.row_kind, index)}` has {token}")
+                break
+
+    def _check_ends(self, row: CheckedRow, parts: Parts) -> None:
+        reasons, unended = {}, []
+        for index, (response, call) in enumerate(zip(parts.responses, parts.calls, strict=True)):
+            if call or not response.strip():
+                continue
+            reason, endless = breaks_off(response), lacks_end(response)
+            self._long += endless is not None
+            self._endless += bool(endless)
+            if reason is not None:
+                reasons[index] = reason
+            elif endless:
+                unended.append(index)
+        for counts, index in zip(self._sides, row.sides or (), strict=False):
+            counts.update({"breaks off": index in reasons, "unended": index in unended, "all": 1})
+        if indices := [*reasons, *unended]:
+            index, finding = indices[0], self._findings["truncated"] if reasons else self._unended
+            why = reasons.get(index, "has no full stop")
+            end = excerpt(parts.responses[index], 70, end=True)
+            finding.add(row.number, f"`{response_field(row.row_kind, index)}` {why}: {end}")
+
+    def finish(self, num_rows: int, leaks: Iterable[Leak], shortcuts: Iterable[Shortcut]) -> list[Finding]:
+        """Returns the findings after the last row, the worst first."""
+        findings, reader = self._findings, self._reader
+        if reader.broken is not None:
+            findings["broken_file"].detail = f"after row {num_rows - 1}: {reader.broken.message}"
+            findings["broken_file"].advice = reader.broken.fix or ""
+        if reader.objective_problem is not None:
+            findings["no_objective"].detail = reader.objective_problem
+        if self._rows_by_reason:
+            reasons = sorted(self._rows_by_reason.items(), key=lambda item: -len(item[1]))
+            lines = tuple(f"{len(rows):,}: {reason} ({row_names(rows)})" for reason, rows in reasons)
+            findings["unreadable"].lines, findings["unreadable"].advice = lines, " ".join(self._fixes)
+        if "overlong" in findings:
+            findings["overlong"].detail = f"more than {reader.max_length:,} tokens" if reader.max_length else ""
+        for kind, (rows, groups) in self._ledger.relations().items():
+            if len(rows):
+                findings[kind].rows = rows.tolist()
+                findings[kind].examples = [Occurrence(group) for group in groups[:EXAMPLES]]
+                if kind == "cycle" or (kind == "contradictory" and len(groups) > 1):
+                    noun = "contradictions" if kind == "contradictory" else "cycle" if len(groups) == 1 else "cycles"
+                    findings[kind].detail = f"{len(groups):,} {noun}"
+        self._finish_overlaps()
+        self._finish_endings()
+        for leak in leaks:
+            findings["leak" if leak.one_sided else "lean"].lines += (leak.sentence(),)
+        for kind in {"leak", "lean"} & set(findings):
+            count = len(findings[kind].lines)
+            findings[kind].detail = f"{count} mark{'s' * (count > 1)}"
+        for shortcut in shortcuts:
+            if line := _what_solves(shortcut):
+                findings["shortcut"].lines += (line,)
+        return findings.in_order()
+
+    def _finish_overlaps(self) -> None:
+        exact = [(prompts.name, prompts.exact) for prompts in self._benchmarks]
+        near = [(prompts.name, prompts.near) for prompts in self._benchmarks]
+        of_eval = [(self._eval.name, self._eval.exact)] if self._eval is not None else []
+        for kind, sets in (("in_eval", of_eval), ("in_benchmark", exact), ("near_benchmark", near)):
+            sets = [(name, hits) for name, hits in sets if hits]
+            if not sets:
+                continue
+            finding = self._findings[kind]
+            finding.rows = sorted({row for _, hits in sets for row, _ in hits})
+            first = [(row, index, name) for name, hits in sets for row, index in hits[:EXAMPLES]][:EXAMPLES]
+            finding.examples = [Occurrence((row,), f"row {index} of {name}") for row, index, name in first]
+            finding.detail = "; ".join(f"{name}: {len(hits):,}" for name, hits in sets)
+            if self._eval is not None and kind == "in_eval":
+                met = len({index for _, index in self._eval.exact})
+                finding.detail = f"{met:,} of {len(self._eval.row_of):,} prompts of it"
+
+    def _finish_endings(self) -> None:
+        """Adds single sentences without a full stop where others have theirs, and compares both sides."""
+        others_end = self._long >= 50 and self._endless < (1 - STYLE_SHARE) * self._long
+        unended = self._unended if others_end else Finding("truncated")
+        if not unended.rows and "truncated" not in self._findings:
+            return
+        finding = self._findings["truncated"]
+        finding.rows = sorted([*finding.rows, *unended.rows])
+        finding.examples = [*finding.examples, *unended.examples][:EXAMPLES]
+        chosen, rejected = (counts["breaks off"] + counts["unended"] * others_end for counts in self._sides)
+        num_chosen, num_rejected = (counts["all"] for counts in self._sides)
+        if num_chosen and num_rejected:
+            shares = percent(chosen / num_chosen), percent(rejected / num_rejected)
+            finding.detail = f"{shares[0]} of chosen, {shares[1]} of rejected responses"
+            counts = np.array([float(chosen)]), num_chosen, np.array([float(rejected)]), num_rejected
+            if two_proportions(*counts)[0] < 0.01:
+                finding.detail += ": a difference that a model can learn instead"
 
 
-def _shortcut_findings(shortcuts: Sequence[Shortcut]) -> list[Finding]:
-    """Returns a finding where a shortcut solves the data."""
-    lines = []
-    for shortcut in shortcuts:
-        if shortcut.name == "bag of words":
-            if shortcut.low > _WORDS_SOLVE:
-                lines.append(f"a bag of words is right in {shortcut.accuracy:.0%}: it takes no understanding")
-        elif shortcut.low > _LENGTH_SOLVES:
-            lines.append(f"the longer response is the better one in {shortcut.accuracy:.0%}")
-        elif shortcut.high < 1 - _LENGTH_SOLVES:
-            lines.append(f"the shorter response is the better one in {1 - shortcut.accuracy:.0%}")
-    advice = "A high accuracy on this data shows little; judge the model on other data too."
-    return [Finding("shortcut", lines=tuple(lines), advice=advice)] if lines else []
+def _what_solves(shortcut: Shortcut) -> str:
+    """Says in one line how a shortcut solves the data; empty if it does not."""
+    if shortcut.name == "bag of words":
+        if shortcut.low > _WORDS_SOLVE:
+            return f"a bag of words is right in {shortcut.accuracy:.0%}: it takes no understanding"
+    elif shortcut.low > _LENGTH_SOLVES:
+        return f"the longer response is the better one in {shortcut.accuracy:.0%}"
+    elif shortcut.high < 1 - _LENGTH_SOLVES:
+        return f"the shorter response is the better one in {1 - shortcut.accuracy:.0%}"
+    return ""

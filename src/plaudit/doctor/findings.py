@@ -2,49 +2,39 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
+from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from datasets import IterableDataset
 
-from plaudit.data.load import DataSource
+from plaudit.data.load import DataSource, until_broken
+from plaudit.data.report import row_names
 from plaudit.doctor.leaks import Leak, percent
 from plaudit.doctor.rows import excerpt, message_text
 from plaudit.doctor.shortcuts import Shortcut, Suspect
-from plaudit.errors import DataError
 
 FARTHEST = 200_000
 """Row up to which a stream is read again."""
 _WIDTH = 60
 
 
-def with_texts(source: DataSource, findings: Sequence[Finding]) -> list[Finding]:
-    """Fills in the text of examples that have none with a summary of their row."""
-    indices = sorted({example.rows[0] for finding in findings for example in finding.examples if not example.text})
-    dataset: Any = source.dataset
+def fill_in_texts(source: DataSource, findings: Sequence[Finding]) -> None:
+    """Gives examples that have no text a summary of their row."""
+    examples = [example for finding in findings for example in finding.examples if not example.text]
+    indices = {example.rows[0] for example in examples}
     texts: dict[int, str] = {}
-    if not isinstance(dataset, IterableDataset):
-        texts = {index: summary(dataset[int(index)]) for index in indices}
-    elif near := [index for index in indices if index < FARTHEST]:
+    if not isinstance(source.dataset, IterableDataset):
+        texts = {index: summary(source.dataset[index]) for index in indices}
+    elif near := {index for index in indices if index < FARTHEST}:
         # A stream that breaks off was reported already: its rows up to there have texts.
-        with contextlib.suppress(DataError):
-            for index, row in enumerate(itertools.islice(source.whole_rows(), near[-1] + 1)):
-                if index in near:
-                    texts[index] = summary(row)
-    return [
-        replace(
-            finding,
-            examples=tuple(
-                example if example.text else replace(example, text=texts.get(example.rows[0], ""))
-                for example in finding.examples
-            ),
-        )
-        for finding in findings
-    ]
+        rows = until_broken(itertools.islice(source.whole_rows(), max(near) + 1))
+        texts = {index: summary(row) for index, row in enumerate(rows) if index in near}
+    for example in examples:
+        example.text = texts.get(example.rows[0], "")
 
 
 def summary(row: Mapping[str, Any]) -> str:
@@ -54,16 +44,14 @@ def summary(row: Mapping[str, Any]) -> str:
     '"2+2=" chosen: "4" rejected: "5"'
     """
     parts = []
-    if row.get("prompt") is not None:
-        parts.append(f'"{excerpt(_text(row["prompt"]), _WIDTH)}"')
-    for name in ("chosen", "rejected", "response"):
+    for name in ("prompt", "chosen", "rejected", "response"):
         if row.get(name) is not None:
-            parts.append(f'{name}: "{excerpt(_text(row[name]), _WIDTH, end="prompt" not in row)}"')
-    if not parts[1:] and isinstance(row.get("responses"), list):
-        responses = row["responses"][:2]
-        parts += [f'"{excerpt(_text(response), _WIDTH)}"' for response in responses] + ["…"] * (
-            len(row["responses"]) > 2
-        )
+            title, end = ("", False) if name == "prompt" else (f"{name}: ", "prompt" not in row)
+            parts.append(f'{title}"{excerpt(_text(row[name]), _WIDTH, end=end)}"')
+    responses = row.get("responses")
+    if not parts[1:] and isinstance(responses, list):
+        parts += [f'"{excerpt(_text(response), _WIDTH)}"' for response in responses[:2]]
+        parts += ["…"] * (len(responses) > 2)
     return " ".join(parts)
 
 
@@ -84,6 +72,10 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 """All severities, the worst first."""
 ROWS_LISTED = 1000
 """Row numbers per finding written to JSON."""
+
+
+EXAMPLES = 3
+"""Examples kept per finding."""
 
 
 @dataclass(frozen=True)
@@ -123,9 +115,20 @@ KINDS = {
     )
 }
 """Every kind, in the order in which findings are shown. A row that has several is removed for the first of them."""
+_ADVICE = {
+    "contradictory": "Find out which label is right; --fix removes all of them.",
+    "overlong": "Training drops them; raise `max_length`, or cut them with `overlong`.",
+    "cycle": "At least one row of each cycle is wrong; nothing tells which.",
+    "same_rendering": "The chat template leaves out what tells them apart.",
+    "special_token": "A tokenizer turns them into the real tokens; take them out of the texts.",
+    "truncated": "Often a limit on new tokens when the responses were generated: "
+    "generate them again with a higher one.",
+    "leak": "A reward model learns these first: make both sides alike, or take such rows out.",
+    "shortcut": "A high accuracy on this data shows little; judge the model on other data too.",
+}
 
 
-@dataclass(frozen=True)
+@dataclass
 class Occurrence:
     """A row that shows a finding."""
 
@@ -133,16 +136,16 @@ class Occurrence:
     text: str = ""  # what there is to see; empty until the row is looked up
 
 
-@dataclass(frozen=True)
+@dataclass
 class Finding:
     """One kind of fault, and the rows that have it."""
 
     kind: str  # which; a key of :data:`KINDS`
     # all their numbers, ascending, counted from 0; empty where the fault is one of the whole data set
-    rows: Sequence[int] = field(default=(), repr=False)
+    rows: Sequence[int] = field(default_factory=lambda: array("q"), repr=False)
     detail: str = ""  # the fault in words, where there is more to say
     lines: tuple[str, ...] = ()  # further lines, such as one for each reason
-    examples: tuple[Occurrence, ...] = ()  # some of the rows
+    examples: list[Occurrence] = field(default_factory=list)  # some of the rows
     advice: str = ""  # what to do about it
 
     @property
@@ -159,6 +162,13 @@ class Finding:
     def count(self) -> int:
         """Number of rows."""
         return len(self.rows)
+
+    def add(self, row: int, text: str | None = "") -> None:
+        """Adds a row; the first few are examples, except those whose `text` is None."""
+        assert isinstance(self.rows, array)
+        self.rows.append(row)
+        if text is not None and len(self.examples) < EXAMPLES:
+            self.examples.append(Occurrence((row,), text))
 
     def to_dict(self, total: int) -> dict[str, Any]:
         """Returns the finding as plain values."""
@@ -177,20 +187,17 @@ class Finding:
         }
 
 
-def in_order(findings: Sequence[Finding]) -> list[Finding]:
-    """Sorts findings: the worst first, then in the order of :data:`KINDS`."""
-    indices = {name: index for index, name in enumerate(KINDS)}
-    return sorted(findings, key=lambda finding: (SEVERITIES.index(finding.severity), indices[finding.kind]))
+class Findings(dict[str, Finding]):
+    """A finding for each kind; one that is missing is made when it is asked for."""
 
+    def __missing__(self, kind: str) -> Finding:
+        self[kind] = Finding(kind, advice=_ADVICE.get(kind, ""))
+        return self[kind]
 
-def row_names(rows: Sequence[int], limit: int = 5) -> str:
-    """Lists the first row numbers as text.
-
-    >>> row_names([3, 18]), row_names([7]), row_names(range(9))
-    ('rows 3, 18', 'row 7', 'rows 0, 1, 2, 3, 4, ...')
-    """
-    names = ", ".join(str(row) for row in rows[:limit]) + (", ..." if len(rows) > limit else "")
-    return f"row {names}" if len(rows) == 1 else f"rows {names}"
+    def in_order(self) -> list[Finding]:
+        """Returns the findings, the worst first, then in the order of :data:`KINDS`."""
+        findings = [self[kind] for kind in KINDS if kind in self]
+        return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
 @dataclass(frozen=True)
@@ -302,14 +309,16 @@ def finding_cells(finding: Finding, total: int) -> list[str]:
     return [what, f"{finding.count:,}", share, row_names(finding.rows).partition(" ")[2]]
 
 
-def token_lengths(counts: Sequence[int]) -> TokenLengths | None:
+def token_lengths(counts: Mapping[int, int]) -> TokenLengths | None:
     """Returns quantiles of lengths, given the count of each length.
 
-    >>> token_lengths([0, 0, 3, 1])
+    >>> token_lengths({3: 1, 2: 3})
     TokenLengths(shortest=2, median=2, most=3, longest=3)
     """
-    total = sum(counts)
+    total = sum(counts.values())
     if not total:
         return None
+    lengths = sorted(counts)
     ranks = [1, (total + 1) // 2, -(-95 * total // 100), total]
-    return TokenLengths(*(int(length) for length in np.searchsorted(np.cumsum(counts), ranks)))
+    indices = np.searchsorted(np.cumsum([counts[length] for length in lengths]), ranks)
+    return TokenLengths(*(lengths[index] for index in indices.tolist()))

@@ -7,7 +7,7 @@ import math
 # ruff: noqa: RUF001  (punctuation, quotation marks and brackets of many languages)
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +33,7 @@ _PROSE_WORDS = 8
 
 
 def breaks_off(text: str) -> str | None:
-    """Say why an response seems to break off; None where it does not.
+    """Say why a response seems to break off; None where it does not.
 
     Short responses, lists, code and tables may end without a full stop; a sentence in prose that follows finished ones
     may not.
@@ -73,7 +73,7 @@ def breaks_off(text: str) -> str | None:
 
 
 def lacks_end(text: str) -> bool | None:
-    """Whether an response of one long sentence lacks its full stop; None where the response is of another kind.
+    """Whether a response of one long sentence lacks its full stop; None where the response is of another kind.
 
     By itself that is a matter of style: it tells something only where the other responses have theirs.
     """
@@ -148,42 +148,50 @@ SPECIAL_TOKENS = (
 
 
 class Marker:
-    """Names the marks of a text."""
+    """Names the marks of a text, and counts them on both sides."""
 
     def __init__(self, special_tokens: Iterable[str] = ()) -> None:
         self._phrases = {
-            f'the {"opening" if one.startswith("^") else "phrase"} "{name}"': re.compile(one, re.I | re.M)
-            for name, one in _PHRASES.items()
+            f'the {"opening" if pattern.startswith("^") else "phrase"} "{name}"': re.compile(pattern, re.I | re.M)
+            for name, pattern in _PHRASES.items()
         }
         # Most texts have no stock phrase: one look tells.
-        self._any_phrase = re.compile("|".join(f"(?:{one})" for one in _PHRASES.values()), re.I | re.M)
+        self._any_phrase = re.compile("|".join(f"(?:{pattern})" for pattern in _PHRASES.values()), re.I | re.M)
         self._formats = {
-            name: re.compile(one, re.M if name in _CASED else re.I | re.M) for name, one in _FORMATS.items()
+            name: re.compile(pattern, re.M if name in _CASED else re.I | re.M) for name, pattern in _FORMATS.items()
         }
         own = [re.escape(token) for token in special_tokens if len(token) > 2]
         self._special = re.compile("|".join([*own, SPECIAL_TOKENS]))
-
-    @property
-    def names(self) -> list[str]:
-        """Every mark that is looked for."""
-        return [*self._phrases, *self._formats]
+        self._counts: dict[bool, Counter[str]] = {True: Counter(), False: Counter()}  # by whether it is preferred
+        self._sizes = {True: 0, False: 0}
 
     def marks(self, text: str) -> list[str]:
-        """Name the marks that a text carries.
+        """Names the marks that a text carries.
 
         >>> Marker().marks("As an AI I cannot help with that.\\n")
         ['the phrase "as an AI"', 'the phrase "I cannot help"', 'trailing white space']
         """
         plain = text.replace("’", "'")
-        found = []
-        if self._any_phrase.search(plain):
-            found = [name for name, one in self._phrases.items() if one.search(plain)]
-        return found + [name for name, one in self._formats.items() if one.search(text)]
+        phrases = self._phrases if self._any_phrase.search(plain) else {}
+        return [name for name, pattern in phrases.items() if pattern.search(plain)] + [
+            name for name, pattern in self._formats.items() if pattern.search(text)
+        ]
 
     def special_token(self, text: str) -> str | None:
-        """The first special token that is written out in a text; None where there is none."""
-        found = self._special.search(text)
-        return found[0] if found else None
+        """Returns the first special token that is written out in a text, or None."""
+        match = self._special.search(text)
+        return match[0] if match else None
+
+    def count(self, text: str, *, preferred: bool) -> None:
+        """Counts the marks of one response."""
+        self._counts[preferred].update(self.marks(text))
+        self._sizes[preferred] += 1
+
+    def leaks(self) -> list[Leak]:
+        """Returns the marks that lean to one side, of the responses counted."""
+        names = [*self._phrases, *self._formats]
+        chosen, rejected = (np.array([self._counts[side][name] for name in names], float) for side in (True, False))
+        return find_leaks(names, chosen, self._sizes[True], rejected, self._sizes[False])
 
 
 LEVEL = 0.01
@@ -217,7 +225,7 @@ class Leak:
     def sentence(self) -> str:
         """Say it, such as ``'"as an AI" is in 31% of rejected and 1% of chosen'``."""
         shares = [(self.chosen, "chosen"), (self.rejected, "rejected")]
-        (more, where), (less, elsewhere) = sorted(shares, key=lambda one: -one[0])
+        (more, where), (less, elsewhere) = sorted(shares, key=lambda share: -share[0])
         return f"{self.mark} is in {percent(more)} of {where} and {percent(less)} of {elsewhere}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -279,33 +287,5 @@ def find_leaks(
         Leak(names[m], float(shares_M[m]), float(others_M[m]), float(effect_M[m]), float(adjusted_M[m]))
         for m in np.flatnonzero(wanted).tolist()
     ]
-    kept = [one for one in leaks if one.one_sided or abs(one.effect) >= SMALL]
-    return sorted(kept, key=lambda one: -abs(one.effect))
-
-
-class MarkCounts:
-    """Counts marks on both sides, one preferred and one other response of each row."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self._names = list(names)
-        self._chosen: Counter[str] = Counter()
-        self._rejected: Counter[str] = Counter()
-        self.size = self.other_size = 0
-
-    def add(self, marks: Sequence[str], preferred: bool) -> None:
-        """Count the marks of one response."""
-        (self._chosen if preferred else self._rejected).update(marks)
-        self.size += preferred
-        self.other_size += not preferred
-
-    def leaks(self) -> list[Leak]:
-        """Marks that lean to one side."""
-        counts = [np.array([side[name] for name in self._names], float) for side in (self._chosen, self._rejected)]
-        return find_leaks(self._names, counts[0], self.size, counts[1], self.other_size)
-
-    def shares(self) -> Mapping[str, tuple[float, float]]:
-        """Share of each mark among the preferred responses and among the others."""
-        return {
-            name: (self._chosen[name] / max(1, self.size), self._rejected[name] / max(1, self.other_size))
-            for name in self._names
-        }
+    kept = [leak for leak in leaks if leak.one_sided or abs(leak.effect) >= SMALL]
+    return sorted(kept, key=lambda leak: -abs(leak.effect))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import logging
+import os
 import random
 import re
 import unicodedata
@@ -36,52 +36,38 @@ from plaudit.schema import (
     row_kind_of,
 )
 
-logger = logging.getLogger("plaudit")
 BATCH = 500
 PEEK = 1000
 """Rows at the start of a stream that decide which columns and which form its rows have."""
 open_rows = partial(open_data, peek=PEEK, keep_readable=True)
 
 
-# --- what training would make of the rows -----------------------------------------------------------------------
+def _plan_reading(source: DataSource) -> tuple[Objective, str | None, RowSchema]:
+    """Decides how to read rows, by the columns of a table or list and by the first rows of a stream.
 
-
-@dataclass(frozen=True)
-class ReadPlan:
-    """How the rows of a source are read."""
-
-    objective: Objective  # what they are for, as training would choose it
-    # why training cannot choose an objective; `objective` is then the one that reads most rows
-    objective_problem: str | None
-    pairs: bool  # whether all rows are pairs
-    tokenized: bool  # whether they come as token ids
-    optional: frozenset[str]  # the optional columns that rows have
-
-
-def plan_reading(source: DataSource) -> ReadPlan:
-    """Decide how rows are read, by the columns of a table or list and by the first rows of a stream."""
+    Returns the objective that training would choose, why it cannot choose one, and what the rows have in common. If it
+    cannot choose, the objective is the one that reads most rows.
+    """
     first = list(itertools.islice(until_broken(source.rows()), PEEK))
     filled = Counter(name for row in first for name, value in row.items() if value is not None)
     # Most rows, not the first: one broken row should not be the measure of the others.
     usual = {name for name in source.columns if source.declared or 2 * filled[name] > len(first)}
     tokenized = is_tokenized(source.columns)
+    columns = frozenset({*PAIR_COLUMNS} & filled.keys())
     if isinstance(source.dataset, Dataset) and not source.renames:
         row_kinds, columns = survey(source.dataset)
-    elif tokenized:
-        row_kinds, columns = frozenset[RowKind](["pairs"]), frozenset({*PAIR_COLUMNS} & filled.keys())
     else:
-        row_kinds = frozenset(row_kind_of(row) for row in first)
-        columns = frozenset({*PAIR_COLUMNS} & filled.keys())
+        row_kinds = frozenset[RowKind](["pairs"] if tokenized else map(row_kind_of, first))
     objective_problem = None
     try:
         name = choose_objective(row_kinds, columns)[0]
     except ConfigError as error:
         objective_problem = error.summary
-        usual_form = Counter(row_kind_of(row) for row in first).most_common(1)[0][0]
-        name = next(iter([*objectives_for([usual_form], columns), *objectives_for([usual_form], [])]))
+        usual_kind = Counter(map(row_kind_of, first)).most_common(1)[0][0]
+        name = next(iter([*objectives_for([usual_kind], columns), *objectives_for([usual_kind], [])]))
     pairs = "response_ids" not in source.columns if tokenized else row_kinds == {"pairs"}
     optional = frozenset({*OPTIONAL_COLUMNS} & usual - ({"prompt"} if tokenized else set()))
-    return ReadPlan(make_objective(name), objective_problem, pairs, tokenized, optional)
+    return make_objective(name), objective_problem, RowSchema(tokenized, pairs, None, optional)
 
 
 # The last of these in the text that responses share is where the responses begin.
@@ -113,34 +99,31 @@ def take_apart(example: Example, prompt: Text | None) -> Parts:
     (('Human: Hi\\n\\nAssistant: ',), ('Hello!', 'Help!'))
     """
     if isinstance(example.responses[0], str):
-        return _of_texts([str(one) for one in example.responses], prompt)
-    responses: list[Sequence[Mapping[str, Any]]] = [one for one in example.responses if not isinstance(one, str)]
-    count = len(prompt) if prompt is not None else _shared_messages(responses)
+        texts = [str(response) for response in example.responses]
+        start = _start_of_responses(texts) if prompt is None else len(prompt)
+        # The beginning that responses share is a prompt only where it names a speaker.
+        known = texts[0][:start] if prompt is not None or _TURN.search(texts[0], 0, start) else ""
+        return Parts((known,) if known else None, 0, tuple(text[start:] for text in texts), (False,) * len(texts))
+    responses: list[Any] = [response for response in example.responses if not isinstance(response, str)]
+    count = 0 if prompt is None else len(prompt)
+    if prompt is None:  # the messages that all responses begin with, up to the last question
+        for index, messages in enumerate(zip(*responses, strict=False)):
+            if any(message != messages[0] for message in messages):
+                break
+            if messages[0]["role"] == "user":
+                count = index + 1
     head = responses[0][:count]
     return Parts(
-        prompt=tuple(message_text(one) for one in head) if count else None,
-        system=sum(one["role"] == "system" for one in head),
-        responses=tuple("\n".join(message_text(message) for message in one[count:]) for one in responses),
-        calls=tuple(bool(one[-1].get("tool_calls")) for one in responses),
+        prompt=tuple(message_text(message) for message in head) if count else None,
+        system=sum(message["role"] == "system" for message in head),
+        responses=tuple("\n".join(message_text(message) for message in messages[count:]) for messages in responses),
+        calls=tuple(bool(messages[-1].get("tool_calls")) for messages in responses),
     )
-
-
-def _of_texts(responses: Sequence[str], prompt: Text | None) -> Parts:
-    if prompt is not None:
-        start, known = len(prompt), str(prompt)
-    else:
-        start = _start_of_responses(responses)
-        known = responses[0][:start] if start and _TURN.search(responses[0], 0, start) else ""
-    calls = (False,) * len(responses)
-    return Parts((known,) if known else None, 0, tuple(one[start:] for one in responses), calls)
 
 
 def _start_of_responses(responses: Sequence[str]) -> int:
     """Finds where the responses begin: after the last turn marker that all share, or at the first differing word."""
-    shortest, longest = min(responses), max(responses)
-    shared = next((n for n, (a, b) in enumerate(zip(shortest, longest, strict=False)) if a != b), len(shortest))
-    if len(responses) == 1:
-        shared = len(shortest)
+    shared = len(os.path.commonprefix(responses))  # noqa: RUF071  (texts, not paths)
     turns = [match.end() for match in _TURN.finditer(responses[0], 0, shared)]
     if turns:
         return turns[-1]
@@ -149,17 +132,6 @@ def _start_of_responses(responses: Sequence[str]) -> int:
     while shared and not responses[0][shared - 1].isspace():
         shared -= 1
     return shared
-
-
-def _shared_messages(responses: Sequence[Sequence[Mapping[str, Any]]]) -> int:
-    """Number of messages that all responses begin with, up to the last question."""
-    shared = 0
-    for messages in zip(*responses, strict=False):
-        if any(message != messages[0] for message in messages):
-            break
-        shared += 1
-    questions = [index for index in range(shared) if responses[0][index]["role"] == "user"]
-    return questions[-1] + 1 if questions else 0
 
 
 def message_text(message: Mapping[str, Any]) -> str:
@@ -199,21 +171,11 @@ MOST_COMPARISONS = 8
 
 
 @dataclass(frozen=True)
-class SampledRow:
-    """A row of the sample."""
-
-    number: int  # its index in the data set
-    prompt_key: int  # A number for its prompt
-    responses: tuple[str, ...]  # its responses without their prompt, cut at :data:`MOST_CHARACTERS`
-    ratings: tuple[float, ...]  # how good each is
-
-
-@dataclass(frozen=True)
 class Comparison:
     """A better and a worse response."""
 
     row: int  # the row that says so
-    prompt_key: int  # A number for its prompt
+    prompt_key: int  # a number for its prompt
     better: str  # text of the better response
     worse: str  # text of the worse one
 
@@ -223,36 +185,30 @@ class Sample:
 
     def __init__(self, size: int, seed: int) -> None:
         self._size, self._random = size, random.Random(seed)
-        self._rows: list[SampledRow] = []
+        self._rows: list[CheckedRow] = []
         self.seen = 0
 
     def add(self, row: CheckedRow) -> None:
-        """Offer a row."""
+        """Offers a row; of one that is drawn, :data:`MOST_RESPONSES` are kept, cut at :data:`MOST_CHARACTERS`."""
         if row.sides is None or row.parts is None:
             return
         self.seen += 1
-        if len(self._rows) < self._size:
-            self._rows.append(self._taken(row))
+        position = len(self._rows) if len(self._rows) < self._size else self._random.randrange(self.seen)
+        if position >= self._size:
             return
-        index = self._random.randrange(self.seen)
-        if index < self._size:
-            self._rows[index] = self._taken(row)
-
-    def _taken(self, row: CheckedRow) -> SampledRow:
-        assert row.parts is not None
-        indices = list(range(len(row.ratings)))
-        if len(indices) > MOST_RESPONSES and row.sides is not None:
+        indices: Sequence[int] = range(len(row.ratings))
+        if len(indices) > MOST_RESPONSES:
             others = [index for index in indices if index not in row.sides]
             indices = [*row.sides, *self._random.sample(others, MOST_RESPONSES - 2)]
-        return SampledRow(
-            row.number,
-            row.prompt_key,
-            tuple(row.parts.responses[index][:MOST_CHARACTERS] for index in indices),
-            tuple(row.ratings[index] for index in indices),
-        )
+        responses = tuple(row.parts.responses[index][:MOST_CHARACTERS] for index in indices)
+        ratings = tuple(row.ratings[index] for index in indices)
+        parts = Parts(None, 0, responses, ())
+        self._rows[position : position + 1] = [
+            CheckedRow(row.number, ratings=ratings, prompt_key=row.prompt_key, parts=parts)
+        ]
 
     @property
-    def rows(self) -> list[SampledRow]:
+    def rows(self) -> list[CheckedRow]:
         """The rows drawn, in the order of the data set."""
         return sorted(self._rows, key=lambda row: row.number)
 
@@ -264,8 +220,9 @@ class Sample:
         comparisons = []
         for row in rows:
             pairs = comparisons_of(row.ratings)
+            texts = row.parts.responses if row.parts is not None else ()
             for better, worse in pairs if len(pairs) <= each else draw.sample(pairs, each):
-                comparisons.append(Comparison(row.number, row.prompt_key, row.responses[better], row.responses[worse]))
+                comparisons.append(Comparison(row.number, row.prompt_key, texts[better], texts[worse]))
         return comparisons
 
 
@@ -292,72 +249,88 @@ class CheckedRow:
 
     @property
     def sides(self) -> tuple[int, int] | None:
-        """Places of a best and a worst response; None where no two differ."""
+        """Indices of a best and a worst response; None where no two differ."""
         if len(self.ratings) < 2 or max(self.ratings) == min(self.ratings):
             return None
         return self.ratings.index(max(self.ratings)), self.ratings.index(min(self.ratings))
 
 
-def _checked(row: PreparedRow, prompt: Text | None) -> CheckedRow:
-    label, example = row.label, cast(Example, row.example)
-    if example.response_ids is not None:
-        parts, keys = None, tuple(key_of(ids) for ids in example.response_ids)
-    else:
-        parts = take_apart(example, prompt)
-        beside = (example.tools, example.chat_template_kwargs)
-        keys = tuple(key_of(response, beside) for response in example.responses)
-    ratings = ratings_of(label)
-    # The order in which a row lists its responses says nothing.
-    row_key = key_of(sorted(zip(keys, ratings, strict=True)), (label.margin, label.preference_prob, label.weight))
-    prompt_key = prompt_key_of(parts, keys) if parts is not None else row.prompt % 2**64
-    lengths = tuple(row.lengths)
-    return CheckedRow(row.index, None, int(row.flags), row.row_kind, ratings, keys, row_key, prompt_key, lengths, parts)
-
-
 def prompt_key_of(parts: Parts, keys: Sequence[int], *, system: bool = True) -> int:
-    """A number for a prompt, up to case and white space; for the whole row where there is no prompt to be told."""
+    """A number for a prompt, up to case and white space; for the whole row where no prompt is known."""
     if parts.prompt is None:
         return key_of("row", sorted(keys))
-    texts = parts.prompt if system else parts.prompt[parts.system :]
-    return key_of("prompt", [normalized(text) for text in texts])
+    return key_of("prompt", [normalized(text) for text in parts.prompt[0 if system else parts.system :]])
 
 
 class RowReader:
     """Reads the rows of a source, one batch after the other."""
 
     def __init__(
-        self, source: DataSource, plan: ReadPlan, tokenizer: PreTrainedTokenizerBase | None, max_length: int | None
+        self, source: DataSource, tokenizer: PreTrainedTokenizerBase | None = None, max_length: int | None = None
     ) -> None:
-        self._source, self._plan, self.broken = source, plan, source.broken
+        objective, self.objective_problem, self._schema = _plan_reading(source)
+        self.tokenized = self._schema.tokenized
+        if max_length is not None and tokenizer is None and not self.tokenized:
+            raise ConfigError("`max_length` counts tokens, and there is no tokenizer", fix="Name the model as well.")
+        self._source, self.broken = source, source.broken
         self.tokenizer, self.max_length = tokenizer, max_length
         self._most: bool | None = None
         self._preparer = RowPreparer(
-            None if plan.tokenized else tokenizer,
+            None if self.tokenized else tokenizer,
             max_length,
             "drop",
-            objective=plan.objective,
-            schema=RowSchema(plan.tokenized, plan.pairs, None, plan.optional),
+            objective=objective,
+            schema=self._schema,
             dataset_name=source.name,
             features=source.features,
         )
 
     def __iter__(self) -> Iterator[CheckedRow]:
-        start = 0
-        for batch in self._batches():
+        rows = self._readable_rows()
+        for start in itertools.count(step=BATCH):
+            batch = list(itertools.islice(rows, BATCH))
+            if not batch:
+                return
             yield from self._check(batch, start)
-            start += len(batch)
+
+    def _readable_rows(self) -> Iterator[dict[str, Any]]:
+        try:
+            yield from self._source.rows()
+        except DataError as error:
+            self.broken = self.broken or error
 
     def _check(self, batch: Sequence[Mapping[str, Any]], start: int) -> Iterator[CheckedRow]:
         # A generator per batch: its prepared rows are freed before the next batch is read.
         rows = [self._preparer.read(raw, start + index) for index, raw in enumerate(batch)]
-        if not self._plan.tokenized:
+        if not self.tokenized:
             self._require_one_form(rows)
         self._preparer.encode(rows)
         for raw, row in zip(batch, rows, strict=True):
             if row.error is not None:
                 yield CheckedRow(row.index, row.error)
+                continue
+            label, example = row.label, cast(Example, row.example)
+            if example.response_ids is not None:
+                parts, keys = None, tuple(key_of(ids) for ids in example.response_ids)
             else:
-                yield _checked(row, raw.get("prompt") if "prompt" in self._plan.optional else None)
+                parts = take_apart(example, raw.get("prompt") if "prompt" in self._schema.optional else None)
+                beside = (example.tools, example.chat_template_kwargs)
+                keys = tuple(key_of(response, beside) for response in example.responses)
+            ratings = ratings_of(label)
+            yield CheckedRow(
+                row.index,
+                flags=int(row.flags),
+                row_kind=row.row_kind,
+                ratings=ratings,
+                keys=keys,
+                # The order in which a row lists its responses says nothing.
+                row_key=key_of(
+                    sorted(zip(keys, ratings, strict=True)), (label.margin, label.preference_prob, label.weight)
+                ),
+                prompt_key=row.prompt % 2**64 if parts is None else prompt_key_of(parts, keys),
+                lengths=tuple(row.lengths),
+                parts=parts,
+            )
 
     def _require_one_form(self, rows: Sequence[PreparedRow]) -> None:
         """Refuses rows of another form than most of the first batch have."""
@@ -371,16 +344,3 @@ class RowReader:
                 message = f"is {names[forms[row.index]]}, but most rows have {names[self._most]}"
                 fix = "Give all rows of a data set in one form, or split it into two data sets."
                 row.error = DataError(message, row=row.index, field="chosen", dataset=self._source.name, fix=fix)
-
-    def _batches(self) -> Iterator[list[dict[str, Any]]]:
-        batch: list[dict[str, Any]] = []
-        try:
-            for row in self._source.rows():
-                batch.append(row)
-                if len(batch) == BATCH:
-                    yield batch
-                    batch = []
-        except DataError as error:
-            self.broken = self.broken or error
-        if batch:
-            yield batch

@@ -27,25 +27,16 @@ MOST_WORDS = 200_000
 """Words and pairs of words that are counted: the most frequent."""
 
 
-@dataclass(frozen=True)
-class WordCounts:
-    """Counts of words and pairs of words in P comparisons."""
+def count_words(better: Sequence[str], worse: Sequence[str]) -> tuple[Any, Any, Any]:
+    """Counts the words and pairs of words that occur in at least two responses of P comparisons.
 
-    better: Any  # counts in the better response of each, a sparse matrix of shape (P, W)
-    worse: Any  # counts in the worse one
-    words: np.ndarray  # the W words and pairs of words
-
-    @classmethod
-    def of(cls, better: Sequence[str], worse: Sequence[str]) -> WordCounts:
-        """Count the words and pairs of words that occur in at least two responses."""
-        vectorizer = _vectorizer().fit([*better, *worse])
-        return cls(vectorizer.transform(better), vectorizer.transform(worse), vectorizer.get_feature_names_out())
-
-
-def _vectorizer() -> Any:
+    Returns the fitted vectorizer, and the counts in the better and in the worse responses: sparse, shape (P, W).
+    """
     from sklearn.feature_extraction.text import CountVectorizer
 
-    return CountVectorizer(ngram_range=(1, 2), token_pattern=WORD, min_df=2, max_features=MOST_WORDS)
+    vectorizer = CountVectorizer(ngram_range=(1, 2), token_pattern=WORD, min_df=2, max_features=MOST_WORDS)
+    vectorizer.fit([*better, *worse])
+    return vectorizer, vectorizer.transform(better), vectorizer.transform(worse)
 
 
 def out_of_fold(differences: Any, groups: Sequence[int], *, folds: int = 5, seed: int = 0) -> np.ndarray | None:
@@ -101,8 +92,8 @@ class BagOfWords:
     @classmethod
     def fit(cls, better: Sequence[str], worse: Sequence[str], groups: Sequence[int], *, seed: int = 0) -> BagOfWords:
         """Fit on comparisons."""
-        vectorizer = _vectorizer().fit([*better, *worse])
-        model = fit_bradley_terry(vectorizer.transform(better) - vectorizer.transform(worse), groups, seed=seed)
+        vectorizer, better_counts, worse_counts = count_words(better, worse)
+        model = fit_bradley_terry(better_counts - worse_counts, groups, seed=seed)
         return cls(vectorizer, model.coef_[0], len(better))
 
     def rewards(self, texts: Sequence[str]) -> np.ndarray:
@@ -134,7 +125,7 @@ class Shortcut:
 
     @classmethod
     def of(cls, name: str, right: float, rows: int, note: str = "") -> Shortcut:
-        """Make one from counts."""
+        """Makes one from counts."""
         return cls(name, right / rows, *wilson_interval(right, rows), rows, note)
 
 
@@ -159,44 +150,34 @@ class Lengths:
         pairs = comparisons_of(row.ratings)
         if not pairs:
             return
-        if row.parts is not None:
-            sizes: Sequence[int] = [len(response) for response in row.parts.responses]
-        else:
-            sizes = row.lengths
+        sizes = row.lengths if row.parts is None else [len(response) for response in row.parts.responses]
         wins = [(sizes[i] > sizes[j]) + 0.5 * (sizes[i] == sizes[j]) for i, j in pairs]
         self._right += sum(wins) / len(wins)
         self._ties += all(win == 0.5 for win in wins)
         self._rows += 1
 
-    def shortcut(self) -> Shortcut | None:
-        """The rule "the longer is the better one"; None where no row compares."""
-        if not self._rows:
-            return None
+    def shortcuts(self) -> list[Shortcut]:
+        """The rule "the longer is the better one", in a list that is empty where no row compares."""
         note = f"{self._ties / self._rows:.0%} equally long" if self._ties else ""
-        return Shortcut.of("always the longer", self._right, self._rows, note)
+        return [Shortcut.of("always the longer", self._right, self._rows, note)] if self._rows else []
 
 
-@dataclass(frozen=True)
-class Words:
-    """Result of fitting the bag of words to a sample of rows."""
+def read_words(sample: Sample, *, seed: int = 0) -> tuple[Shortcut, list[Suspect], list[Leak]] | None:
+    """Fits bag-of-words models to a sample of rows; None where there is too little to fit.
 
-    shortcut: Shortcut  # the bag-of-words model, judged on prompts it was not fitted on
-    suspects: list[Suspect]  # rows it contradicts most, the clearest first
-    leaks: list[Leak]  # words and pairs of words of one side
-
-
-def read_words(sample: Sample, *, seed: int = 0) -> Words | None:
-    """Fits bag-of-words models to a sample of rows; None where there is too little to fit."""
+    Returns how they do on prompts that they were not fitted on, the rows that they contradict most, the clearest
+    first, and the words and pairs of words of one side.
+    """
     comparisons = sample.comparisons()
     if len(comparisons) < LEAST_COMPARISONS:
         return None
     try:
-        counts = WordCounts.of([pair.better for pair in comparisons], [pair.worse for pair in comparisons])
+        vectorizer, *counts = count_words([pair.better for pair in comparisons], [pair.worse for pair in comparisons])
     except ValueError as error:  # no word occurs twice
         logger.info("No bag of words: %s", error)
         return None
     prompts = [pair.prompt_key for pair in comparisons]
-    probabilities_P = out_of_fold(counts.better - counts.worse, prompts, seed=seed)
+    probabilities_P = out_of_fold(counts[0] - counts[1], prompts, seed=seed)
     if probabilities_P is None:
         return None
     _, firsts, row_of = np.unique([pair.row for pair in comparisons], return_index=True, return_inverse=True)
@@ -206,36 +187,27 @@ def read_words(sample: Sample, *, seed: int = 0) -> Words | None:
     note = "words and pairs of words, cross-validated by prompt"
     if drawn < sample.seen:
         note += f"; on {drawn:,} of {sample.seen:,} rows, drawn at random"
-    return Words(
-        Shortcut.of("bag of words", float(right.sum()), drawn, note),
-        _suspects(comparisons, probabilities_P),
-        # One comparison of each row: those of one row are not independent.
-        _leaking_words(counts, firsts) + _leaking_openings([comparisons[index] for index in firsts]),
-    )
-
-
-def _suspects(comparisons: Sequence[Comparison], probabilities_P: np.ndarray) -> list[Suspect]:
-    named: dict[int, Suspect] = {}
+    suspects: dict[int, Suspect] = {}
     for index in np.argsort(probabilities_P, kind="stable").tolist():
         pair, probability = comparisons[index], float(probabilities_P[index])
-        if probability >= 0.5 or len(named) == SUSPECTS:
+        if probability >= 0.5 or len(suspects) == SUSPECTS:
             break
-        named.setdefault(pair.row, Suspect(pair.row, probability, pair.better[:400], pair.worse[:400]))
-    return list(named.values())
+        suspects.setdefault(pair.row, Suspect(pair.row, probability, pair.better[:400], pair.worse[:400]))
+    # One comparison of each row: those of one row are not independent.
+    words = _leaking_words(vectorizer.get_feature_names_out().tolist(), [side[firsts] for side in counts])
+    openings = _leaking_openings([comparisons[index] for index in firsts])
+    shortcut = Shortcut.of("bag of words", float(right.sum()), drawn, note)
+    return shortcut, list(suspects.values()), words + openings
 
 
-def _leaking_words(counts: WordCounts, indices: np.ndarray) -> list[Leak]:
+def _leaking_words(words: Sequence[str], counts: Sequence[Any]) -> list[Leak]:
     """Words and pairs of words that occur in responses of nearly one side only."""
-    size = len(indices)
-    chosen_W, rejected_W = (
-        np.asarray((side[indices] > 0).sum(axis=0), float).reshape(-1) for side in (counts.better, counts.worse)
-    )
-    leaks = find_leaks(counts.words.tolist(), chosen_W, size, rejected_W, size)
-    clear = [leak for leak in leaks if leak.one_sided]
+    size = counts[0].shape[0]
+    chosen_W, rejected_W = (np.asarray((side > 0).sum(axis=0), float).reshape(-1) for side in counts)
+    clear = [leak for leak in find_leaks(words, chosen_W, size, rejected_W, size) if leak.one_sided]
     # A pair of words says more than one of its words that occurs as often.
     clear.sort(key=lambda leak: (-round(abs(leak.effect), 2), -len(leak.mark)))
-    named = [replace(leak, mark=f'the text "{leak.mark}"') for leak in clear]
-    return distinct(named)[:WORDS_LEAKING]
+    return distinct([replace(leak, mark=f'the text "{leak.mark}"') for leak in clear])[:WORDS_LEAKING]
 
 
 def distinct(leaks: Sequence[Leak]) -> list[Leak]:
