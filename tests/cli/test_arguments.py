@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from plaudit.cli.build import (
-    KINDS,
     TRAIN,
     build_trainer,
     make_peft_config,
@@ -17,6 +16,7 @@ from plaudit.cli.build import (
     parse_arguments,
 )
 from plaudit.errors import ConfigError
+from plaudit.training.config import RewardConfig
 from plaudit.training.setup import load_model_and_tokenizer
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "train.yaml"
@@ -31,7 +31,7 @@ def write(tmp_path, text):
 
 def test_both_spellings():
     for name in ("--dataset_name", "--dataset-name"):
-        assert parse_arguments([name, "pairs.jsonl", *BASE]).data.dataset_name == "pairs.jsonl"
+        assert parse_arguments([name, "pairs.jsonl", *BASE]).dataset_name == "pairs.jsonl"
 
 
 REFERENCE_FLAGS = """
@@ -46,26 +46,29 @@ REFERENCE_FLAGS = """
 
 def test_names_of_the_reference_command_line():
     settings = parse_arguments([*REFERENCE_FLAGS.split(), *BASE])
-    assert dataclasses.astuple(settings.model) == ("m", "r", "bfloat16", "eager")
-    assert dataclasses.astuple(settings.data) == ("d", None, "c", "a", "b", True, None)
-    assert settings.adapter.lora_target_parameters == ["experts"]
-    assert settings.quantization.bnb_4bit_quant_storage == "bfloat16"
-    assert settings.adapter.lora_target_modules == ["q_proj", "v_proj"]
-    assert (settings.adapter.lora_r, settings.adapter.lora_alpha, settings.adapter.lora_dropout) == (
+    model = (settings.model_name_or_path, settings.model_revision, settings.dtype, settings.attn_implementation)
+    assert model == ("m", "r", "bfloat16", "eager")
+    assert (settings.dataset_name, settings.datasets, settings.dataset_config) == ("d", None, "c")
+    splits = (settings.dataset_train_split, settings.dataset_test_split, settings.eval_fraction)
+    assert splits == ("a", "b", None)
+    assert settings.dataset_streaming is True
+    assert settings.lora_target_parameters == ["experts"]
+    assert settings.bnb_4bit_quant_storage == "bfloat16"
+    assert settings.lora_target_modules == ["q_proj", "v_proj"]
+    assert (settings.lora_r, settings.lora_alpha, settings.lora_dropout) == (
         8,
         4,
         0.1,
     )
-    assert settings.adapter.use_rslora
-    assert settings.adapter.use_dora
-    assert settings.quantization.load_in_4bit
-    assert settings.quantization.bnb_4bit_quant_type == "fp4"
+    assert settings.use_rslora
+    assert settings.use_dora
+    assert settings.load_in_4bit
+    assert settings.bnb_4bit_quant_type == "fp4"
     assert settings.config.center_rewards_coefficient == 0.01
 
 
 def test_every_field_of_the_config_is_a_setting():
-    for kind in KINDS:
-        assert {one.name for one in dataclasses.fields(kind) if one.init} <= TRAIN.settings.keys()
+    assert {field.name for field in dataclasses.fields(RewardConfig) if field.init} <= TRAIN.settings.keys()
 
 
 def test_help_puts_plaudits_own_settings_first(capsys):
@@ -94,7 +97,7 @@ def test_the_output_folder_is_named_after_the_model():
 def test_none_empties_a_number():
     settings = parse_arguments(["--max_length", "none", "--eval_fraction=None", *BASE])
     assert settings.config.max_length is None
-    assert settings.data.eval_fraction is None
+    assert settings.eval_fraction is None
 
 
 def test_a_bare_switch_without_default_means_true():
@@ -161,12 +164,12 @@ def test_yaml_values_of_every_kind(tmp_path):
         )
     )
     config = settings.config
-    assert settings.model.model_name_or_path == "m"
+    assert settings.model_name_or_path == "m"
     assert (config.learning_rate, config.max_length, config.gradient_checkpointing) == (3e-5, None, False)
     assert config.model_init_kwargs == {"dtype": "bfloat16"}
     assert config.lr_scheduler_kwargs == {"num_cycles": 2}
-    assert settings.adapter.use_peft
-    assert settings.adapter.lora_target_modules == ["q_proj", "v_proj"]
+    assert settings.use_peft
+    assert settings.lora_target_modules == ["q_proj", "v_proj"]
 
 
 def test_flags_win_over_the_file(tmp_path):
@@ -175,7 +178,7 @@ def test_flags_win_over_the_file(tmp_path):
     assert settings.config.learning_rate == 2e-5
     assert settings.config.max_length is None
     assert settings.config.seed == 3
-    assert parse_arguments([*arguments, "--use_peft", "false"]).adapter.use_peft is False
+    assert parse_arguments([*arguments, "--use_peft", "false"]).use_peft is False
 
 
 @pytest.mark.parametrize(
@@ -207,7 +210,7 @@ def test_a_file_that_is_not_there():
 
 def test_the_example_can_be_read():
     settings = parse_arguments(["--config", str(EXAMPLE), "--use_cpu"])
-    assert settings.data.eval_fraction == 0.1
+    assert settings.eval_fraction == 0.1
     assert settings.config.eval_strategy == "epoch"
 
 
@@ -216,7 +219,7 @@ def test_the_example_can_be_read():
 
 def kwargs_of(*arguments):
     settings = parse_arguments([*arguments, *BASE])
-    return model_init_kwargs(settings.model, settings.config)
+    return model_init_kwargs(settings)
 
 
 def test_model_flags_become_arguments_of_from_pretrained():
@@ -244,7 +247,7 @@ def test_a_flag_that_contradicts_model_init_kwargs(flag, given):
 
 
 def quantization_of(*arguments):
-    return make_quantization_config(parse_arguments([*arguments, *BASE]).quantization, {})
+    return make_quantization_config(parse_arguments([*arguments, *BASE]), {})
 
 
 def test_quantisation_without_a_gpu(monkeypatch):
@@ -271,7 +274,7 @@ def test_quantisation_config(monkeypatch):
     made = []
     monkeypatch.setattr("plaudit.cli.build.BitsAndBytesConfig", lambda **kwargs: made.append(kwargs) or "bits")
     settings = parse_arguments(["--load_in_4bit", "--use_bnb_nested_quant", *BASE])
-    assert make_quantization_config(settings.quantization, {"dtype": "float16"}) == "bits"
+    assert make_quantization_config(settings, {"dtype": "float16"}) == "bits"
     assert made == [
         {
             "load_in_4bit": True,
@@ -284,7 +287,7 @@ def test_quantisation_config(monkeypatch):
 
 def test_quantisation_goes_to_the_trainer_which_refuses_a_second_one(monkeypatch, tmp_path):
     monkeypatch.setattr("plaudit.cli.build.make_quantization_config", lambda settings, kwargs: "bits")
-    monkeypatch.setattr("plaudit.cli.build.load_data", lambda data, config: ("rows", None))
+    monkeypatch.setattr("plaudit.cli.build.load_data", lambda settings: ("rows", None))
     made = []
     monkeypatch.setattr("plaudit.cli.build.RewardTrainer", lambda *args, **more: made.append(more))
     flags = ["--dataset_name", "d", "--model_name_or_path", "m", "--use_cpu", "--output_dir", str(tmp_path / "out")]
@@ -304,10 +307,10 @@ def test_quantisation_goes_to_the_trainer_which_refuses_a_second_one(monkeypatch
 def test_adapter():
     pytest.importorskip("peft")
     settings = parse_arguments(["--use_peft", "--lora_target_modules", "all-linear", "--use_rslora", *BASE])
-    config = make_peft_config(settings.adapter)
+    config = make_peft_config(settings)
     assert (config.r, config.lora_alpha, config.lora_dropout) == (16, 32, 0.05)
     assert (config.target_modules, config.use_rslora, config.task_type) == ("all-linear", True, "SEQ_CLS")
-    assert make_peft_config(parse_arguments(BASE).adapter) is None
+    assert make_peft_config(parse_arguments(BASE)) is None
 
 
 @pytest.mark.parametrize(
@@ -321,4 +324,4 @@ def test_adapter():
 def test_target_modules_are_names_or_one_pattern(given, passed):
     pytest.importorskip("peft")
     settings = parse_arguments(["--use_peft", "--lora_target_modules", *given, *BASE])
-    assert make_peft_config(settings.adapter).target_modules == passed
+    assert make_peft_config(settings).target_modules == passed

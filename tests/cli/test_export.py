@@ -113,7 +113,7 @@ def test_help_lists_every_setting(plaudit):
     assert code == 0
     for name in ("--output", "--merge", "--dtype", "--normalize", "--temperature", "--raw", "--overwrite"):
         assert name in out
-    assert {"--no_merge", "--split", "--revision"} <= set(EXPORT.option_names())
+    assert {"--no_merge", "--split", "--revision"} <= set(EXPORT.options)
 
 
 def test_temperatures():

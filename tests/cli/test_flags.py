@@ -9,7 +9,7 @@ from typing import Literal
 
 import pytest
 
-from plaudit.cli.arguments import LOAD, Command, about, declared, own, section, section_of
+from plaudit.cli.arguments import LOAD, Command, Section, Setting, about, declared, section_of
 from plaudit.cli.main import COMMANDS, command_of
 from plaudit.errors import ConfigError
 
@@ -49,7 +49,7 @@ COMMAND = Command(
     notes=("A note [in brackets].",),
     words=("model", "input"),
     sections=(
-        section(
+        Section(
             "Files",
             "Where to write.",
             WRITE,
@@ -59,10 +59,10 @@ COMMAND = Command(
             least="Least reward.",
             kind="Kind.",
             random_seed=about("Seed.", parameter="seed"),
-            sort_rows=own("Sort.", bool, True, aliases=["--order"], words={"sorted": True, "given": False}),
-            keep=own("Keep.", bool, "stored", switch=("stored", None), words={"none": None}),
+            sort_rows=Setting("Sort.", bool, True, aliases=["--order"], words={"sorted": True, "given": False}),
+            keep=Setting("Keep.", bool, "stored", switch=("stored", None), words={"none": None}),
         ),
-        section_of("Choice", "What to do.", Choice),
+        section_of("Choice", "What to do.", Choice, Choice.__annotations__),
     ),
 )
 
@@ -222,8 +222,8 @@ def test_every_command_declares_settings_with_help_and_no_name_twice():
     for name in COMMANDS:
         command, _ = command_of(name)
         assert command.name == name
-        names = command.option_names()
-        assert len(names) == len(set(names)), name
+        spellings = sum(len(setting.options) + len(setting.negations) for setting in command.settings.values())
+        assert len(command.options) == spellings, name
         assert all(setting.help for setting in command.settings.values()), name
         example = next(line for line in command.examples if line.startswith(f"plaudit {name}"))
         command.read(example.removesuffix("\\").split()[2:])

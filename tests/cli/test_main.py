@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -34,6 +35,17 @@ def test_help_lists_every_command(arguments, capsys):
 def test_version(capsys):
     assert entry.main(["--version"]) == 0
     assert capsys.readouterr().out == f"plaudit {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["serve", "--help"]])
+def test_a_closed_pipe_ends_silently(arguments):
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = subprocess.run(
+        [sys.executable, "-m", "plaudit", *arguments], stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False
+    )
+    os.close(writer)
+    assert result.stderr == b""
 
 
 def test_unknown_command_names_the_near_miss(capsys):

@@ -98,12 +98,12 @@ max_steps: 5
 
 def test_the_references_names_in_yaml_and_on_the_command_line(config, monkeypatch):
     monkeypatch.setenv("PLAUDIT_TEST_VARIABLE", "0")
-    data = parse_arguments([*config(REFERENCE_YAML), "--use_cpu"]).data
+    data = parse_arguments([*config(REFERENCE_YAML), "--use_cpu"])
     assert [part["path"] for part in data.datasets] == ["a.jsonl", "owner/name"]
     assert (data.dataset_streaming, data.eval_fraction) == (True, 0.2)
     assert os.environ["PLAUDIT_TEST_VARIABLE"] == "1"
     flags = ["--datasets", "a.jsonl", '{"path": "b.jsonl"}', "--streaming", "false", "--test-split-size=0.3"]
-    data = parse_arguments([*config(REFERENCE_YAML), *flags, "--use_cpu"]).data
+    data = parse_arguments([*config(REFERENCE_YAML), *flags, "--use_cpu"])
     assert data.datasets == ["a.jsonl", '{"path": "b.jsonl"}']
     assert (data.dataset_streaming, data.eval_fraction) == (False, 0.3)
 

@@ -11,8 +11,8 @@ BASE = ["--use_cpu", "--output_dir", "out"]
 
 
 def values_of(settings, names):
-    owners = (settings.config, settings.adapter, settings.data, settings.model)
-    return {name: next(getattr(one, name) for one in owners if hasattr(one, name)) for name in names}
+    values = {**vars(settings), **vars(settings.config)}
+    return {name: values[name] for name in names}
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -21,28 +21,28 @@ def test_a_preset_sets_what_it_says(name):
     assert values.keys() <= TRAIN.settings.keys()
     settings = parse_arguments(["--preset", name, *BASE])
     assert values_of(settings, values) == dict(values)
-    assert settings.run.preset == name
+    assert settings.preset == name
     plain = parse_arguments(BASE)
     others = {"lora_dropout", "weight_decay", "max_grad_norm", "seed", "eval_fraction", "dtype"}
     assert values_of(settings, others) == values_of(plain, others)
-    assert plain.run.preset is None
+    assert plain.preset is None
 
 
 def test_the_file_wins_over_the_preset_and_flags_over_both(tmp_path):
     path = tmp_path / "train.yaml"
     path.write_text("preset: quick\nlearning_rate: 3.0e-4\nlora_r: 4\nuse_peft: false\nlora_target_modules: null\n")
     settings = parse_arguments(["--config", str(path), "--lora_r", "2", "--save_total_limit", "none", *BASE])
-    assert settings.run.preset == "quick"
+    assert settings.preset == "quick"
     assert settings.config.learning_rate == 3e-4
     assert settings.config.save_total_limit is None
-    assert (settings.adapter.lora_r, settings.adapter.use_peft, settings.adapter.lora_target_modules) == (
+    assert (settings.lora_r, settings.use_peft, settings.lora_target_modules) == (
         2,
         False,
         None,
     )
     assert settings.config.gradient_accumulation_steps == 4
     other = parse_arguments(["--config", str(path), "--preset=full", *BASE])
-    assert other.run.preset == "full"
+    assert other.preset == "full"
     assert other.config.gradient_accumulation_steps == 8
     assert other.config.learning_rate == 3e-4
 

@@ -66,7 +66,7 @@ def test_settings_that_a_section_names_exist():
     unknown = set()
     for name in DECLARED:
         section = re.search(rf"^## {name}\n(.*?)(?=^## |\Z)", PAGE, flags=re.MULTILINE | re.DOTALL)[1]
-        known = set(command_of(name)[0].option_names())
+        known = set(command_of(name)[0].options)
         named = set(re.findall(r"--[a-z_-]+[a-z]", section)) - {"--standalone", "--nproc_per_node"}
         unknown |= {f"{name} {setting}" for setting in named - known}
     assert unknown == set()

@@ -87,6 +87,6 @@ def rows_of(path):
 
 
 def test_settings_and_tolerances_on_the_page_exist():
-    assert set(re.findall(r"--[a-z_]+", PAGE)) - {"--runner"} <= set(EXPORT.option_names())
+    assert set(re.findall(r"--[a-z_]+", PAGE)) - {"--runner"} <= set(EXPORT.options)
     assert "by 1e-4 where weights are stored in float32, 0.01\nin float16 and 0.05 in bfloat16" in PAGE
     assert TOLERANCE == {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.05}

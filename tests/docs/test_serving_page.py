@@ -41,7 +41,7 @@ def test_commands_of_curl_are_answered(model):
 
 
 def test_settings_and_metrics_exist(model):
-    known = {*SERVE.option_names(), "--help", "--reward"}
+    known = {*SERVE.options, "--help", "--reward"}
     ours = PAGE.partition("## The checkpoint on other servers")[0]
     assert set(re.findall(r"--[a-z_]+", ours)) - {"--remote_rm_url"} <= known
     with LiveServer(model) as server:

@@ -60,7 +60,7 @@ def test_the_commands_run(run):
 
 
 def test_settings_and_numbers_are_true():
-    known = {*VERIFY.option_names(), *(f"--{name}" for name in RewardConfig.__dataclass_fields__)}
+    known = {*VERIFY.options, *(f"--{name}" for name in RewardConfig.__dataclass_fields__)}
     assert set(re.findall(r"`(--[a-z_]+)", PAGE)) <= known
     assert FILE_NAME in PAGE
     assert (RewardConfig("out").golden_rows, "eight responses" in PAGE) == (8, True)

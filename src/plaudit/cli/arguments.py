@@ -17,6 +17,7 @@ import importlib
 import json
 import re
 import sys
+import textwrap
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,10 +40,10 @@ _VALUE_NAMES = {bool: "", int: "N", float: "X", dict: "JSON"}
 class Setting:
     """One setting of a command."""
 
-    name: str
     help: str
-    hint: Any = str
+    hint: Any = str | None
     default: Any = None  # MISSING: the setting is required
+    name: str = ""  # its keyword in a `Section`
     target: str = ""  # the function or class that takes it; empty: the command itself
     parameter: str = ""  # its name there
     aliases: Sequence[str] = ()  # further spellings, with their hyphens
@@ -59,6 +60,11 @@ class Setting:
         return typing.get_args(self.hint) if is_union else (self.hint,)
 
     @functools.cached_property
+    def classes(self) -> list[Any]:
+        """Classes of the types: ``list`` of ``list[str]``."""
+        return [typing.get_origin(hint) or hint for hint in self.types]
+
+    @functools.cached_property
     def items(self) -> list[Any]:
         """Types of the items where several values follow the setting; empty where it has one value."""
         # A list that may also be a text, such as `report_to`, is only written in YAML.
@@ -68,16 +74,14 @@ class Setting:
     @functools.cached_property
     def kind(self) -> type:
         """Type of the value, or of the items of a list."""
-        kinds = [typing.get_origin(hint) or hint for hint in self.items or self.types]
+        kinds = [typing.get_origin(item) or item for item in self.items] or self.classes
         return next((kind for kind in (bool, str, int, float, dict) if kind in kinds), str)
 
     @functools.cached_property
     def allowed(self) -> list[str]:
         """Values to choose from; empty where any will do."""
-        if self.choices:
-            return list(self.choices)
-        values: list[str] = []
-        for hint in (*self.types, *self.items):
+        values = list(self.choices)
+        for hint in () if values else (*self.types, *self.items):
             if isinstance(hint, type) and issubclass(hint, enum.Enum):
                 values += [str(member.value) for member in hint]
             elif typing.get_origin(hint) is Literal:
@@ -85,40 +89,21 @@ class Setting:
         return values
 
     @property
-    def is_nullable(self) -> bool:
-        """Whether the value may be None."""
-        return type(None) in self.types
-
-    @property
-    def can_stand_alone(self) -> bool:
-        """Whether the setting may be written without a value."""
-        return self.kind is bool or self.bare is not None
-
-    @property
     def options(self) -> list[str]:
         """Every spelling, the setting's own name first."""
-        return _both_spellings([f"--{self.name}", *self.aliases])
+        return _both_spellings(f"--{self.name}", *self.aliases)
 
     @property
     def negations(self) -> list[str]:
         """Every spelling that turns a switch off."""
         is_on = self.kind is bool and self.default in (self.switch[0], None)
-        return _both_spellings([f"--no_{self.name}"]) if is_on else []
-
-    def allows(self, container: type) -> bool:
-        """Whether the value may be a list or a mapping, as YAML has them."""
-        return container in [typing.get_origin(hint) or hint for hint in self.types]
-
-    def takes(self, text: str) -> bool:
-        """Whether a word after the bare setting is its value."""
-        is_word = text.lower() in _SWITCH or text.lower() in self.words
-        return is_word or (str in self.types and text != "" and not text.startswith("-"))
+        return _both_spellings(f"--no_{self.name}") if is_on else []
 
     def read(self, text: str) -> Any:
         """Returns the value that a text stands for."""
         if self.reader is not None:
             return self.reader(text)
-        if text.lower() in ("none", "null") and self.is_nullable and self.kind in (int, float):
+        if text.lower() in ("none", "null") and type(None) in self.types and self.kind in (int, float):
             return None
         if self.bare is not None:
             return self.bare if text == "true" else text
@@ -131,47 +116,31 @@ class Setting:
                 return text
             raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
         try:
-            if self.kind is dict:
-                return dict(json.loads(text))
-            return self.kind(text)
+            return dict(json.loads(text)) if self.kind is dict else self.kind(text)
         except (TypeError, ValueError):
             wanted = {int: "a whole number", float: "a number", dict: "a JSON object"}[self.kind]
             raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from None
 
-    def add_to(self, parser: argparse.ArgumentParser) -> None:
-        """Adds the setting to a parser."""
-        more: dict[str, Any] = {"nargs": "+", "action": "extend"} if self.items else {}
-        parser.add_argument(*self.options, dest=self.name, type=self.read, choices=self.allowed or None, **more)
-        if self.negations:
-            parser.add_argument(*self.negations, dest=self.name, action="store_const", const=self.switch[1])
 
-    def row(self) -> tuple[Text, Text]:
-        """Name and explanation, as the help shows them."""
-        value = _VALUE_NAMES.get(self.kind, "TEXT") + " ..." * bool(self.items)
-        text = " ".join(self.help.replace("%%", "%").split())
-        if self.allowed:
-            text += f" Choices: {', '.join(self.allowed)}."
-        default = getattr(self.default, "value", self.default)
-        if self.kind is bool and default in self.switch:
-            default = default == self.switch[0]
-        shown = "" if default in (None, MISSING, "", []) else " ".join(map(str, default)) if self.items else default
-        text += f" [{shown}]" if shown != "" else ""
-        return Text(f"--{self.name}", style="cyan").append(f" {value}", style="dim"), Text(text)
-
-
-def _both_spellings(names: Iterable[str]) -> list[str]:
+def _both_spellings(*names: str) -> list[str]:
     pairs = ((name, "--" + name[2:].replace("_", "-") if name.startswith("--") else name) for name in names)
     return list(dict.fromkeys(name for pair in pairs for name in pair))
 
 
-@dataclass(frozen=True)
-class Section:
-    """Settings that the help lists together."""
+def about(help: str, **changes: Any) -> Mapping[str, Any]:
+    """Declares the help of a setting, and fields of it that differ from the parameter it is passed to."""
+    return {"help": help, **changes}
 
-    title: str
-    about: str
-    target: str
-    given: Mapping[str, str | Mapping[str, Any] | Setting]
+
+class Section:
+    """Settings that the help lists together, declared by their help, which are passed to a function or class.
+
+    `target` is ``module:function``, ``module:Class`` or ``module:Class.method``. What `about` gives replaces what the
+    target declares. A `Setting` belongs to the command itself.
+    """
+
+    def __init__(self, title: str, about: str, target: str = "", /, **given: str | Mapping[str, Any] | Setting) -> None:
+        self.title, self.about, self.target, self.given = title, about, target, given
 
     @functools.cached_property
     def settings(self) -> list[Setting]:
@@ -182,42 +151,22 @@ class Section:
                 settings.append(dataclasses.replace(given, name=name))
                 continue
             changes = {"parameter": name, **({"help": given} if isinstance(given, str) else given)}
-            fields = {**declared(self.target, changes["parameter"]), "name": name, "target": self.target, **changes}
-            settings.append(Setting(**fields))
+            declaration = declared(self.target, changes["parameter"])
+            settings.append(Setting(**{**declaration, "name": name, "target": self.target, **changes}))
         return settings
 
 
-def section(title: str, about: str, target: str = "", /, **settings: str | Mapping[str, Any] | Setting) -> Section:
-    """Declares settings by their help, which are passed to a function or class.
-
-    `target` is ``module:function``, ``module:Class`` or ``module:Class.method``. What `about` gives replaces what the
-    target declares.
-    """
-    return Section(title, about, target, settings)
-
-
-def about(help: str, **changes: Any) -> Mapping[str, Any]:
-    """Declares the help of a setting, and fields of it that differ from the parameter it is passed to."""
-    return {"help": help, **changes}
-
-
-def own(help: str, hint: Any = str | None, default: Any = None, **more: Any) -> Setting:
-    """Declares a setting of the command itself, which no function takes."""
-    return Setting("", help, hint, default, **more)
-
-
-def section_of(title: str, about: str, kind: Any, names: Iterable[str] | None = None) -> Section:
-    """Declares the fields of a dataclass (None: all) as settings; their metadata hold help, aliases and choices."""
-    hints = typing.get_type_hints(kind)
+def section_of(title: str, about: str, kind: Any, names: Iterable[str]) -> Section:
+    """Declares fields of a dataclass as settings; their metadata hold help, aliases and choices."""
+    hints, target = typing.get_type_hints(kind), kind.__name__
     settings: dict[str, Setting] = {}
     for item in dataclasses.fields(kind):
-        if not item.init or (names is not None and item.name not in names):
-            continue
-        default = item.default if item.default_factory is MISSING else item.default_factory()
-        metadata = {name: item.metadata[name] for name in ("aliases", "choices") if name in item.metadata}
-        metadata |= {"bare": item.metadata.get("const"), "target": kind.__name__, "parameter": item.name}
-        settings[item.name] = Setting(item.name, item.metadata.get("help", ""), hints[item.name], default, **metadata)
-    return Section(title, about, kind.__name__, settings)
+        if item.init and item.name in names:
+            default = item.default if item.default_factory is MISSING else item.default_factory()
+            more = {name: item.metadata[name] for name in ("aliases", "choices") if name in item.metadata}
+            more |= {"bare": item.metadata.get("const"), "target": target, "parameter": item.name}
+            settings[item.name] = Setting(item.metadata.get("help", ""), hints[item.name], default, **more)
+    return Section(title, about, target, **settings)
 
 
 @dataclass(frozen=True)
@@ -238,22 +187,21 @@ class Command:
         return {setting.name: setting for section in self.sections for setting in section.settings}
 
     @functools.cached_property
-    def names(self) -> dict[str, Setting]:
-        """Every spelling, aliases and negations included, with underscores and without leading hyphens."""
-        spellings = {name: (*setting.options, *setting.negations) for name, setting in self.settings.items()}
-        return {_plain(option): self.settings[name] for name, options in spellings.items() for option in options}
-
-    def option_names(self) -> list[str]:
-        """Returns every spelling of every setting, with its hyphens."""
-        return [option for setting in self.settings.values() for option in (*setting.options, *setting.negations)]
+    def options(self) -> dict[str, Setting]:
+        """Every spelling, aliases and negations included, with its setting."""
+        settings = self.settings.values()
+        return {option: setting for setting in settings for option in (*setting.options, *setting.negations)}
 
     def parse(self, arguments: Sequence[str]) -> tuple[list[str], dict[str, Any], dict[str, dict[str, Any]]]:
-        """Reads the arguments after the name of the command.
-
-        Returns the words, the value of every setting of the command's own, and the arguments of each target: only those
-        that were given, by parameter. The defaults of the others are the target's.
-        """
+        """Reads the arguments after the name of the command; returns the words, and what `assign` does."""
         words, given = self.read(arguments)
+        return words, *self.assign(given)
+
+    def assign(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+        """Returns the value of every setting of the command's own, and the arguments of each target by parameter.
+
+        A target gets only the arguments that were given: the defaults of the others are its own.
+        """
         values: dict[str, Any] = {}
         calls: dict[str, dict[str, Any]] = {}
         for name, setting in self.settings.items():
@@ -263,36 +211,49 @@ class Command:
             call = calls.setdefault(setting.target, {})
             if name in given:
                 call[setting.parameter] = given[name]
-        return words, values, calls
+        return values, calls
 
     def read(self, arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         """Returns the words of a command line, and the value of each setting in it; raises `ConfigError`."""
         end = arguments.index("--") if "--" in arguments else len(arguments)
-        tokens, ignored = self._complete(arguments[:end])
+        tokens: list[str] = []
+        ignored: dict[str, str] = {}  # the word after a bare switch -> the switch
+        remaining = iter(zip(arguments[:end], [*arguments[1:end], ""], strict=False))
+        for token, following in remaining:
+            # A bare switch is given its value: argparse would take the next word for it, whatever that says.
+            setting = self.options.get(token)
+            if setting is None or token in setting.negations or (setting.kind is not bool and setting.bare is None):
+                tokens.append(token)
+            elif following.lower() in {*_SWITCH, *setting.words} or (
+                str in setting.types and following != "" and not following.startswith("-")
+            ):
+                tokens.append(f"{token}={following}")
+                next(remaining)
+            else:
+                tokens.append(f"{token}=true")
+                ignored[following] = token
         namespace, rest = self._parser.parse_known_args(tokens)
         given = vars(namespace)
         unknown = next((token for token in rest if token.startswith("-")), None)
         if unknown is not None:
             self.refuse_unknown(unknown.partition("=")[0])
         words = [*rest, *arguments[end + 1 :]]
-        several = bool(self.words) and self.words[-1].endswith("...")
-        if len(words) > len(self.words) and not several:
+        usage = f"Write: plaudit {self.name} {self.usage}"
+        if len(words) > len(self.words) and not (self.words and self.words[-1].endswith("...")):
             for word in words:
                 if word in ignored:
                     raise ConfigError(f"{ignored[word]} is true or false, not {word!r}", fix=self._see_help)
-            raise ConfigError(f"unexpected argument {words[len(self.words)]!r}", fix=self._usage)
+            raise ConfigError(f"unexpected argument {words[len(self.words)]!r}", fix=usage)
         lacking = [word.removesuffix("...") for word in self.words[len(words) :] if not word.startswith("[")]
-        for name, setting in self.settings.items():
-            if setting.default is MISSING and name not in given:
-                lacking.append(f"--{name}")
+        lacking += [f"--{name}" for name, one in self.settings.items() if one.default is MISSING and name not in given]
         if lacking:
-            names = ", ".join(lacking)
-            raise ConfigError(f"the following arguments are required: {names}", fix=self._usage)
+            raise ConfigError(f"the following arguments are required: {', '.join(lacking)}", fix=usage)
         return words, given
 
     def refuse_unknown(self, name: str, prefix: str = "--") -> NoReturn:
         """Raises an error that names the nearest setting."""
-        close = difflib.get_close_matches(_plain(name), self.names, n=1)
+        plain, *names = (option.lstrip("-").replace("-", "_") for option in (name, *self.options))
+        close = difflib.get_close_matches(plain, dict.fromkeys(names), n=1)
         fix = f"Did you mean `{prefix}{close[0]}`?" if close else self._see_help
         shown = name if prefix else f"`{name}`"
         raise ConfigError(f"there is no setting {shown}", fix=fix)
@@ -308,64 +269,43 @@ class Command:
             console.print(f"  {line}", markup=False, soft_wrap=True)
         for note in self.notes:
             console.print(f"\n{note}", markup=False)
-        for part in self.sections:
-            console.print(Text(f"\n{part.title}", style="bold"), Text(f"  {part.about}", style="dim"), sep="")
+        for section in self.sections:
+            console.print(Text(f"\n{section.title}", style="bold"), Text(f"  {section.about}", style="dim"), sep="")
             table = Table(box=None, show_header=False, padding=(0, 0, 0, 2))
             table.add_column(no_wrap=True, max_width=44)
             table.add_column(overflow="fold")
-            for setting in part.settings:
-                table.add_row(*setting.row())
+            for setting in section.settings:
+                value = _VALUE_NAMES.get(setting.kind, "TEXT") + " ..." * bool(setting.items)
+                text = " ".join(setting.help.replace("%%", "%").split())
+                text += f" Choices: {', '.join(setting.allowed)}." if setting.allowed else ""
+                default = getattr(setting.default, "value", setting.default)
+                if setting.kind is bool and default in setting.switch:
+                    default = default == setting.switch[0]
+                if default not in (None, MISSING, "", [], ()):
+                    text += f" [{' '.join(map(str, default)) if setting.items else default}]"
+                table.add_row(Text(f"--{setting.name}", style="cyan").append(f" {value}", style="dim"), Text(text))
             console.print(table)
         return True
 
     @functools.cached_property
     def _parser(self) -> argparse.ArgumentParser:
         parser = _Parser(f"plaudit {self.name}", add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-        for setting in self.settings.values():
-            setting.add_to(parser)
+        for name, setting in self.settings.items():
+            more: dict[str, Any] = {"nargs": "+", "action": "extend"} if setting.items else {}
+            parser.add_argument(*setting.options, dest=name, type=setting.read, choices=setting.allowed or None, **more)
+            if setting.negations:
+                parser.add_argument(*setting.negations, dest=name, action="store_const", const=setting.switch[1])
         return parser
 
     @property
     def _see_help(self) -> str:
         return f"`plaudit {self.name} --help` lists all settings."
 
-    @property
-    def _usage(self) -> str:
-        return f"Write: plaudit {self.name} {self.usage}"
-
-    def _complete(self, tokens: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-        """Gives each bare switch its value: argparse would take the next word for it, whatever that says.
-
-        Returns:
-            The tokens, and the words that follow a bare switch with that switch.
-        """
-        switches = [setting for setting in self.settings.values() if setting.can_stand_alone]
-        alone = {option: setting for setting in switches for option in setting.options}
-        complete: list[str] = []
-        ignored: dict[str, str] = {}
-        index = 0
-        while index < len(tokens):
-            token, following = tokens[index], tokens[index + 1] if index + 1 < len(tokens) else ""
-            if token in alone and alone[token].takes(following):
-                complete.append(f"{token}={following}")
-                index += 1
-            elif token in alone:
-                complete.append(f"{token}=true")
-                ignored[following] = token
-            else:
-                complete.append(token)
-            index += 1
-        return complete, ignored
-
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         message = re.sub("^argument ([^/:]*)[^:]*", r"\1", message)  # of all spellings only the first
         raise ConfigError(message, fix=f"`{self.prog} --help` lists all settings.")
-
-
-def _plain(name: str) -> str:
-    return name.lstrip("-").replace("-", "_")
 
 
 # --- functions, read from their source -----------------------------------------------------------------------
@@ -384,11 +324,13 @@ def declared(target: str, parameter: str) -> dict[str, Any]:
 def _signature(target: str) -> tuple[_Names, dict[str, tuple[Any, Any]]]:
     """Returns the names of the module, and annotation and default of each parameter, unevaluated."""
     module, _, path = target.partition(":")
+    name, _, method = path.partition(".")
     names = _names(module)
-    first, *rest = path.split(".")
-    node = names.definition(first)
-    for name in rest:
-        node = next(line for line in node.body if getattr(line, "name", "") == name)
+    source = names.chunks[name]
+    if method:  # parsing a whole class would take 5 ms
+        methods = re.split(r"^(?=    [A-Za-z_@])", source, flags=re.MULTILINE)
+        source = textwrap.dedent(next(lines for lines in methods if lines.startswith(f"    def {method}(")))
+    node: Any = ast.parse(source).body[0]
     if isinstance(node, ast.ClassDef):
         fields = [line for line in node.body if isinstance(line, ast.AnnAssign)]
         return names, {ast.unparse(line.target): (line.annotation, line.value) for line in fields}
@@ -421,29 +363,24 @@ class _Names(dict[str, Any]):
             elif match := re.match(r"(?:def |class )?(\w+)", chunk):
                 self.chunks.setdefault(match[1], chunk)
 
-    def definition(self, name: str) -> Any:
-        return ast.parse(self.chunks[name]).body[0]
-
     def value(self, node: Any) -> Any:
         return eval(compile(ast.Expression(node), "<source>", "eval"), {}, self)
 
     def __missing__(self, name: str) -> Any:
-        value = getattr(builtins, name, _Opaque)
+        value, chunk = getattr(builtins, name, _Opaque), self.chunks.get(name, "")
         if name in self.imports:
-            value = _imported(*self.imports[name])
-        elif name in self.chunks:
-            node = self.definition(name)
-            value = self.value(node.value) if isinstance(node, ast.Assign | ast.AnnAssign) else _Opaque
+            node, imported = self.imports[name]
+            module = str(node.module) if isinstance(node, ast.ImportFrom) else imported
+            if module.partition(".")[0] in sys.stdlib_module_names:
+                value = importlib.import_module(module)
+                value = getattr(value, imported) if isinstance(node, ast.ImportFrom) else value
+            else:
+                value = _names(module)[imported] if module.startswith("plaudit.") else _Opaque
+        elif chunk:
+            definition: Any = None if chunk.startswith(("def ", "class ", "@")) else ast.parse(chunk).body[0]
+            value = _Opaque if definition is None else self.value(definition.value)
         self[name] = value
         return value
-
-
-def _imported(node: ast.Import | ast.ImportFrom, name: str) -> Any:
-    module = str(node.module) if isinstance(node, ast.ImportFrom) else name
-    if module.partition(".")[0] in sys.stdlib_module_names:
-        loaded = importlib.import_module(module)
-        return getattr(loaded, name) if isinstance(node, ast.ImportFrom) else loaded
-    return _names(module)[name] if module.startswith("plaudit.") else _Opaque
 
 
 class _OpaqueType(type):

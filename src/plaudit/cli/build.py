@@ -8,8 +8,8 @@ import importlib.util
 import json
 import os
 import re
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
@@ -19,7 +19,7 @@ import yaml
 from datasets import Dataset, IterableDataset
 from transformers import BitsAndBytesConfig
 
-from plaudit.cli.arguments import Command, section_of
+from plaudit.cli.arguments import DTYPES, Command, Section, Setting, section_of
 from plaudit.cli.console import say
 from plaudit.data.load import load_preference_dataset, split_by_prompt
 from plaudit.data.mixture import DatasetPart, load_mixture, located
@@ -66,123 +66,6 @@ _PRESET_USES = {
 }
 
 
-def _setting(default: Any, help: str, **more: Any) -> Any:
-    return dataclasses.field(default=default, metadata={"help": help, **more})
-
-
-@dataclass
-class RunArguments:
-    """What this command does with the settings."""
-
-    dry_run: bool = _setting(False, "Show data, batches, memory and time without training. Writes nothing.")
-    config: str | None = _setting(None, "YAML file of settings. Settings on the command line override it.")
-    preset: str | None = _setting(
-        None, f"Set of defaults: {' or '.join(PRESETS)} (see above). Every other setting overrides it."
-    )
-    ignore_bias_buffers: bool = _setting(False, "Accepted for compatibility; has no effect.")
-
-
-@dataclass
-class ModelArguments:
-    """The model to train, and how it is loaded."""
-
-    model_name_or_path: str | None = _setting(
-        None,
-        "Folder or model id of a language model, or of a reward model to train further. Default: the small embedded "
-        "chat model.",
-    )
-    model_revision: str | None = _setting(None, "Branch, tag or commit of a model on the Hub.")
-    dtype: str | None = _setting(
-        None,
-        "Precision in which the weights are loaded. Default: float32, which trains best; bfloat16 saves memory.",
-        choices=("auto", "bfloat16", "float16", "float32"),
-    )
-    attn_implementation: str | None = _setting(
-        None, "Attention implementation under the batch layout, such as sdpa or eager."
-    )
-
-
-@dataclass
-class DataArguments:
-    """The preferences to train and evaluate on."""
-
-    dataset_name: str | None = _setting(
-        None,
-        "JSON, JSON lines, CSV or Parquet file, folder of such files or one saved by `datasets`, or name of a data set "
-        "on the Hub.",
-    )
-    datasets: list[str] | None = _setting(
-        None,
-        "Mixture of data sets, in place of `dataset_name`. In YAML a list of mappings with `path` and optionally "
-        "`name`, `data_dir`, `data_files`, `split`, `columns`, `fraction` and `rows`; on the command line paths, or "
-        "such mappings as JSON.",
-    )
-    dataset_config: str | None = _setting(None, "Configuration of a data set on the Hub.")
-    dataset_train_split: str = _setting("train", "Split to train on. May have a slice, as in train[:1000].")
-    dataset_test_split: str | None = _setting(
-        None, "Split to evaluate on. Default: `test` if `eval_strategy` asks for evaluation, otherwise none."
-    )
-    dataset_streaming: bool = _setting(
-        False, "Read the data while training. Requires `max_steps`. Also `streaming`.", aliases=("--streaming",)
-    )
-    eval_fraction: float | None = _setting(
-        None,
-        "Hold out this fraction of the training rows for evaluation. Rows with the same prompt stay together. Also "
-        "`test_split_size`.",
-        aliases=("--test_split_size",),
-    )
-
-
-@dataclass
-class AdapterArguments:
-    """Train a LoRA adapter instead of the whole model."""
-
-    use_peft: bool = _setting(False, "Train a LoRA adapter and the reward head. A learning rate near 1e-3 works well.")
-    lora_r: int = _setting(16, "Rank of the adapter.")
-    lora_alpha: int = _setting(32, "Scale of the adapter.")
-    lora_dropout: float = _setting(0.05, "Dropout in the adapter.")
-    lora_target_modules: list[str] | None = _setting(
-        None, "Modules that get an adapter, or all-linear. Default: PEFT's choice for the model."
-    )
-    lora_target_parameters: list[str] | None = _setting(
-        None, "Parameters that get an adapter, such as the experts of some models."
-    )
-    lora_modules_to_save: list[str] | None = _setting(None, "Modules trained in full, in addition to the head.")
-    lora_task_type: str | None = _setting(
-        None, "Accepted for compatibility; the task type of a reward model is always SEQ_CLS."
-    )
-    use_rslora: bool = _setting(False, "Scale by the square root of the rank (rsLoRA).")
-    use_dora: bool = _setting(False, "Decompose weights into magnitude and direction (DoRA).")
-
-
-@dataclass
-class QuantizationArguments:
-    """Load the frozen model under an adapter in fewer bits (needs a GPU and bitsandbytes)."""
-
-    load_in_4bit: bool = _setting(False, "Load the model in 4 bits.")
-    load_in_8bit: bool = _setting(False, "Load the model in 8 bits.")
-    bnb_4bit_quant_type: str = _setting("nf4", "4-bit number format.", choices=("nf4", "fp4"))
-    use_bnb_nested_quant: bool = _setting(False, "Also quantise the quantisation constants.")
-    bnb_4bit_quant_storage: str | None = _setting(
-        None,
-        "Storage type of the 4-bit numbers. FSDP needs the type of the other weights.",
-        choices=("uint8", "bfloat16", "float16", "float32"),
-    )
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """All settings of a run of ``plaudit train``."""
-
-    run: RunArguments
-    model: ModelArguments
-    data: DataArguments
-    adapter: AdapterArguments
-    quantization: QuantizationArguments
-    config: RewardConfig
-
-
-KINDS = (RunArguments, ModelArguments, DataArguments, AdapterArguments, QuantizationArguments, RewardConfig)
 _OWN = [name for name in RewardConfig.__annotations__ if name not in OBJECTIVE_SETTINGS]
 _INHERITED = {item.name for item in dataclasses.fields(RewardConfig)} - {*RewardConfig.__annotations__}
 
@@ -216,20 +99,104 @@ TRAIN = Command(
         ),
     ),
     sections=(
-        section_of("This command", "", RunArguments),
-        section_of("Reward training", "", RewardConfig, _OWN),
+        Section(
+            "This command",
+            "A dry run, and where settings come from.",
+            dry_run=Setting("Show data, batches, memory and time without training. Writes nothing.", bool, False),
+            config=Setting("YAML file of settings. Settings on the command line override it."),
+            preset=Setting(f"Set of defaults: {' or '.join(PRESETS)} (see above). Every other setting overrides it."),
+            ignore_bias_buffers=Setting("Accepted for compatibility; has no effect.", bool, False),
+        ),
+        section_of("Reward training", "How the reward model is trained.", RewardConfig, _OWN),
         section_of("Objective", "What is learned, and what is added to the loss.", RewardConfig, OBJECTIVE_SETTINGS),
-        section_of("Model", str(ModelArguments.__doc__), ModelArguments),
-        section_of("Data", str(DataArguments.__doc__), DataArguments),
-        section_of("Adapters (PEFT)", str(AdapterArguments.__doc__), AdapterArguments),
-        section_of("Quantisation (QLoRA)", str(QuantizationArguments.__doc__), QuantizationArguments),
+        Section(
+            "Model",
+            "The model to train, and how it is loaded.",
+            model_name_or_path=Setting(
+                "Folder or model id of a language model, or of a reward model to train further. Default: the small "
+                "embedded chat model."
+            ),
+            model_revision=Setting("Branch, tag or commit of a model on the Hub."),
+            dtype=Setting(
+                "Precision in which the weights are loaded. Default: float32, which trains best; bfloat16 saves "
+                "memory.",
+                choices=DTYPES,
+            ),
+            attn_implementation=Setting("Attention implementation under the batch layout, such as sdpa or eager."),
+        ),
+        Section(
+            "Data",
+            "The preferences to train and evaluate on.",
+            dataset_name=Setting(
+                "JSON, JSON lines, CSV or Parquet file, folder of such files or one saved by `datasets`, or name of a "
+                "data set on the Hub."
+            ),
+            datasets=Setting(
+                "Mixture of data sets, in place of `dataset_name`. In YAML a list of mappings with `path` and "
+                "optionally `name`, `data_dir`, `data_files`, `split`, `columns`, `fraction` and `rows`; on the "
+                "command line paths, or such mappings as JSON.",
+                list[str] | None,
+            ),
+            dataset_config=Setting("Configuration of a data set on the Hub."),
+            dataset_train_split=Setting("Split to train on. May have a slice, as in train[:1000].", str, "train"),
+            dataset_test_split=Setting(
+                "Split to evaluate on. Default: `test` if `eval_strategy` asks for evaluation, otherwise none."
+            ),
+            dataset_streaming=Setting(
+                "Read the data while training. Requires `max_steps`. Also `streaming`.",
+                bool,
+                False,
+                aliases=("--streaming",),
+            ),
+            eval_fraction=Setting(
+                "Hold out this fraction of the training rows for evaluation. Rows with the same prompt stay together. "
+                "Also `test_split_size`.",
+                float | None,
+                aliases=("--test_split_size",),
+            ),
+        ),
+        Section(
+            "Adapters (PEFT)",
+            "Train a LoRA adapter instead of the whole model.",
+            use_peft=Setting(
+                "Train a LoRA adapter and the reward head. A learning rate near 1e-3 works well.", bool, False
+            ),
+            lora_r=Setting("Rank of the adapter.", int, 16),
+            lora_alpha=Setting("Scale of the adapter.", int, 32),
+            lora_dropout=Setting("Dropout in the adapter.", float, 0.05),
+            lora_target_modules=Setting(
+                "Modules that get an adapter, or all-linear. Default: PEFT's choice for the model.", list[str] | None
+            ),
+            lora_target_parameters=Setting(
+                "Parameters that get an adapter, such as the experts of some models.", list[str] | None
+            ),
+            lora_modules_to_save=Setting("Modules trained in full, in addition to the head.", list[str] | None),
+            lora_task_type=Setting("Accepted for compatibility; the task type of a reward model is always SEQ_CLS."),
+            use_rslora=Setting("Scale by the square root of the rank (rsLoRA).", bool, False),
+            use_dora=Setting("Decompose weights into magnitude and direction (DoRA).", bool, False),
+        ),
+        Section(
+            "Quantisation (QLoRA)",
+            "Load the frozen model under an adapter in fewer bits (needs a GPU and bitsandbytes).",
+            load_in_4bit=Setting("Load the model in 4 bits.", bool, False),
+            load_in_8bit=Setting("Load the model in 8 bits.", bool, False),
+            bnb_4bit_quant_type=Setting("4-bit number format.", str, "nf4", choices=("nf4", "fp4")),
+            use_bnb_nested_quant=Setting("Also quantise the quantisation constants.", bool, False),
+            bnb_4bit_quant_storage=Setting(
+                "Storage type of the 4-bit numbers. FSDP needs the type of the other weights.",
+                choices=("uint8", "bfloat16", "float16", "float32"),
+            ),
+        ),
         section_of("Training", "Inherited from transformers' TrainingArguments.", RewardConfig, _INHERITED),
     ),
 )
 
 
-def parse_arguments(arguments: Sequence[str]) -> TrainSettings:
-    """Reads the command line, and the YAML file and preset that it names; raises `ConfigError`."""
+def parse_arguments(arguments: Sequence[str]) -> Namespace:
+    """Reads the command line, and the YAML file and preset that it names; raises `ConfigError`.
+
+    Returns the command's own settings; in place of the file, its attribute ``config`` is the `RewardConfig`.
+    """
     _, given = TRAIN.read(arguments)
     file = read_file(Path(given["config"])) if "config" in given else {}
     preset = given.get("preset", file.get("preset"))
@@ -240,36 +207,26 @@ def parse_arguments(arguments: Sequence[str]) -> TrainSettings:
     values = {**PRESETS.get(str(preset), {}), **file, **given}
     if values.get("output_dir") is None:
         values["output_dir"] = f"{Path(values.get('model_name_or_path') or EMBEDDED_MODEL_NAME).name}-Reward"
+    own_settings, calls = TRAIN.assign(values)
     try:
-        objects: list[Any] = [
-            kind(
-                **{
-                    item.name: values[item.name]
-                    for item in dataclasses.fields(kind)
-                    if item.init and item.name in values
-                }
-            )
-            for kind in KINDS
-        ]
+        return Namespace(**{**own_settings, "config": RewardConfig(**calls["RewardConfig"])})
     except PlauditError:
         raise
     except (ValueError, TypeError, ImportError) as error:  # raised by TrainingArguments about its own settings
         raise ConfigError(str(error), fix="Change or remove the setting named above.") from error
-    return TrainSettings(*objects)
 
 
-def preset_lines(settings: TrainSettings) -> list[str]:
+def preset_lines(settings: Namespace) -> list[str]:
     """Describes what the preset set, and which of its values were overridden."""
-    name = str(settings.run.preset)
-    actual = {**vars(settings.config), **vars(settings.adapter), **vars(settings.data), **vars(settings.model)}
+    actual = {**vars(settings), **vars(settings.config)}
     taken, replaced = [], []
-    for setting, value in PRESETS[name].items():
+    for setting, value in PRESETS[settings.preset].items():
         text, wanted = value_text(actual[setting]), value_text(value)
         if text == wanted or actual[setting] == value:
             taken.append(f"{setting} {wanted}")
         else:
             replaced.append(f"{setting} {text} (not {wanted})")
-    lines = [f"Preset {name}: {', '.join(taken) or 'nothing'}."]
+    lines = [f"Preset {settings.preset}: {', '.join(taken) or 'nothing'}."]
     return [*lines, f"  Overridden: {', '.join(replaced)}."] if replaced else lines
 
 
@@ -299,15 +256,15 @@ def read_file(path: Path) -> dict[str, Any]:
                     raise ConfigError("`env` is not a mapping of names to values", fix=fix)
                 os.environ.update({str(variable): str(text) for variable, text in variables.items()})
                 continue
-            setting = TRAIN.names.get(name)
+            setting = TRAIN.options.get(f"--{name}")
             if setting is None or name.startswith("no_") or name == "config":
                 TRAIN.refuse_unknown(str(key), prefix="")
             name = setting.name
             if name in values:
                 raise ConfigError(f"`{key}` sets `{name}` a second time", fix="Remove one of the lines.")
-            if value is None and not setting.is_nullable:
+            if value is None and type(None) not in setting.types:
                 raise ConfigError(f"`{name}` is empty", fix="Give it a value, or remove the line.")
-            if isinstance(value, list | dict) and not setting.allows(type(value)):
+            if isinstance(value, list | dict) and type(value) not in setting.classes:
                 kind = "a list" if isinstance(value, list) else "a mapping"
                 raise ConfigError(f"`{name}` cannot be {kind}", fix="Use a single value.")
             if value is not None and not isinstance(value, list | dict):
@@ -378,22 +335,22 @@ def _is_valid(name: str, value: Any) -> bool:
     return name != "columns" and isinstance(value, str) and bool(value)
 
 
-def build_trainer(settings: TrainSettings, data: tuple[Rows, Rows | None] | None = None) -> RewardTrainer:
+def build_trainer(settings: Namespace, data: tuple[Rows, Rows | None] | None = None) -> RewardTrainer:
     """Checks the settings, loads the model and, unless `data` is given, the data; completes ``settings.config``."""
-    config = settings.config
     check_settings(settings)
+    config: RewardConfig = settings.config
     check_writable(config.output_dir)
-    kwargs = model_init_kwargs(settings.model, config)
-    quantization_config = make_quantization_config(settings.quantization, kwargs)
+    kwargs = model_init_kwargs(settings)
+    quantization_config = make_quantization_config(settings, kwargs)
     if quantization_config is not None:
         # Quantised weights cannot be moved later: each process loads onto its own GPU.
         kwargs.setdefault("device_map", {"": int(os.environ.get("LOCAL_RANK", "0"))})
     config.model_init_kwargs = kwargs or None
-    peft_config = make_peft_config(settings.adapter)
-    train_dataset, eval_dataset = load_data(settings.data, config) if data is None else data
-    model = settings.model.model_name_or_path
+    peft_config = make_peft_config(settings)
+    train_dataset, eval_dataset = load_data(settings) if data is None else data
+    model = settings.model_name_or_path
     if model is None:
-        if settings.model.model_revision is not None:
+        if settings.model_revision is not None:
             raise ConfigError("`model_revision` is set, but no model", fix="Pass the model as --model_name_or_path.")
         model = str(embedded_model_path(progress=say))
         say(f"No model is named: using the embedded {EMBEDDED_MODEL_NAME} ({model}).")
@@ -411,30 +368,46 @@ def build_trainer(settings: TrainSettings, data: tuple[Rows, Rows | None] | None
         raise located(error, rows) from error.__cause__
 
 
-def check_settings(settings: TrainSettings) -> None:
+def check_settings(settings: Namespace) -> None:
     """Raises `ConfigError` for settings that cannot work together."""
-    config, data, quantization = settings.config, settings.data, settings.quantization
-    if data.dataset_name is None and data.datasets is None:
+    evaluates, mixes = settings.config.eval_strategy != "no", settings.datasets is not None
+    holds_out, streams = settings.eval_fraction is not None, settings.dataset_streaming
+    quantizes = settings.load_in_4bit or settings.load_in_8bit
+    if not mixes and settings.dataset_name is None:
         fix = "Pass --dataset_name with a file, a folder or a Hub name (`plaudit demo` brings its own data)."
         raise ConfigError("no data set is named", fix=fix)
-    if data.datasets is not None:
-        for name, fix in _MIXTURE_FIXES.items():
-            if getattr(data, name) not in (None, "train"):
-                raise ConfigError(f"`datasets` and `{name}` exclude each other", fix=fix)
-        if config.eval_strategy != "no" and data.eval_fraction is None:
-            message = "`eval_strategy` asks for evaluation, but a mixture has no split to evaluate on"
-            raise ConfigError(message, fix="Hold out rows with --eval_fraction 0.1.")
-    if data.eval_fraction is not None and data.dataset_test_split is not None:
-        message = "`eval_fraction` and `dataset_test_split` both select the rows to evaluate on"
-        raise ConfigError(message, fix="Remove one of them.")
-    if data.dataset_streaming and config.max_steps <= 0:
-        message = "a streamed data set has no length, so training would never end"
-        raise ConfigError(message, fix="Set the number of steps, such as --max_steps 1000.")
-    if data.dataset_streaming and data.eval_fraction is not None:
-        fix = "Evaluate on a split with --dataset_test_split, or turn streaming off."
-        raise ConfigError("`eval_fraction` needs all rows, and a stream reads them one by one", fix=fix)
-    if (quantization.load_in_4bit or quantization.load_in_8bit) and not settings.adapter.use_peft:
-        raise ConfigError("a quantised model cannot be trained, only an adapter on top of it", fix="Add --use_peft.")
+    for name, fix in _MIXTURE_FIXES.items():
+        if mixes and getattr(settings, name) not in (None, "train"):
+            raise ConfigError(f"`datasets` and `{name}` exclude each other", fix=fix)
+    for is_wrong, message, fix in (
+        (
+            mixes and evaluates and not holds_out,
+            "`eval_strategy` asks for evaluation, but a mixture has no split to evaluate on",
+            "Hold out rows with --eval_fraction 0.1.",
+        ),
+        (
+            holds_out and settings.dataset_test_split is not None,
+            "`eval_fraction` and `dataset_test_split` both select the rows to evaluate on",
+            "Remove one of them.",
+        ),
+        (
+            streams and settings.config.max_steps <= 0,
+            "a streamed data set has no length, so training would never end",
+            "Set the number of steps, such as --max_steps 1000.",
+        ),
+        (
+            streams and holds_out,
+            "`eval_fraction` needs all rows, and a stream reads them one by one",
+            "Evaluate on a split with --dataset_test_split, or turn streaming off.",
+        ),
+        (
+            quantizes and not settings.use_peft,
+            "a quantised model cannot be trained, only an adapter on top of it",
+            "Add --use_peft.",
+        ),
+    ):
+        if is_wrong:
+            raise ConfigError(message, fix=fix)
 
 
 _MIXTURE_FIXES = {
@@ -448,17 +421,19 @@ _MIXTURE_FIXES = {
 # --- model --------------------------------------------------------------------------------------------------
 
 
-def model_init_kwargs(model: ModelArguments, config: RewardConfig) -> dict[str, Any]:
+def model_init_kwargs(settings: Namespace) -> dict[str, Any]:
     """Returns ``model_init_kwargs`` with the settings that stand for one of them; raises where both differ."""
-    if isinstance(config.model_init_kwargs, str):
-        message = f"`model_init_kwargs` is not a JSON object: {config.model_init_kwargs!r}"
+    given = settings.config.model_init_kwargs
+    if isinstance(given, str):
+        message = f"`model_init_kwargs` is not a JSON object: {given!r}"
         raise ConfigError(message, fix='Write it like {"dtype": "bfloat16"}.')
-    kwargs: dict[str, Any] = dict(config.model_init_kwargs or {})
-    for name, keys, value in (
-        ("model_revision", ("revision",), model.model_revision),
-        ("dtype", ("dtype", "torch_dtype"), model.dtype),
-        ("attn_implementation", ("attn_implementation",), model.attn_implementation),
+    kwargs: dict[str, Any] = dict(given or {})
+    for name, *keys in (
+        ("model_revision", "revision"),
+        ("dtype", "dtype", "torch_dtype"),
+        ("attn_implementation", "attn_implementation"),
     ):
+        value = getattr(settings, name)
         if value is None:
             continue
         for key in keys:
@@ -469,52 +444,52 @@ def model_init_kwargs(model: ModelArguments, config: RewardConfig) -> dict[str, 
     return kwargs
 
 
-def make_quantization_config(quantization: QuantizationArguments, kwargs: Mapping[str, Any]) -> Any | None:
+def make_quantization_config(settings: Namespace, kwargs: Mapping[str, Any]) -> Any | None:
     """Returns a configuration for bitsandbytes, or None; 4-bit weights compute in the ``dtype`` of `kwargs`."""
-    if not (quantization.load_in_4bit or quantization.load_in_8bit):
+    if not (settings.load_in_4bit or settings.load_in_8bit):
         return None
-    if quantization.load_in_4bit and quantization.load_in_8bit:
+    if settings.load_in_4bit and settings.load_in_8bit:
         raise ConfigError("`load_in_4bit` and `load_in_8bit` exclude each other", fix="Remove one of them.")
-    name = "load_in_4bit" if quantization.load_in_4bit else "load_in_8bit"
+    name = "load_in_4bit" if settings.load_in_4bit else "load_in_8bit"
     if not torch.cuda.is_available():
         raise ConfigError(f"`{name}` needs a GPU, and there is none", fix=f"Remove --{name}.")
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ConfigError(f"`{name}` needs the package bitsandbytes", fix="Run: pip install bitsandbytes")
-    if quantization.load_in_8bit:
+    if settings.load_in_8bit:
         return BitsAndBytesConfig(load_in_8bit=True)
     dtype = kwargs.get("dtype")
-    storage = quantization.bnb_4bit_quant_storage
+    storage = settings.bnb_4bit_quant_storage
     return BitsAndBytesConfig(
         load_in_4bit=True,
         **({} if storage is None else {"bnb_4bit_quant_storage": storage}),
         bnb_4bit_compute_dtype=torch.bfloat16 if dtype in (None, "auto") else dtype,
-        bnb_4bit_quant_type=quantization.bnb_4bit_quant_type,
-        bnb_4bit_use_double_quant=quantization.use_bnb_nested_quant,
+        bnb_4bit_quant_type=settings.bnb_4bit_quant_type,
+        bnb_4bit_use_double_quant=settings.use_bnb_nested_quant,
     )
 
 
-def make_peft_config(adapter: AdapterArguments) -> Any | None:
+def make_peft_config(settings: Namespace) -> Any | None:
     """Returns a LoRA configuration, or None where the whole model is trained."""
-    if not adapter.use_peft:
+    if not settings.use_peft:
         return None
     if importlib.util.find_spec("peft") is None:
         raise ConfigError("`use_peft` needs the package peft", fix="Run: pip install 'plaudit[peft]'")
     from peft import LoraConfig
 
-    modules = adapter.lora_target_modules
+    modules = settings.lora_target_modules
     # PEFT reads a text as a pattern for whole names, or as the word all-linear, and a list as ends of names.
     is_pattern = modules is not None and len(modules) == 1 and re.search(r"^all-linear$|[*+?|()\[\]^$\\]", modules[0])
     try:
         return LoraConfig(
             task_type="SEQ_CLS",
-            r=adapter.lora_r,
-            lora_alpha=adapter.lora_alpha,
-            lora_dropout=adapter.lora_dropout,
+            r=settings.lora_r,
+            lora_alpha=settings.lora_alpha,
+            lora_dropout=settings.lora_dropout,
             target_modules=modules[0] if modules and is_pattern else modules,
-            target_parameters=adapter.lora_target_parameters,
-            modules_to_save=adapter.lora_modules_to_save,
-            use_rslora=adapter.use_rslora,
-            use_dora=adapter.use_dora,
+            target_parameters=settings.lora_target_parameters,
+            modules_to_save=settings.lora_modules_to_save,
+            use_rslora=settings.use_rslora,
+            use_dora=settings.use_dora,
             bias="none",
         )
     except ValueError as error:
@@ -524,19 +499,21 @@ def make_peft_config(adapter: AdapterArguments) -> Any | None:
 # --- data ---------------------------------------------------------------------------------------------------
 
 
-def load_data(data: DataArguments, config: RewardConfig) -> tuple[Rows, Rows | None]:
+def load_data(settings: Namespace) -> tuple[Rows, Rows | None]:
     """Returns the rows to train on, and those to evaluate on, if any."""
+    config: RewardConfig = settings.config
+    streaming = settings.dataset_streaming
     seed = config.seed if config.data_seed is None else config.data_seed
-    if data.datasets is not None:
-        parts = [read_part(part, number) for number, part in enumerate(data.datasets, start=1)]
-        return load_mixture(parts, streaming=data.dataset_streaming, eval_fraction=data.eval_fraction, seed=seed)
-    options: dict[str, Any] = {"config": data.dataset_config, "streaming": data.dataset_streaming}
-    load: Any = partial(load_preference_dataset, str(data.dataset_name), **options)
-    train = load(split=data.dataset_train_split)
-    if data.eval_fraction is not None:
-        return split_by_prompt(train, data.eval_fraction, seed=seed)
-    if data.dataset_test_split is not None:
-        return train, load(split=data.dataset_test_split)
+    if settings.datasets is not None:
+        parts = [read_part(part, number) for number, part in enumerate(settings.datasets, start=1)]
+        return load_mixture(parts, streaming=streaming, eval_fraction=settings.eval_fraction, seed=seed)
+    options: dict[str, Any] = {"config": settings.dataset_config, "streaming": streaming}
+    load: Any = partial(load_preference_dataset, settings.dataset_name, **options)
+    train = load(split=settings.dataset_train_split)
+    if settings.eval_fraction is not None:
+        return split_by_prompt(train, settings.eval_fraction, seed=seed)
+    if settings.dataset_test_split is not None:
+        return train, load(split=settings.dataset_test_split)
     if config.eval_strategy == "no":
         return train, None
     try:
@@ -546,12 +523,3 @@ def load_data(data: DataArguments, config: RewardConfig) -> tuple[Rows, Rows | N
             f"`eval_strategy` asks for evaluation, but there is no split to evaluate on: {error.message}",
             fix="Hold out rows with --eval_fraction 0.1, or pass a split as --dataset_test_split.",
         ) from error
-
-
-def name_of(model: str) -> str:
-    """Returns the short name of a model.
-
-    >>> name_of("Qwen/Qwen3-0.6B"), name_of("/models/mine/")
-    ('Qwen3-0.6B', 'mine')
-    """
-    return Path(model).name

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from plaudit.cli.arguments import DATASET, REVISION, Command, about, own, section
+from plaudit.cli.arguments import DATASET, REVISION, Command, Section, Setting, about
 from plaudit.cli.console import bars_where_seen, duration, log_lines, make_console, say
 from plaudit.errors import ConfigError
 
@@ -39,23 +39,23 @@ CHECK = Command(
     ),
     words=("dataset",),
     sections=(
-        section(
+        Section(
             "Settings",
             "What to check, and what to write.",
             CHECK_DATASET,
-            model=own(
+            model=Setting(
                 "Folder or model id whose tokenizer and chat template training will use. With it, overlong rows, and "
                 "rows that the template rejects or renders alike, are found.",
                 aliases=("--model_name_or_path",),
             ),
-            model_revision=own(REVISION["help"]),
-            max_length=own(
+            model_revision=Setting(REVISION["help"]),
+            max_length=Setting(
                 "Maximum length of a response with its prompt, in tokens. By default, rows longer than the default of "
                 "`plaudit train` are reported, but --fix keeps them.",
                 int | None,
             ),
-            eval=own("Evaluation data, whose prompts must not occur: a file, a folder, or a Hub name."),
-            eval_split=own("Split of the evaluation data. Without --eval, a split of DATASET itself."),
+            eval=Setting("Evaluation data, whose prompts must not occur: a file, a folder, or a Hub name."),
+            eval_split=Setting("Split of the evaluation data. Without --eval, a split of DATASET itself."),
             benchmark=about(
                 "Files of benchmarks, whose prompts must not occur, even in part: preferences, or rows with a "
                 "column such as `question`.",
@@ -68,8 +68,8 @@ CHECK = Command(
                 hint=str | None,
             ),
             overwrite="Let --fix and --json replace existing files.",
-            json=own("Also write the results to this file."),
-            strict=own("Count warnings as errors in the exit code.", bool, False),
+            json=Setting("Also write the results to this file."),
+            strict=Setting("Count warnings as errors in the exit code.", bool, False),
             dataset_config=DATASET["dataset_config"],
             dataset_split=about(
                 "Split to check. May have a slice, as in train[:1000].",
@@ -81,7 +81,7 @@ CHECK = Command(
             ),
             words="Fit a bag of words, which finds its shortcut, leaking words and mislabelled rows.",
             sample_rows="Maximum number of rows to fit it to, drawn at random. Memory and time grow with it.",
-            examples=own("Number of examples per finding, up to 3.", int, 2),
+            examples=Setting("Number of examples per finding, up to 3.", int, 2),
             seed="Seed of the random draw.",
         ),
     ),

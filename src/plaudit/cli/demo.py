@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from plaudit.cli.arguments import Command, own, section
+from plaudit.cli.arguments import Command, Section, Setting
 from plaudit.cli.console import duration, log_lines, make_console, say
 
 if TYPE_CHECKING:
@@ -22,11 +22,11 @@ DEMO = Command(
     about="Train a reward model on bundled preferences, on any CPU, in a few minutes.",
     examples=("plaudit demo", "plaudit demo --seeds 0 1 2"),
     sections=(
-        section(
+        Section(
             "Settings",
             "How often to train, and where to save.",
-            seeds=own("Seeds, one run each.", list[int], [0]),
-            output_dir=own("Folder for the trained model.", str, "runs/demo"),
+            seeds=Setting("Seeds, one run each.", list[int], [0]),
+            output_dir=Setting("Folder for the trained model.", str, "runs/demo"),
         ),
     ),
 )

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import tempfile
 import time
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from plaudit.cli.build import TrainSettings, build_trainer, check_settings, load_data, name_of
+from plaudit.cli.build import build_trainer, check_settings, load_data
 from plaudit.cli.console import duration, size
 from plaudit.data.collate import PaddedCollator, SharedPrefixCollator, tokenized_example
 from plaudit.data.parse import survey
@@ -34,7 +36,7 @@ _SHOWN = 320  # tokens of a prompt or response
 _RESPONSES_SHOWN = 4
 
 
-def dry_run(settings: TrainSettings, console: Console) -> None:
+def dry_run(settings: Namespace, console: Console) -> None:
     """Prints model, data, one example, batches, memory and time; raises what training would before its first step."""
     output_dir = settings.config.output_dir
     check_writable(output_dir)
@@ -42,7 +44,7 @@ def dry_run(settings: TrainSettings, console: Console) -> None:
         # The Trainer makes its folder when it is built.
         settings.config.output_dir = folder
         check_settings(settings)
-        data = load_data(settings.data, settings.config)
+        data = load_data(settings)
         trainer = build_trainer(settings, data)
         row_kinds, columns = survey(data[0])
         batches = memory.sample_batches(trainer.train_dataset, trainer.args)
@@ -58,7 +60,7 @@ def dry_run(settings: TrainSettings, console: Console) -> None:
         mixed = "bfloat16" if args.bf16 else "float16" if args.fp16 else None
         gpu = f" ({torch.cuda.get_device_name(args.device)})" if args.device.type == "cuda" else ""
         lines = [
-            ("model", f"{name_of(model.config.name_or_path)} ({type(model).__name__})"),
+            ("model", f"{Path(model.config.name_or_path).name} ({type(model).__name__})"),
             ("parameters", f"{count:,}" + ("" if trained == count else f", of which {trained:,} are trained")),
             ("precision", f"weights in {', '.join(weights)}" + (f", computed in {mixed}" if mixed else "")),
             ("device", f"{args.device}{gpu}"),

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from plaudit.cli.arguments import COMPUTE, LOAD, Command, about, own, section
+from plaudit.cli.arguments import COMPUTE, LOAD, Command, Section, Setting, about
 from plaudit.cli.console import bars_where_seen, duration, log_lines, make_console, say, size
 from plaudit.errors import ConfigError
 from plaudit.evaluation.suites import NAMES
@@ -41,7 +41,7 @@ EVAL = Command(
     ),
     words=("[model]...",),
     sections=(
-        section(
+        Section(
             "Settings",
             "What to evaluate on, and how.",
             EVALUATE,
@@ -65,7 +65,7 @@ EVAL = Command(
                 hint=str | None,
             ),
             overwrite="Discard what is in that folder, and let --json replace a file.",
-            json=own("Also write the results to this file."),
+            json=Setting("Also write the results to this file."),
             bag_of_words=about(
                 "Preferences that the models were trained on. Each model is compared with a bag of words "
                 "fitted on them.",
@@ -84,17 +84,17 @@ EVAL = Command(
                 parameter="split",
                 aliases=["--split"],
             ),
-            save_calibration=own(
+            save_calibration=Setting(
                 "Save the temperature fitted on the first suite beside the model, as reward_calibration.json, if it "
                 "helps on the half of the rows that it was not fitted on.",
                 bool,
                 False,
             ),
             sanity_rows="Rows of each suite that are scored again, to check that rewards depend on the texts only.",
-            mistakes=own("Number of mistakes to show per suite, most confident first.", int, 3),
+            mistakes=Setting("Number of mistakes to show per suite, most confident first.", int, 3),
             seed="Seed of all random draws.",
         ),
-        section("Model", "How a reward model is run.", LOAD, **COMPUTE),
+        Section("Model", "How a reward model is run.", LOAD, **COMPUTE),
     ),
 )
 REPORT = Command(
@@ -111,7 +111,7 @@ REPORT = Command(
     ),
     words=("run folder",),
     sections=(
-        section(
+        Section(
             "Settings",
             "Where the report is written, and what it shows.",
             WRITE_REPORT,
@@ -125,7 +125,7 @@ REPORT = Command(
                 parameter="evaluations",
                 hint=list[str],
             ),
-            open=own("Open the page in the browser.", bool, False),
+            open=Setting("Open the page in the browser.", bool, False),
         ),
     ),
 )

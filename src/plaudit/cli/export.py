@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from plaudit.cli.arguments import API_KEY_VARIABLE, COMPUTE, DEVICE, DTYPES, REVISION, Command, about, own, section
+from plaudit.cli.arguments import API_KEY_VARIABLE, COMPUTE, DEVICE, DTYPES, REVISION, Command, Section, Setting, about
 from plaudit.cli.console import bars_where_seen, log_lines, make_console
 from plaudit.errors import ConfigError
 
@@ -54,7 +54,7 @@ EXPORT = Command(
     notes=("MODEL is a folder, or an id on the Hub. Data is a file, a folder or a Hub name, as for `plaudit score`.",),
     words=("model",),
     sections=(
-        section(
+        Section(
             "Export",
             "What is written, and where.",
             EXPORT_MODEL,
@@ -66,7 +66,7 @@ EXPORT = Command(
             tolerance="Maximum difference between a reward and what it should be. Default: 1e-4 for float32, 0.01 for "
             "float16, 0.05 for bfloat16.",
         ),
-        section(
+        Section(
             "Rewards",
             "How rewards are rescaled. By default, a calibration beside the model is folded into it.",
             EXPORT_MODEL,
@@ -83,7 +83,7 @@ EXPORT = Command(
             dataset_config="Configuration of a data set on the Hub.",
             dataset_split=about("Split of the data. May have a slice, as in train[:1000].", aliases=["--split"]),
         ),
-        section(
+        Section(
             "Model",
             "How the model is loaded (always in float32), and what it is stored in.",
             EXPORT_MODEL,
@@ -114,7 +114,7 @@ VERIFY = Command(
     ),
     words=("model",),
     sections=(
-        section(
+        Section(
             "Rows",
             "The rows to send.",
             VERIFY_MODEL,
@@ -126,9 +126,9 @@ VERIFY = Command(
             save="Save the golden rows beside the model.",
             tolerance="Maximum difference of a reward. Default: 1e-4 in float32, 0.01 in float16 and 0.05 in bfloat16, "
             "times the largest reward if that is above 1.",
-            json=own("Also write the results to this file."),
+            json=Setting("Also write the results to this file."),
         ),
-        section(
+        Section(
             "Ways",
             "Where the rows are sent.",
             VERIFY_MODEL,
@@ -138,7 +138,7 @@ VERIFY = Command(
             local="Also run the model on this machine; `--no_local` skips that, and some of the diagnoses.",
             export="Also export the model into a temporary folder, which takes as much space as the model.",
         ),
-        section(
+        Section(
             "Model",
             "How the model is run on this machine.",
             VERIFY_MODEL,

@@ -41,11 +41,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_help())
-        return 0
+        return _print(_help())
     if arguments[0] in ("-V", "--version"):
-        print(f"plaudit {__version__}")
-        return 0
+        return _print(f"plaudit {__version__}")
     name = arguments[0]
     if name not in COMMANDS:
         close = difflib.get_close_matches(name, COMMANDS, n=1)
@@ -71,6 +69,15 @@ def command_of(name: str) -> tuple[Command, Callable[[Sequence[str]], int]]:
     module = importlib.import_module(f"plaudit.cli.{_MODULES.get(name, name)}")
     name = name.replace("-", "_")
     return getattr(module, name.upper()), getattr(module, f"run_{name}")
+
+
+def _print(text: str) -> int:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # A reader such as `head` has closed the pipe. Python flushes standard output once more before it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def _help() -> str:

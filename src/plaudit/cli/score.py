@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plaudit.cli.arguments import DATASET, LOAD, LOADING, Command, Section, about, own, section
+from plaudit.cli.arguments import DATASET, LOAD, LOADING, Command, Section, Setting, about
 from plaudit.cli.console import duration, is_main_process, log_lines, say
 from plaudit.errors import ConfigError
 
@@ -27,7 +27,7 @@ _INPUT = (
 
 
 def _files(target: str, **more: Any) -> Section:
-    return section(
+    return Section(
         "Files",
         "Where to write, and which part of a data set to read.",
         target,
@@ -38,14 +38,14 @@ def _files(target: str, **more: Any) -> Section:
     )
 
 
-_MODEL = section(
+_MODEL = Section(
     "Model",
     "How the reward model is loaded and run.",
     LOAD,
     **LOADING,
     overlong="How to handle rows longer than that; nan writes null.",
 )
-_SCORING = section(
+_SCORING = Section(
     "Scoring",
     "How a file is scored.",
     SCORE_FILE,
@@ -69,7 +69,7 @@ SCORE = Command(
     words=("model", "input"),
     sections=(
         _files(SCORE_FILE),
-        section(
+        Section(
             "Columns",
             "The columns that are added.",
             SCORE_FILE,
@@ -93,11 +93,13 @@ BEST_OF_N = Command(
     words=("input",),
     sections=(
         _files(BEST_OF_N_FILE),
-        section(
+        Section(
             "Choice",
             "What is kept of each row.",
             BEST_OF_N_FILE,
-            model=own("Folder or id of a reward model that scores INPUT first. Default: INPUT already has rewards."),
+            model=Setting(
+                "Folder or id of a reward model that scores INPUT first. Default: INPUT already has rewards."
+            ),
             top="Keep a list of this many responses, best first. Default: the best response, not in a list.",
             responses_column="Column of the responses.",
             reward_column="Column of their rewards.",
@@ -116,7 +118,7 @@ FILTER = Command(
     words=("input",),
     sections=(
         _files(FILTER_FILE, dropped=about("Write what is not kept to this file.", hint=str | None)),
-        section(
+        Section(
             "Bounds",
             "What is kept. Of rows with several responses, each is kept or dropped on its own.",
             BOUNDS,
@@ -128,7 +130,7 @@ FILTER = Command(
             "8 bytes of memory per pair or response.",
             keep="End of the order that --quantile keeps.",
         ),
-        section(
+        Section(
             "Columns",
             "The columns that are read.",
             FILTER_FILE,

@@ -6,7 +6,7 @@ import importlib.util
 import os
 from collections.abc import Sequence
 
-from plaudit.cli.arguments import API_KEY_VARIABLE, LOAD, LOADING, Command, about, section
+from plaudit.cli.arguments import API_KEY_VARIABLE, LOAD, LOADING, Command, Section, about
 from plaudit.cli.console import log_lines, say
 from plaudit.errors import ConfigError
 
@@ -26,7 +26,7 @@ SERVE = Command(
     ),
     words=("model",),
     sections=(
-        section(
+        Section(
             "Server",
             "What to serve, where, and within which limits.",
             SERVER,
@@ -43,7 +43,7 @@ SERVE = Command(
             texts="Whether the texts of /get_reward and /classify are rendered by the chat template, or plain; auto "
             "looks for the marks of the template.",
         ),
-        section(
+        Section(
             "Model",
             "How the reward model is loaded and run.",
             LOAD,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from rich.syntax import Syntax
 from rich.table import Table
 
 from plaudit.cli.build import TRAIN as TRAIN
-from plaudit.cli.build import TrainSettings, build_trainer, name_of, parse_arguments, preset_lines
+from plaudit.cli.build import build_trainer, parse_arguments, preset_lines
 from plaudit.cli.console import duration, log_lines, make_console, say
 from plaudit.data.parse import TOKENIZED_COLUMNS
 from plaudit.data.report import DataReport
@@ -45,10 +46,10 @@ _TITLES = {
 def run_train(arguments: Sequence[str]) -> int:
     """Trains with the given command-line arguments; returns the exit code."""
     settings = parse_arguments(arguments)
-    if settings.run.preset is not None:
+    if settings.preset is not None:
         for line in preset_lines(settings):
             say(line)
-    if settings.run.dry_run:
+    if settings.dry_run:
         from plaudit.cli.dry_run import dry_run
 
         with log_lines(logging.WARNING):
@@ -59,7 +60,7 @@ def run_train(arguments: Sequence[str]) -> int:
     return 0
 
 
-def train(settings: TrainSettings) -> None:
+def train(settings: Namespace) -> None:
     """Trains, evaluates if there are rows to evaluate on, saves, and prints a summary."""
     start = time.monotonic()
     folder = Path(settings.config.output_dir or ".")
@@ -170,7 +171,7 @@ def print_summary(trainer: RewardTrainer, metrics: dict[str, float], seconds: fl
     """Prints what training reached and how to use the model."""
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     objective, rows = trainer.training_objective, trainer.train_dataset
-    name = name_of(getattr(model.config, "name_or_path", "") or type(trainer.model).__name__)
+    name = Path(getattr(model.config, "name_or_path", "") or type(trainer.model).__name__).name
     count = f"{len(rows):,}" if isinstance(rows, Dataset) else "a stream of"
     trained = f"{name} on {count} {_ROWS_CALLED[objective.pointwise]}, {trainer.state.global_step:,} steps"
     losses = [log["train_loss"] for log in trainer.state.log_history if "train_loss" in log]
