@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import datetime
 import functools
 import hashlib
@@ -17,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import jinja2
 import tokenizers
@@ -25,7 +24,7 @@ import transformers
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from plaudit.data.fast_encode import RENDER_ERRORS, Conversation, TemplateSketches, sketches_for
+from plaudit.data.fast_encode import RENDER_ERRORS, Conversation, TemplateSketches
 from plaudit.errors import ConfigError
 from plaudit.schema import Example
 
@@ -79,7 +78,13 @@ class SegmentTokenizer:
         """Returns an array of 32-bit token ids for each text."""
         whole = [n for n, text in enumerate(texts) if self._greedy is not None and self._greedy.search(text)]
         ids_of_whole = dict(zip(whole, self._encode([texts[n] for n in whole]), strict=True))
-        split = [[] if n in ids_of_whole else self._segments_of(text) for n, text in enumerate(texts)]
+        split = [
+            [] if n in ids_of_whole else [text] if self._split_at is None else self._split_at.split(text)
+            for n, text in enumerate(texts)
+        ]  # text, token, text, token, ..., text
+        if self.anchor is not None:
+            for segments in split:
+                segments[2::2] = [self.anchor + segment if segment else "" for segment in segments[2::2]]
         ids_of = self._ids_of({segment for segments in split for segment in segments[::2] if segment})
         ids_of |= {token: _packed([index]) for token, index in self.tokens.items()} | {"": b""}
         before, after = _packed(self.before), _packed(self.after)
@@ -88,25 +93,16 @@ class SegmentTokenizer:
             for n, segments in enumerate(split)
         ]
 
-    def _segments_of(self, text: str) -> list[str]:
-        """Returns text, token, text, token, ..., text."""
-        segments = self._split_at.split(text) if self._split_at is not None else [text]
-        if self.anchor is not None:
-            segments[2::2] = [self.anchor + segment if segment else "" for segment in segments[2::2]]
-        return segments
-
     def _ids_of(self, segments: set[str]) -> dict[str, bytes]:
-        if self.words:
-            return self._ids_by_words(segments)
-        ordered = list(segments)
-        ids = dict(zip(ordered, self._encode(ordered), strict=True))
-        if self.anchor is not None:
-            # A segment that begins its text holds no token, so that it cannot be taken for an anchored one.
-            size = len(_packed([0]))
-            ids = {segment: one[size:] if segment.startswith(self.anchor) else one for segment, one in ids.items()}
-        return ids
-
-    def _ids_by_words(self, segments: set[str]) -> dict[str, bytes]:
+        if not self.words:
+            ordered = list(segments)
+            ids = self._encode(ordered)
+            if self.anchor is not None:
+                # A segment that begins its text holds no token, so that it cannot be taken for an anchored one.
+                size = len(_packed([0]))
+                starts = [size if segment.startswith(self.anchor) else 0 for segment in ordered]
+                ids = [packed[start:] for packed, start in zip(ids, starts, strict=True)]
+            return dict(zip(ordered, ids, strict=True))
         heads, words = self._ids_of_heads, self._ids_of_words
         if self._cached_bytes > self.cache_bytes:
             heads.clear()
@@ -118,8 +114,7 @@ class SegmentTokenizer:
         ids = self._encode(new_heads + [" " + word for word in new_words])
         heads.update(zip(new_heads, ids[: len(new_heads)], strict=True))
         words.update(zip(new_words, ids[len(new_heads) :], strict=True))
-        self._cached_bytes += sum(map(len, new_heads)) + sum(map(len, new_words)) + sum(map(len, ids))
-        self._cached_bytes += _BYTES_OF_ENTRY * len(ids)
+        self._cached_bytes += sum(map(len, [*new_heads, *new_words, *ids])) + _BYTES_OF_ENTRY * len(ids)
         return {
             segment: b"".join((heads[parts[0]], *map(words.__getitem__, parts[1:]))) for segment, parts in split.items()
         }
@@ -151,10 +146,9 @@ def segment_tokenizer_for(tokenizer: PreTrainedTokenizerBase, add_special_tokens
         logger.debug("Texts are tokenised whole: the tokenizer %s.", reason)
         return None
     backend: Tokenizer = tokenizer.backend_tokenizer
-    added = {token.content: index for index, token in backend.get_added_tokens_decoder().items() if token.content}
-    known = backend.get_added_tokens_decoder()
-    first = {text: index for text, index in added.items() if not known[index].normalized}
-    plain = {text: index for text, index in first.items() if not _is_greedy(known[index])}
+    added = backend.get_added_tokens_decoder().items()
+    first = {token.content: (index, token) for index, token in added if token.content and not token.normalized}
+    plain = {text: index for text, (index, token) in first.items() if not _is_greedy(token)}
     # The only step that treats the beginning of a text in its own way.
     position_matters = b'"prepend_scheme":"first"' in _state_of(backend.pre_tokenizer)
     anchor = min(plain, key=len) if position_matters and plain else None
@@ -167,21 +161,17 @@ def _obstacle(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Returns why texts cannot be tokenised by segments."""
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         return "is not one of the library `tokenizers`"
-    own = [
-        name
-        for name in _ENCODING_METHODS
-        if getattr(type(tokenizer), name, None) is not getattr(PreTrainedTokenizerFast, name, None)
-    ]
-    if own:
-        return f"has a way of its own to encode ({own[0]})"
+    for name in _ENCODING_METHODS:
+        if getattr(type(tokenizer), name, None) is not getattr(PreTrainedTokenizerFast, name, None):
+            return f"has a way of its own to encode ({name})"
     backend = tokenizer.backend_tokenizer
-    if getattr(backend.model, "dropout", None):
-        return "drops merges at random"
-    if getattr(tokenizer, "split_special_tokens", False) or backend.encode_special_tokens:
-        return "reads special tokens as text"
-    if backend.padding is not None or backend.truncation is not None:
-        return "pads or truncates"
-    return None
+    special_as_text = getattr(tokenizer, "split_special_tokens", False) or backend.encode_special_tokens
+    reasons = {
+        "drops merges at random": getattr(backend.model, "dropout", None),
+        "reads special tokens as text": special_as_text,
+        "pads or truncates": backend.padding is not None or backend.truncation is not None,
+    }
+    return next((reason for reason, applies in reasons.items() if applies), None)
 
 
 def _is_greedy(token: AddedToken) -> bool:
@@ -198,10 +188,10 @@ def _ids_around(backend: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]] |
     around = set()
     for text in ("a", "Hello there", "1 2"):
         full, bare = (backend.encode(text, add_special_tokens=special).ids for special in (True, False))
-        places = [n for n in range(len(full) - len(bare) + 1) if full[n : n + len(bare)] == bare]
-        if len(places) != 1:
+        starts = [n for n in range(len(full) - len(bare) + 1) if full[n : n + len(bare)] == bare]
+        if len(starts) != 1:
             return None
-        around.add((tuple(full[: places[0]]), tuple(full[places[0] + len(bare) :])))
+        around.add((tuple(full[: starts[0]]), tuple(full[starts[0] + len(bare) :])))
     return around.pop() if len(around) == 1 else None
 
 
@@ -244,12 +234,12 @@ class Encoder(ABC):
         if backend is not None:
             backend.no_padding()
             backend.no_truncation()
-        self._segments: SegmentTokenizer | None = None
-        self._may_split = True
+        # Made when it is first needed; False where ids by segments would not be exact.
+        self._segments: SegmentTokenizer | Literal[False] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Drops what can be rebuilt from the tokenizer."""
-        return {**vars(self), "_segments": None}
+        return {**vars(self), "_segments": False if self._segments is False else None, "_sketches": None}
 
     @abstractmethod
     def check(self, example: Example) -> None:
@@ -257,40 +247,28 @@ class Encoder(ABC):
 
     @abstractmethod
     def render(self, examples: Sequence[Example]) -> list[list[str]]:
-        """Write out the responses of G examples."""
+        """Renders the responses of G examples as text."""
 
-    def tokenize(self, texts: list[str]) -> list[list[int]]:
-        """Tokenises rendered texts into lists."""
-        return [ids.tolist() for ids in self.tokenize_compactly(texts)]
-
-    def tokenize_compactly(self, texts: list[str]) -> list[array[int]]:
+    def tokenize(self, texts: list[str]) -> list[array[int]]:
         """Tokenises rendered texts in one call, each distinct text once, into arrays of 32-bit ids."""
         if not texts:
             return []
         # Rows made of several rated answers repeat their texts.
         unique = list(dict.fromkeys(texts))
-        ids = dict(zip(unique, self._tokenize_segments(unique) or self._tokenize_whole(unique), strict=True))
-        return [ids[text] for text in texts]
-
-    def _tokenize_segments(self, texts: list[str]) -> list[array[int]] | None:
-        """Tokenises by segments; None where that would not be exact."""
-        if self._may_split and self._segments is None:
-            self._segments = segment_tokenizer_for(self.tokenizer, self.add_special_tokens)
-            self._may_split = self._segments is not None
-            if self._segments is not None:
-                self._segments.cache_bytes = self.cache_bytes
         if self._segments is None:
-            return None
-        ids = self._segments.tokenize(texts)
-        sample = slice(None, None, max(1, min(_CHECK_EVERY, len(texts) // 4)))
-        if ids[sample] == self._tokenize_whole(texts[sample]):
-            return ids
-        logger.warning(
-            "Tokenising by text segments gives other ids than tokenising whole texts, which is used from here on. "
-            "Please report this with the name of the tokenizer."
-        )
-        self._segments, self._may_split = None, False
-        return None
+            self._segments = segment_tokenizer_for(self.tokenizer, self.add_special_tokens) or False
+            if self._segments:
+                self._segments.cache_bytes = self.cache_bytes
+        ids = self._segments.tokenize(unique) if self._segments else self._tokenize_whole(unique)
+        sample = slice(None, None, max(1, min(_CHECK_EVERY, len(unique) // 4)))
+        if self._segments and ids[sample] != self._tokenize_whole(unique[sample]):
+            logger.warning(
+                "Tokenising by text segments gives other ids than tokenising whole texts, which is used from here on. "
+                "Please report this with the name of the tokenizer."
+            )
+            self._segments, ids = False, self._tokenize_whole(unique)
+        ids_of = dict(zip(unique, ids, strict=True))
+        return [ids_of[text] for text in texts]
 
     def _tokenize_whole(self, texts: list[str]) -> list[array[int]]:
         encoded = self.tokenizer(
@@ -318,17 +296,15 @@ class Encoder(ABC):
             "date": datetime.date.today().isoformat() if "strftime_now" in str(template) else None,
         }
         digest = hashlib.sha256(json.dumps(settings, default=str).encode())
-        digest.update(self._serialised())
-        return digest.hexdigest()
-
-    def _serialised(self) -> bytes:
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is not None:
-            return cast(bytes, backend.to_str().encode())
+            digest.update(backend.to_str().encode())
+            return digest.hexdigest()
         with tempfile.TemporaryDirectory() as folder:
             self.tokenizer.save_pretrained(folder)
-            files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-            return b"".join(path.read_bytes() for path in files)
+            for path in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+                digest.update(path.read_bytes())
+        return digest.hexdigest()
 
 
 class ConversationEncoder(Encoder):
@@ -336,68 +312,50 @@ class ConversationEncoder(Encoder):
 
     add_special_tokens = False
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        super().__init__(tokenizer)
-        self._sketches: TemplateSketches | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Drops what can be rebuilt from the tokenizer."""
-        return {**super().__getstate__(), "_sketches": None}
+    _sketches: TemplateSketches | None = None
 
     def check(self, example: Example) -> None:
-        """Requires a chat template, and warns where it prints the date."""
-        if not self.tokenizer.chat_template and "chat_template" not in example.chat_template_kwargs:
+        """Requires a chat template, and warns where a conversation renders differently on another day."""
+        variables = example.chat_template_kwargs
+        if not self.tokenizer.chat_template and "chat_template" not in variables:
             raise ConfigError(
                 "The data holds conversations, but the tokenizer has no chat template",
                 fix="Use a chat model's tokenizer, set its `chat_template`, or turn the messages into text.",
             )
-        template = self._template_of(example)
-        if self._prints_the_date(template, example):
-            variable = re.search(r"set\s+(\w+)\s*=\s*strftime_now", template)
-            _warn_of_todays_date(self.tokenizer.name_or_path, variable[1] if variable else None)
-
-    def _template_of(self, example: Example) -> str:
-        own = example.chat_template_kwargs.get("chat_template")
-        return self.tokenizer.get_chat_template(own, cast(Any, example.tools))
-
-    def _prints_the_date(self, template: str, example: Example) -> bool:
-        """Whether a conversation renders differently on another day."""
+        template = self.tokenizer.get_chat_template(variables.get("chat_template"), cast(Any, example.tools))
         if "strftime_now" not in template:
-            return False
+            return
         texts = set()
         for day in ("today", "tomorrow"):
             # A macro hides the function of the same name.
-            dated = {"chat_template": f"{{% macro strftime_now(format) %}}{day}{{% endmacro %}}{template}"}
-            kwargs = {**example.chat_template_kwargs, **dated}
-            changed = dataclasses.replace(example, responses=example.responses[:1], chat_template_kwargs=kwargs)
+            dated = f"{{% macro strftime_now(format) %}}{day}{{% endmacro %}}{template}"
+            response = cast(Conversation, example.responses[0])
             try:
-                texts.update(self._render_group([changed]))
+                texts.update(self._render_all([response], example.tools, {**variables, "chat_template": dated}))
             except RENDER_ERRORS:
-                return False  # the row is named when it is read
-        return len(texts) > 1
+                return  # the row is named when it is read
+        if len(texts) > 1:
+            variable = re.search(r"set\s+(\w+)\s*=\s*strftime_now", template)
+            _warn_of_todays_date(self.tokenizer.name_or_path, variable[1] if variable else None)
 
     def render(self, examples: Sequence[Example]) -> list[list[str]]:
-        """Render conversations, those with equal tools and template variables together."""
+        """Renders conversations, those with equal tools and template variables together."""
         texts: list[list[str]] = [[] for _ in examples]
         groups: dict[str, list[int]] = {}
         for index, example in enumerate(examples):
             settings = (example.tools, example.chat_template_kwargs)
             groups.setdefault(json.dumps(settings, default=repr) if any(settings) else "", []).append(index)
-        for indices in groups.values():
-            rendered = iter(self._render_group([examples[index] for index in indices]))
+        for group, indices in groups.items():
+            responses = [cast(Conversation, response) for index in indices for response in examples[index].responses]
+            if group:
+                first = examples[indices[0]]
+                rendered = iter(self._render_all(responses, first.tools, first.chat_template_kwargs))
+            else:
+                self._sketches = self._sketches or TemplateSketches(self.tokenizer, self._render_all)
+                rendered = iter(self._sketches.render(responses))
             for index in indices:
                 texts[index] = [next(rendered) for _ in examples[index].responses]
         return texts
-
-    def _render_group(self, examples: Sequence[Example]) -> list[str]:
-        """Render all responses of examples that share their tools and template variables."""
-        responses = [cast(Conversation, response) for example in examples for response in example.responses]
-        tools, variables = examples[0].tools, examples[0].chat_template_kwargs
-        if tools or variables:
-            return self._render_all(responses, tools, variables)
-        if self._sketches is None:
-            self._sketches = sketches_for(self.tokenizer, self._render_all)
-        return self._sketches.render(responses)
 
     def _render_all(
         self,
@@ -452,24 +410,25 @@ class TextEncoder(Encoder):
             )
 
     def render(self, examples: Sequence[Example]) -> list[list[str]]:
-        """End texts with the EOS token, where they do not end with it already."""
+        """Ends texts with the EOS token, where they do not end with it already."""
         eos = cast(str, self.tokenizer.eos_token)
         return [
             [text if text.endswith(eos) else text + eos for text in cast(tuple[str, ...], example.responses)]
             for example in examples
         ]
 
-    def tokenize_compactly(self, texts: list[str]) -> list[array[int]]:
+    def tokenize(self, texts: list[str]) -> list[array[int]]:
         """Tokenises texts, with one BOS and EOS where text and tokenizer both have one."""
-        ids = super().tokenize_compactly(texts)
-        return [self._undouble(one) for one in ids] if self._adds_bos or self._adds_eos else ids
-
-    def _undouble(self, ids: array[int]) -> array[int]:
-        """Drops the BOS and EOS of the text where the tokenizer has added its own."""
-        start, end = 0, len(ids)
-        if self._adds_bos and end > 2 and ids[0] == ids[1] == self._bos:
-            start = 1
-        if self._adds_eos:
-            while end - start > 1 and ids[end - 2] == self._eos:
-                end -= 1
-        return ids[start:end]
+        ids = super().tokenize(texts)
+        if not (self._adds_bos or self._adds_eos):
+            return ids
+        # Drops the BOS and EOS of a text where the tokenizer has added its own.
+        for index, tokens in enumerate(ids):
+            start, end = 0, len(tokens)
+            if self._adds_bos and end > 2 and tokens[0] == tokens[1] == self._bos:
+                start = 1
+            if self._adds_eos:
+                while end - start > 1 and tokens[end - 2] == self._eos:
+                    end -= 1
+            ids[index] = tokens[start:end]
+        return ids

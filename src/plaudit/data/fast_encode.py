@@ -28,16 +28,6 @@ _PATIENCE = 16
 _CHECK_EVERY = 64
 
 
-@dataclass(frozen=True)
-class _Sketch:
-    """A rendered conversation with gaps for its texts."""
-
-    parts: Parts  # the text; numbers stand for the contents of the messages
-    # what the template asked about the contents: another conversation must give the same answers
-    answers: tuple[Answer, ...]
-
-
-@dataclass
 class TemplateSketches:
     """Renders plain conversations with one template, which is run once for each way that it can take.
 
@@ -50,17 +40,35 @@ class TemplateSketches:
     Each sketch is held against the template when it is made, and again on samples of what is rendered with it.
     """
 
-    render_all: Callable[[list[Conversation]], list[str]]  # renders conversations with the template itself
-    template: jinja2.Template | None  # what :func:`compile_opaque` made of it (None: it is not used)
-    variables: Mapping[str, Any]  # what it can see beside the messages
-    _sketches: dict[Shape, list[_Sketch]] = field(default_factory=dict)
-    _tries: Counter[Shape] = field(default_factory=Counter)
-    _reused: int = 0
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, render_all: Callable[[list[Conversation]], list[str]]
+    ) -> None:
+        self.render_all = render_all  # renders conversations with the template itself
+        self.template: jinja2.Template | None = None  # what :func:`compile_opaque` made of it (None: it is not used)
+        self.variables: dict[str, Any] = {**tokenizer.special_tokens_map, "tools": None, "documents": None}
+        self.variables["add_generation_prompt"] = False
+        # The parts of a rendered conversation, and what the template asked about its contents: another conversation
+        # must give the same answers.
+        self._sketches: dict[Shape, list[tuple[Parts, dict[Question, bool]]]] = {}
+        self._tries: Counter[Shape] = Counter()
+        self._reused = 0
+        compile_original = getattr(chat_template_utils, "_compile_jinja_template", None)
+        # A tokenizer class with a way of its own to render does not use the template alone.
+        stock = type(tokenizer).apply_chat_template is PreTrainedTokenizerBase.apply_chat_template
+        if compile_original is not None and stock and tokenizer.chat_template:
+            try:
+                source = tokenizer.get_chat_template()
+                self.template = compile_opaque(source, compile_original(source).environment)
+            except RENDER_ERRORS as error:
+                # The template itself says what is wrong with it when the first conversation is rendered.
+                logger.debug("The chat template is not sketched: %s", error)
 
     def render(self, conversations: Sequence[Conversation]) -> list[str]:
         """Renders conversations; raises one of `RENDER_ERRORS` where the template rejects one."""
         texts = [self._fill(conversation) for conversation in conversations]
-        indices = [index for index, text in enumerate(texts) if text is None or self._is_sampled(index)]
+        indices = [
+            index for index, text in enumerate(texts) if text is None or index % _CHECK_EVERY == _CHECK_EVERY - 1
+        ]
         rendered = self.render_all([conversations[index] for index in indices]) if indices else []
         for index, text in zip(indices, rendered, strict=True):
             filled = texts[index]
@@ -69,9 +77,6 @@ class TemplateSketches:
                 return self.render_all(list(conversations))
             texts[index] = text
         return [text for text in texts if text is not None]
-
-    def _is_sampled(self, index: int) -> bool:
-        return index % _CHECK_EVERY == _CHECK_EVERY - 1
 
     def _fill(self, conversation: Conversation) -> str | None:
         """Fills a conversation into a sketch, a new one if need be; None where it cannot be sketched."""
@@ -89,17 +94,13 @@ class TemplateSketches:
         if {*map(type, roles), *map(type, contents)} != {str}:
             return None
         shape = (keys[0], *roles)
-        for sketch in self._sketches.get(shape, ()):
-            if all(answer.holds(contents) for answer in sketch.answers):
+        for parts, answers in self._sketches.get(shape, ()):
+            if all(question.answer(contents) == answer for question, answer in answers.items()):
                 self._reused += 1
-                return fill_in(sketch.parts, contents)
-        drawn = self._draw(shape, contents, conversation)
-        if drawn is None:
-            return None
-        self._sketches.setdefault(shape, []).append(drawn)
-        return fill_in(drawn.parts, contents)
+                return fill_in(parts, contents)
+        return self._draw(shape, contents, conversation)
 
-    def _draw(self, shape: Shape, contents: list[str], conversation: Conversation) -> _Sketch | None:
+    def _draw(self, shape: Shape, contents: list[str], conversation: Conversation) -> str | None:
         """Runs the template for a sketch; None where it looks into the contents, or was tried often enough."""
         if self.template is None or self._tries[shape] >= _TRIES_A_SHAPE:
             return None
@@ -108,11 +109,21 @@ class TemplateSketches:
         if tries > _PATIENCE and self._reused < 2 * tries:
             self._give_up("the chat template looks into the messages, or each conversation has other roles")
             return None
+        run = Run(contents)
+        messages = []
+        for index, role in enumerate(shape[1:]):
+            content = OpaqueText((index,), run)
+            by_role, by_content = {"role": role, "content": content}, {"content": content, "role": role}
+            messages.append(by_role if shape[0] == "role" else by_content)
         try:
-            content_first = shape[0] == "content"
-            parts, answers = run_opaque(self.template, shape[1:], contents, self.variables, content_first=content_first)
-            if fill_in(parts, contents) == self.render_all([conversation])[0]:
-                return _Sketch(parts, tuple(answers))
+            rendered = self.template.render(messages=messages, **self.variables)
+            parts: Parts = rendered.parts if isinstance(rendered, OpaqueText) else (rendered,)
+            if _MARKER in repr(parts).lower():  # code that bypasses our methods has printed it
+                raise LookedInside("the result")
+            text = fill_in(parts, contents)
+            if text == self.render_all([conversation])[0]:
+                self._sketches.setdefault(shape, []).append((parts, run.answers))
+                return text
             self._give_up("a filled-in conversation differs from a rendered one")
         except (LookedInside, *RENDER_ERRORS) as error:
             logger.debug("No sketch of the chat template: %s: %s", type(error).__name__, error)
@@ -125,28 +136,8 @@ class TemplateSketches:
         self._sketches.clear()
 
 
-def sketches_for(
-    tokenizer: PreTrainedTokenizerBase, render_all: Callable[[list[Conversation]], list[str]]
-) -> TemplateSketches:
-    """Returns the sketches of a tokenizer's chat template, for conversations without tools and variables."""
-    template = None
-    compile_original = getattr(chat_template_utils, "_compile_jinja_template", None)
-    # A tokenizer class with a way of its own to render does not use the template alone.
-    stock = type(tokenizer).apply_chat_template is PreTrainedTokenizerBase.apply_chat_template
-    if compile_original is not None and stock and tokenizer.chat_template:
-        try:
-            source = tokenizer.get_chat_template()
-            template = compile_opaque(source, compile_original(source).environment)
-        except RENDER_ERRORS as error:
-            # The template itself says what is wrong with it when the first conversation is rendered.
-            logger.debug("The chat template is not sketched: %s", error)
-    variables = {**tokenizer.special_tokens_map, "tools": None, "documents": None, "add_generation_prompt": False}
-    return TemplateSketches(render_all, template, variables)
-
-
 _MARKER = "plaudit7f3c9e51opaque"
 """What C code that bypasses our methods sees instead of a text; a result in which it shows up is thrown away."""
-_STRIPS = ("strip", "lstrip", "rstrip")
 _CHANGING_GLOBALS = ("strftime_now", "lipsum")
 # These hand values on, or ask about them with Python's own operators, which an `OpaqueText` answers or refuses itself.
 _SAFE_FILTERS = frozenset(
@@ -195,50 +186,44 @@ def fill_in(parts: Parts, texts: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a template wanted to know about a text, and was told."""
+class Question:
+    """What a template wants to know about a text."""
 
     parts: Parts  # the text
-    question: str  # name of the method of `str` that answers
-    arguments: tuple[Any, ...]  # its arguments
-    answer: bool  # what it was told
+    method: str  # name of the method of `str` that answers
+    arguments: tuple[str, ...]  # its arguments
 
-    def holds(self, texts: Sequence[str]) -> bool:
-        """Whether other texts give the same answer."""
-        return _ask(fill_in(self.parts, texts), self.question, self.arguments) == self.answer
-
-
-def _ask(text: str, question: str, arguments: tuple[Any, ...]) -> bool:
-    return bool(text) if question == "__bool__" else bool(getattr(text, question)(*arguments))
+    def answer(self, texts: Sequence[str]) -> bool:
+        """Answers for some texts."""
+        text = fill_in(self.parts, texts)
+        return bool(text) if self.method == "__bool__" else bool(getattr(text, self.method)(*self.arguments))
 
 
 @dataclass
-class Questions:
-    """All that one run of a template asked."""
+class Run:
+    """One run of a template, with all that it asked."""
 
-    texts: Sequence[str]  # the texts that it ran on
-    answers: list[Answer] = field(default_factory=list)  # what it asked about them, in order
+    texts: Sequence[str]  # the texts that it runs on
+    answers: dict[Question, bool] = field(default_factory=dict)  # what it asked about them, in order
 
-    def ask(self, parts: Parts, question: str, *arguments: Any) -> bool:
+    def ask(self, parts: Parts, method: str, *arguments: Any) -> bool:
         """Answers a question about a text, and records it."""
         if any(type(argument) is not str for argument in arguments):
-            raise LookedInside(question)
-        answer = Answer(parts, question, arguments, _ask(fill_in(parts, self.texts), question, arguments))
-        if answer not in self.answers:
-            self.answers.append(answer)
-        return answer.answer
+            raise LookedInside(method)
+        question = Question(parts, method, arguments)
+        return self.answers.setdefault(question, question.answer(self.texts))
 
 
 class OpaqueText(str):
     """A text that can be printed, joined and stripped, and asked a few things; anything else raises `LookedInside`."""
 
     parts: Parts
-    questions: Questions
+    run: Run
 
-    def __new__(cls, parts: Parts, questions: Questions) -> OpaqueText:
-        """Make a text whose own letters are a marker."""
+    def __new__(cls, parts: Parts, run: Run) -> OpaqueText:
+        """Makes a text whose own letters are a marker."""
         text = super().__new__(cls, _MARKER)
-        text.parts, text.questions = parts, questions
+        text.parts, text.run = parts, run
         return text
 
     def __str__(self) -> str:
@@ -250,14 +235,8 @@ class OpaqueText(str):
     def __radd__(self, other: Any) -> Any:
         return join_opaque((other, self)) if isinstance(other, str) else NotImplemented
 
-    def __bool__(self) -> bool:
-        return self.questions.ask(self.parts, "__bool__")
-
-    def __contains__(self, other: object) -> bool:
-        return self.questions.ask(self.parts, "__contains__", other)
-
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, str) and self.questions.ask(self.parts, "__eq__", other)
+        return isinstance(other, str) and self.run.ask(self.parts, "__eq__", other)
 
     def __ne__(self, other: object) -> bool:
         return not self == other
@@ -268,18 +247,14 @@ class OpaqueText(str):
             raise TypeError("string indices must be integers")
         raise LookedInside("an index")
 
-    def startswith(self, *arguments: Any) -> bool:
-        """Answers, and records the question."""
-        return self.questions.ask(self.parts, "startswith", *arguments)
-
-    def endswith(self, *arguments: Any) -> bool:
-        """Answers, and records the question."""
-        return self.questions.ask(self.parts, "endswith", *arguments)
-
     def _stripped(self, method: str, chars: str | None = None) -> OpaqueText:
         if chars is not None and type(chars) is not str:
             raise LookedInside(method)
-        return OpaqueText((Stripped(self.parts, method, chars),), self.questions)
+        return OpaqueText((Stripped(self.parts, method, chars),), self.run)
+
+
+def _ask(method: str) -> Callable[..., bool]:
+    return lambda self, *arguments: self.run.ask(self.parts, method, *arguments)
 
 
 def _refuse(name: str) -> Callable[..., NoReturn]:
@@ -289,27 +264,22 @@ def _refuse(name: str) -> Callable[..., NoReturn]:
     return method
 
 
-def _close(kind: type[str]) -> None:
-    """Let every method of `str` that is not answered above raise."""
-    open_ones = {"__new__", "__init__", "__class__", "__doc__", "__getattribute__", "__setattr__", "__delattr__"}
-    open_ones |= {"__init_subclass__", "__subclasshook__", "__dir__"}
-    for name in (*dir(str), "__rmul__", "__rmod__", "__int__", "__float__", "__index__", "__html__"):
-        if name not in vars(kind) and name not in open_ones:
-            setattr(kind, name, _refuse(name))
-    for name in _STRIPS:
-        setattr(kind, name, functools.partialmethod(cast(Any, OpaqueText)._stripped, name))  # noqa: SLF001
-    # Defining `__eq__` has set it to None, and a TypeError would be taken for an answer.
-    kind.__hash__ = _refuse("__hash__")  # type: ignore[method-assign]
-
-
-_close(OpaqueText)
+_ANSWERED: dict[str, Any] = {name: _ask(name) for name in ("__bool__", "__contains__", "startswith", "endswith")}
+for _name in ("strip", "lstrip", "rstrip"):
+    _ANSWERED[_name] = functools.partialmethod(cast(Any, OpaqueText)._stripped, _name)  # noqa: SLF001
+_OPEN = {"__new__", "__init__", "__class__", "__doc__", "__getattribute__", "__setattr__", "__delattr__"}
+_OPEN |= {"__init_subclass__", "__subclasshook__", "__dir__"} | (vars(OpaqueText).keys() - {"__hash__"})
+# `__hash__` is None where `__eq__` is defined, and a TypeError would be taken for an answer.
+for _name in (*dir(str), "__bool__", "__rmul__", "__rmod__", "__int__", "__float__", "__index__", "__html__"):
+    if _name not in _OPEN:
+        setattr(OpaqueText, _name, _ANSWERED.get(_name) or _refuse(_name))
 
 
 def join_opaque(parts: Iterable[str]) -> str:
-    """Join texts, some of which may be opaque."""
+    """Joins texts, some of which may be opaque."""
     texts = list(parts)
-    questions = next((text.questions for text in texts if isinstance(text, OpaqueText)), None)
-    if questions is None:
+    run = next((text.run for text in texts if isinstance(text, OpaqueText)), None)
+    if run is None:
         return "".join(texts)
     merged: list[str | int | Stripped] = []
     for text in texts:
@@ -318,15 +288,7 @@ def join_opaque(parts: Iterable[str]) -> str:
                 merged[-1] += part
             else:
                 merged.append(part)
-    return OpaqueText(tuple(merged), questions)
-
-
-def leaks(parts: Parts) -> bool:
-    """Whether code that bypasses our methods has printed the marker of an opaque text."""
-    return any(
-        _MARKER in part.lower() if isinstance(part, str) else isinstance(part, Stripped) and leaks(part.parts)
-        for part in parts
-    )
+    return OpaqueText(tuple(merged), run)
 
 
 class _Closed(str):
@@ -352,7 +314,7 @@ def _is_clear(value: Any) -> bool:
 
 
 def _guard(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """Let a filter or test of jinja refuse values that it would look into."""
+    """Lets a filter or test of jinja refuse values that it would look into."""
 
     @functools.wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -438,25 +400,3 @@ def compile_opaque(source: str, original: jinja2.Environment) -> jinja2.Template
     tree = cast(nodes.Template, _Rewrite().visit(environment.parse(source)))
     code = environment.compile(tree)
     return jinja2.Template.from_code(environment, code, environment.make_globals(None))
-
-
-def run_opaque(
-    template: jinja2.Template,
-    roles: Sequence[str],
-    texts: Sequence[str],
-    variables: Mapping[str, Any],
-    *,
-    content_first: bool = False,
-) -> tuple[Parts, list[Answer]]:
-    """Renders a conversation with opaque contents; returns its parts and what was asked about the contents."""
-    questions = Questions(texts)
-    messages: list[dict[str, str]] = []
-    for index, role in enumerate(roles):
-        content = OpaqueText((index,), questions)
-        both = {"content": content, "role": role} if content_first else {"role": role, "content": content}
-        messages.append(both)
-    rendered = template.render(messages=messages, **variables)
-    parts: Parts = rendered.parts if isinstance(rendered, OpaqueText) else (rendered,)
-    if leaks(parts):
-        raise LookedInside("the result")
-    return parts, questions.answers

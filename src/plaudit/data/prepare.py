@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import hashlib
 import json
 import logging
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal, cast
@@ -18,29 +17,15 @@ import pyarrow as pa
 from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
+from plaudit import schema
 from plaudit.data.encode import CACHE_BYTES, RENDER_ERRORS, ConversationEncoder, Encoder, TextEncoder
 from plaudit.data.load import open_data
-from plaudit.data.parse import prompt_of, read_example, row_kinds_in, shape_of
+from plaudit.data.parse import all_equal, prompt_of, read_example, row_kinds_in, shape_of
 from plaudit.data.report import DataReport, Flag, Overlong, Purpose, overlong_error
 from plaudit.errors import ConfigError, DataError
 from plaudit.objectives import ROW_KIND_NAMES, BradleyTerry, Objective, objectives_for
 from plaudit.prefix_tree import common_prefix_length
-from plaudit.schema import (
-    LEGACY_COLUMNS,
-    OPTIONAL_COLUMNS,
-    RAW_COLUMNS,
-    TOKENIZED_COLUMNS,
-    TOKENIZED_LIST_COLUMNS,
-    Example,
-    Label,
-    RowKind,
-    RowSchema,
-    Shape,
-    columns_read,
-    comparisons_of,
-    is_tokenized,
-    response_field,
-)
+from plaudit.schema import TOKENIZED_COLUMNS, Example, Label, RowKind, RowSchema, Shape
 
 logger = logging.getLogger("plaudit")
 CODE_VERSION = 3
@@ -50,6 +35,7 @@ ROWS_PER_PROCESS = 2000
 """Fewer rows than that cost less than starting a process for them."""
 STREAM_BATCH = 64
 _RESPONSES_AT_ONCE, _CHARACTERS_AT_ONCE, _ROWS_AT_ONCE = 1024, 4_000_000, 4096
+_SHAPES: dict[RowKind, Shape] = {"pairs": "pair", "scores": "list", "ranks": "list", "ratings": "one", "labels": "one"}
 _SUSPICIOUS_TO_SCORE = Flag.EMPTY_RESPONSE | Flag.LAST_MESSAGE_NOT_ASSISTANT
 
 
@@ -131,7 +117,13 @@ class RowPreparer:
             window.append(row)
             if row.error is None:
                 responses += row.responses
-                characters += _size_of(row)
+                example = cast(Example, row.example)
+                if row.ids is None and example.conversational:
+                    characters += sum(
+                        len(message["content"]) for text in example.responses for message in cast(Any, text)
+                    )
+                else:
+                    characters += sum(map(len, row.ids or example.responses))
             full = responses >= _RESPONSES_AT_ONCE or characters >= _CHARACTERS_AT_ONCE
             if (full or len(window) >= _ROWS_AT_ONCE) if size is None else len(window) >= size:
                 self.encode(window)
@@ -143,29 +135,31 @@ class RowPreparer:
 
     def read(self, row: Any, index: int, features: Mapping[str, Any] | None = None) -> PreparedRow:
         """Reads a row and checks its label; it has no token ids yet unless the row holds them."""
-        schema = self.schema or RowSchema()
+        row_schema = self.schema or RowSchema()
         try:
             if self.schema is not None:
-                row = self._with_schema_columns(row, index)
+                row = self._with_schema_columns(row, index, self.schema)
             example = read_example(
                 row,
                 row_number=index,
                 dataset_name=self.dataset_name,
                 labels=self.objective is not None,
-                tokenized=schema.tokenized,
-                conversational=schema.conversational,
+                tokenized=row_schema.tokenized,
+                conversational=row_schema.conversational,
                 features=self.features if features is None else features,
             )
-            row_kind = "scores" if schema.tokenized and not schema.pairs else example.row_kind
-            shape, responses = _shape_of(example), len(example.fields)
-            prepared = PreparedRow(index, shape, responses, row_kind, example.label, example.fields, example=example)
-            prepared.ids = example.response_ids
+            row_kind = "scores" if row_schema.tokenized and not row_schema.pairs else example.row_kind
+            shape, ids, fields = _SHAPES[example.row_kind], example.response_ids, example.fields
+            prepared = PreparedRow(index, shape, len(fields), row_kind, example.label, fields, ids, example=example)
             prepared.flags = example.flags
             if self.objective is None:
                 prepared.flags &= _SUSPICIOUS_TO_SCORE
-            else:
-                prepared.prompt = _prompt_number(row, example)
-                self._check_label(prepared, row, self.objective)
+                return prepared
+            prompt = prompt_of(row) if ids is None else list(ids[0][: common_prefix_length(ids)])
+            text = json.dumps(prompt, sort_keys=True, default=str)
+            digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+            prepared.prompt = int.from_bytes(digest, "big", signed=True)
+            self._check_label(prepared, row, self.objective)
         except DataError as error:
             if self.on_broken == "raise":
                 raise
@@ -174,18 +168,23 @@ class RowPreparer:
 
     def encode(self, rows: Sequence[PreparedRow]) -> None:
         """Renders, tokenises and truncates the responses of rows that were read, those of one form in one call."""
+        unread = [(row, cast(Example, row.example)) for row in rows if row.ids is None and row.error is None]
         for conversational in (False, True):
-            members = [
-                row
-                for row in rows
-                if row.ids is None
-                and row.error is None
-                and row.example is not None
-                and row.example.conversational is conversational
-            ]
-            encoder = self.encoder_for(cast(Example, members[0].example)) if members else None
-            if encoder is not None:
-                self._tokenize(members, encoder)
+            members = [(row, example) for row, example in unread if example.conversational is conversational]
+            encoder = self.encoder_for(members[0][1]) if members else None
+            if encoder is None:
+                continue
+            try:
+                texts = encoder.render([example for _, example in members])
+            except ConfigError:
+                raise
+            except RENDER_ERRORS:
+                # The batch does not tell which of its rows was refused.
+                texts = [self._render_alone(row, example, encoder) for row, example in members]
+            ids = iter(encoder.tokenize([text for responses in texts for text in responses]))
+            for (row, _), responses in zip(members, texts, strict=True):
+                if row.error is None:
+                    row.ids = [next(ids) for _ in responses]
         for row in rows:
             if row.error is None and row.ids is not None:
                 self._measure(row, row.ids)
@@ -205,17 +204,17 @@ class RowPreparer:
             self.encoders[conversational] = encoder
         return self.encoders.get(conversational)
 
-    def _with_schema_columns(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
+    def _with_schema_columns(self, row: Mapping[str, Any], index: int, row_schema: RowSchema) -> dict[str, Any]:
         """Holds a row to the optional columns of the first one.
 
         A stream without declared types fills a batch with null wherever a row lacks a column, and so does a table
         whose rows are of several kinds.
         """
-        schema, row = cast(RowSchema, self.schema), dict(row)
-        for column in OPTIONAL_COLUMNS:
-            if column in schema.optional:
+        row = dict(row)
+        for column in schema.OPTIONAL_COLUMNS:
+            if column in row_schema.optional:
                 row.setdefault(column, None)
-                if not schema.pairs and column != "prompt" and row[column] is None:
+                if not row_schema.pairs and column != "prompt" and row[column] is None:
                     del row[column]
             elif row.pop(column, None) is not None:
                 message = f"is there, but the first row has no {column}"
@@ -224,13 +223,13 @@ class RowPreparer:
 
     def _check_label(self, prepared: PreparedRow, row: Mapping[str, Any], objective: Objective) -> None:
         """Holds a row against the objective, which was chosen by the columns or by the first row of a stream."""
-        row_kind, schema = prepared.row_kind, self.schema or RowSchema()
-        column = response_field(row_kind, 0).partition("[")[0]
-        if not schema.tokenized and row_kind not in objective.row_kinds:
+        row_kind, row_schema = prepared.row_kind, self.schema or RowSchema()
+        column = schema.response_field(row_kind, 0).partition("[")[0]
+        if not row_schema.tokenized and row_kind not in objective.row_kinds:
             message = f"is of the form {ROW_KIND_NAMES[row_kind]}, from which {objective.name} cannot learn"
             fix = f"Use another objective ({', '.join(objectives_for([row_kind], [])) or 'none reads it'})."
             raise self._error(prepared.index, column, message, fix)
-        if schema.pairs and row_kind != "pairs":
+        if row_schema.pairs and row_kind != "pairs":
             message = f"is of the form {ROW_KIND_NAMES[row_kind]}, but the first row is a pair and has no such columns"
             fix = "Give all rows the columns of all forms, null where a row has none, or pass a `Dataset`."
             raise self._error(prepared.index, column, message, fix)
@@ -242,22 +241,8 @@ class RowPreparer:
             raise self._error(prepared.index, *problem)
         ratings = prepared.label.ratings
         tied = objective.learns_ties and len(ratings) > 1
-        if objective.compares and not tied and not comparisons_of(ratings):
+        if objective.compares and not tied and not schema.comparisons_of(ratings):
             prepared.flags |= Flag.NOTHING_TO_COMPARE
-
-    def _tokenize(self, rows: Sequence[PreparedRow], encoder: Encoder) -> None:
-        examples = [cast(Example, row.example) for row in rows]
-        try:
-            texts = encoder.render(examples)
-        except ConfigError:
-            raise
-        except RENDER_ERRORS:
-            # The batch does not tell which of its rows was refused.
-            texts = [self._render_alone(row, example, encoder) for row, example in zip(rows, examples, strict=True)]
-        ids = iter(encoder.tokenize_compactly([text for responses in texts for text in responses]))
-        for row, responses in zip(rows, texts, strict=True):
-            if row.error is None:
-                row.ids = [next(ids) for _ in responses]
 
     def _render_alone(self, row: PreparedRow, example: Example, encoder: Encoder) -> list[str]:
         texts: list[str] = []
@@ -267,7 +252,7 @@ class RowPreparer:
             except RENDER_ERRORS as error:
                 message = f"the chat template refuses it: {type(error).__name__}: {error}"
                 fix = "Change or drop the row, or use a chat template that accepts such conversations."
-                self._fail(row, self._error(row.index, name, message, fix))
+                self._fail(row, name, message, fix)
                 return []
         return texts
 
@@ -275,7 +260,7 @@ class RowPreparer:
         row.lengths = [len(response) for response in ids]
         if 0 in row.lengths:
             fix = "Drop the row, or use a chat template that prints something for it."
-            self._fail(row, self._error(row.index, row.fields[row.lengths.index(0)], "has no tokens", fix))
+            self._fail(row, row.fields[row.lengths.index(0)], "has no tokens", fix)
             return
         excess = max(row.lengths) - self.max_length if self.max_length is not None else 0
         if excess > 0:
@@ -287,7 +272,7 @@ class RowPreparer:
                 ids = [response[: self.max_length] for response in ids]
         row.ids = ids
         if self.objective is not None:
-            if not row.flags & Flag.IDENTICAL and _all_equal(ids):
+            if not row.flags & Flag.IDENTICAL and all_equal(ids):
                 row.flags |= Flag.SAME_RENDERING
             return
         # Nothing but compact ids stays in memory while a model computes rewards.
@@ -299,39 +284,11 @@ class RowPreparer:
     def _error(self, index: int, field: str, message: str, fix: str) -> DataError:
         return DataError(message, row=index, field=field, dataset=self.dataset_name, fix=fix)
 
-    def _fail(self, row: PreparedRow, error: DataError) -> None:
+    def _fail(self, row: PreparedRow, field: str, message: str, fix: str) -> None:
+        error = self._error(row.index, field, message, fix)
         if self.on_broken == "raise":
             raise error
         row.error, row.ids, row.flags = error, None, 0
-
-
-def _shape_of(example: Example) -> Shape:
-    if example.row_kind == "pairs":
-        return "pair"
-    return "list" if example.row_kind in ("scores", "ranks") else "one"
-
-
-def _size_of(row: PreparedRow) -> int:
-    """Returns the number of characters of a row, nearly, or of its token ids: bounds what is in memory."""
-    if row.ids is not None:
-        return sum(map(len, row.ids))
-    responses = () if row.example is None else row.example.responses
-    return sum(
-        len(response) if isinstance(response, str) else sum(len(message["content"]) for message in response)
-        for response in responses
-    )
-
-
-def _prompt_number(row: Mapping[str, Any], example: Example) -> int:
-    """Returns a number that is equal for equal prompts."""
-    ids = example.response_ids
-    prompt = prompt_of(row) if ids is None else list(ids[0][: common_prefix_length(ids)])
-    text = json.dumps(prompt, sort_keys=True, default=str)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big", signed=True)
-
-
-def _all_equal(ids: Sequence[Sequence[int]]) -> bool:
-    return len(ids) > 1 and all(response == ids[0] for response in ids)
 
 
 # --- training data ------------------------------------------------------------------------------------------------
@@ -377,40 +334,36 @@ def prepare_dataset(
         DataError: A row cannot be read, the data set is empty, or nothing is left of it.
         ConfigError: The settings or the tokenizer do not suit the data.
     """
-    _check_settings(max_length, overlong, purpose)
-    source, schema, first = _open(dataset, dataset_name)
+    if max_length is not None and max_length <= 0:
+        fix = "Set it to at least 1 token, or to None for no limit."
+        raise ConfigError(f"`max_length` is {max_length}", fix=fix)
+    for name, value, values in (
+        ("overlong", overlong, ("drop", "truncate_left", "truncate_right", "error")),
+        ("purpose", purpose, ("train", "eval", "predict")),
+    ):
+        if value not in values:
+            raise ConfigError(f"`{name}` is {value!r}", fix=f"Set it to one of {', '.join(map(repr, values))}.")
+    source, row_schema, first = _open(dataset, dataset_name)
     preparer = RowPreparer(
         tokenizer,
         max_length,
         overlong,
         objective=objective or BradleyTerry(),
-        schema=schema,
+        schema=row_schema,
         dataset_name=dataset_name,
         features=source.features,
         on_broken="raise",
     )
-    if not schema.tokenized and preparer.encoder_for(first) is None:
+    if not row_schema.tokenized and preparer.encoder_for(first) is None:
         fix = "Pass one, or data with `chosen_ids` and `rejected_ids`."
         raise ConfigError("The data needs a tokenizer", fix=fix)
     report = DataReport(dataset_name, max_length, overlong, purpose)
     if isinstance(source, IterableDataset):
-        return _prepare_stream(source, preparer, report), report
-    read = {*columns_read("pairs")} if schema.pairs else {*RAW_COLUMNS, *TOKENIZED_LIST_COLUMNS}
-    read |= {*TOKENIZED_COLUMNS, *LEGACY_COLUMNS, "row"}
+        return _prepare_stream(source, preparer, row_schema, report), report
+    read = {*(schema.columns_read("pairs") if row_schema.pairs else schema.READ_COLUMNS)}
+    read |= {*TOKENIZED_COLUMNS, *schema.LEGACY_COLUMNS, "row"}
     others = dataset.remove_columns(sorted({*dataset.column_names} & read)) if keep_columns else None
-    return _prepare_table(source, preparer, report, num_proc, others), report
-
-
-def _check_settings(max_length: int | None, overlong: str, purpose: str) -> None:
-    if max_length is not None and max_length <= 0:
-        fix = "Set it to at least 1 token, or to None for no limit."
-        raise ConfigError(f"`max_length` is {max_length}", fix=fix)
-    for name, value, known in (
-        ("overlong", overlong, ("drop", "truncate_left", "truncate_right", "error")),
-        ("purpose", purpose, ("train", "eval", "predict")),
-    ):
-        if value not in known:
-            raise ConfigError(f"`{name}` is {value!r}", fix=f"Set it to one of {', '.join(map(repr, known))}.")
+    return _prepare_table(source, preparer, row_schema, report, num_proc, others), report
 
 
 def _open(dataset: Any, dataset_name: str) -> tuple[Dataset | IterableDataset, RowSchema, Example]:
@@ -420,85 +373,59 @@ def _open(dataset: Any, dataset_name: str) -> tuple[Dataset | IterableDataset, R
         fix = "Pass one split." if isinstance(dataset, Mapping) else "Use `datasets.Dataset.from_list`, say."
         raise ConfigError(message, fix=fix)
     source = open_data(dataset, name=dataset_name)
-    tokenized, selected = is_tokenized(source.columns), source.select(source.read_columns)
+    tokenized, selected = schema.is_tokenized(source.columns), source.select(source.read_columns)
     row: dict[str, Any] | None = next(iter(selected.take(1)), None)
     if row is None:
         raise DataError("has no rows", dataset=dataset_name, fix="Pass a data set with at least one row.")
     # Reads the whole row: a stream, too, refuses a broken first row before anything starts.
     first = read_example(row, row_number=0, dataset_name=dataset_name, tokenized=tokenized)
     pairs = "response_ids" not in row if tokenized else row_kinds_in(selected, row) == {"pairs"}
-    optional = frozenset({*OPTIONAL_COLUMNS} & row.keys() - ({"prompt"} if tokenized else set()))
+    optional = frozenset({*schema.OPTIONAL_COLUMNS} & row.keys() - ({"prompt"} if tokenized else set()))
     return selected, RowSchema(tokenized, pairs, None if tokenized else first.conversational, optional), first
 
 
-def result_columns(schema: RowSchema) -> list[str]:
+_COLUMNS: dict[str, tuple[Any, Callable[[PreparedRow], Any]]] = {
+    "chosen_ids": (List(Value("int32")), lambda row: row.ids[0] if row.ids else []),
+    "rejected_ids": (List(Value("int32")), lambda row: row.ids[1] if row.ids else []),
+    "response_ids": (List(List(Value("int32"))), lambda row: [list(ids) for ids in row.ids or ()]),
+    "scores": (List(Value("float64")), lambda row: list(row.label.ratings)),
+    "margin": (Value("float64"), lambda row: row.label.margin),
+    "preference_prob": (Value("float64"), lambda row: row.label.preference_prob),
+    "weight": (Value("float64"), lambda row: row.label.weight),
+    "row": (Value("int64"), lambda row: row.index),
+    "flags": (Value("int32"), lambda row: int(row.flags)),
+    "lengths": (List(Value("int32")), lambda row: row.lengths),
+    "prompt": (Value("int64"), lambda row: row.prompt),
+    "error": (Value("string"), lambda row: None if row.error is None else dump_error(row.error)),
+}
+"""Type and values of the columns of prepared rows; those from ``row`` on are for the report."""
+
+
+def result_columns(row_schema: RowSchema) -> list[str]:
     """Names the columns of prepared rows that a trainer reads."""
-    names = list(TOKENIZED_COLUMNS if schema.pairs else TOKENIZED_LIST_COLUMNS)
-    read = {"preference_prob" if name == "tie" else name for name in schema.optional}
+    names = list(TOKENIZED_COLUMNS if row_schema.pairs else schema.TOKENIZED_LIST_COLUMNS)
+    read = {"preference_prob" if name == "tie" else name for name in row_schema.optional}
     return names + [name for name in ("margin", "preference_prob", "weight") if name in read]
 
 
-def _features(preparer: RowPreparer) -> Features:
-    ids = List(Value("int32"))
-    types = {"response_ids": List(ids), "scores": List(Value("float64")), "chosen_ids": ids, "rejected_ids": ids}
-    columns = {name: types.get(name, Value("float64")) for name in result_columns(cast(RowSchema, preparer.schema))}
-    columns |= {"row": Value("int64"), "flags": Value("int32"), "lengths": List(Value("int32"))}
-    columns["prompt"] = Value("int64")
-    if preparer.on_broken == "record":
-        columns["error"] = Value("string")
-    return Features(columns)
-
-
-def _prepare_columns(preparer: RowPreparer, batch: Mapping[str, list[Any]], indices: Sequence[int]) -> dict[str, Any]:
-    rows = preparer.prepare((dict(zip(batch, raw, strict=True)) for raw in zip(*batch.values(), strict=True)), indices)
-    columns: dict[str, Any] = {
-        "row": list(indices),
-        "flags": [int(row.flags) for row in rows],
-        "lengths": [row.lengths for row in rows],
-        "prompt": [row.prompt for row in rows],
-        "error": [None if row.error is None else dump_error(row.error) for row in rows],
-        "margin": [row.label.margin for row in rows],
-        "preference_prob": [row.label.preference_prob for row in rows],
-        "weight": [row.label.weight for row in rows],
-    }
-    if cast(RowSchema, preparer.schema).pairs:
-        empty: tuple[list[int], list[int]] = ([], [])
-        columns["chosen_ids"], columns["rejected_ids"] = ([(row.ids or empty)[i] for row in rows] for i in (0, 1))
-        columns["preference_prob"] = [1.0 if prob is None else prob for prob in columns["preference_prob"]]
-    else:
-        columns["response_ids"] = [[list(response) for response in row.ids or ()] for row in rows]
-        columns["scores"] = [list(row.label.ratings) for row in rows]
-    return columns
-
-
-def _prepare_batch(batch: Mapping[str, list[Any]], indices: Sequence[int], *, preparer: RowPreparer) -> pa.Table:
-    features = _features(preparer)
-    with _no_collection():
-        columns = _prepare_columns(preparer, batch, indices)
-    for name in {*TOKENIZED_COLUMNS} & features.keys():
-        columns[name] = _arrow_lists(columns[name])
-    return pa.table({name: columns[name] for name in features}, schema=features.arrow_schema)
-
-
-def _prepare_stream_batch(
-    batch: Mapping[str, list[Any]], indices: Sequence[int], *, preparer: RowPreparer
-) -> dict[str, list[Any]]:
-    columns = _prepare_columns(preparer, batch, indices)
-    for name in {*TOKENIZED_COLUMNS} & columns.keys():
-        columns[name] = [list(ids) for ids in columns[name]]
-    return {name: columns[name] for name in _features(preparer)}
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Puts garbage collection off: many rows alive at one time trigger it for nothing."""
-    enabled = gc.isenabled()
-    gc.disable()
+def _prepare_batch(
+    batch: Mapping[str, list[Any]], indices: Sequence[int], *, preparer: RowPreparer, features: Features, as_table: bool
+) -> Any:
+    """Prepares rows that are given as columns; returns them as an Arrow table, or as lists."""
+    raw_rows = (dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True))
+    collects = gc.isenabled()
+    gc.disable()  # many rows alive at one time trigger garbage collection for nothing
     try:
-        yield
+        rows = preparer.prepare(raw_rows, indices)
+        columns: dict[str, Any] = {name: [_COLUMNS[name][1](row) for row in rows] for name in features}
     finally:
-        if enabled:
+        if collects:
             gc.enable()
+    if {"chosen_ids", "preference_prob"} <= columns.keys():
+        columns["preference_prob"] = [1.0 if prob is None else prob for prob in columns["preference_prob"]]
+    for name in {*TOKENIZED_COLUMNS} & columns.keys():
+        columns[name] = _arrow_lists(columns[name]) if as_table else [list(ids) for ids in columns[name]]
+    return pa.table(columns, schema=features.arrow_schema) if as_table else columns
 
 
 def _arrow_lists(ids: Sequence[Sequence[int]]) -> pa.ListArray:
@@ -524,47 +451,57 @@ def load_error(text: str) -> DataError:
     return DataError(message, row=row, field=field, dataset=dataset, fix=fix)
 
 
-def _fingerprint(preparer: RowPreparer, dataset: Dataset) -> str:
-    """Names the result for the cache, by the data, the tokenizer and every setting that matters."""
-    cut = preparer.overlong if preparer.overlong.startswith("truncate") else None
-    schema, objective = cast(RowSchema, preparer.schema), cast(Objective, preparer.objective)
-    encoder = next((encoder.fingerprint() for encoder in preparer.encoders.values()), None)
-    parts = [CODE_VERSION, dataset._fingerprint, encoder, preparer.max_length, cut, result_columns(schema)]
-    return hashlib.sha256(json.dumps([*parts, objective.name]).encode()).hexdigest()[:32]
-
-
 def _prepare_table(
-    dataset: Dataset, preparer: RowPreparer, report: DataReport, num_proc: int | None, others: Dataset | None
+    dataset: Dataset,
+    preparer: RowPreparer,
+    row_schema: RowSchema,
+    report: DataReport,
+    num_proc: int | None,
+    others: Dataset | None,
 ) -> Dataset:
-    prepared = _map_cached(dataset, preparer, num_proc)
-    flags, lengths = (prepared.data.column(name).combine_chunks() for name in ("flags", "lengths"))
-    schema = cast(RowSchema, preparer.schema)
-    kept = _count(report, flags.to_numpy(), lengths, row_kind="pairs" if schema.pairs else "scores")
+    prepared = _map_cached(dataset, preparer, row_schema, num_proc)
+    columns = {name: prepared.data.column(name).combine_chunks() for name in ("flags", "lengths", "prompt")}
+    flags, lengths = columns["flags"].to_numpy(), columns["lengths"]
+    report.lengths.add(lengths.flatten().to_numpy())
+    overlong = np.flatnonzero(flags & Flag.OVERLONG)
+    if report.overlong == "error" and len(overlong):
+        row, row_kind = int(overlong[0]), "pairs" if row_schema.pairs else "scores"
+        raise report.overlong_error(row, lengths[row].as_py(), len(overlong), row_kind=cast(RowKind, row_kind))
+    is_kept = flags == 0
+    report.rows_read = report.rows_kept = int(is_kept.sum())
+    for row in np.flatnonzero(flags).tolist():
+        is_kept[row] = report.add(row, int(flags[row]))
     report.check_usable()
     report.log()
-    report.prompts = prepared.data.column("prompt").to_numpy()[kept]
+    kept = np.flatnonzero(is_kept)
+    report.prompts = columns["prompt"].to_numpy()[kept]
     if len(kept) < len(prepared):
         prepared = prepared.select(kept)
-    extra = ["row"] if report.purpose == "predict" else []
-    prepared = prepared.select_columns([*result_columns(schema), *extra])
+    prepared = prepared.select_columns(result_columns(row_schema) + ["row"] * (report.purpose == "predict"))
     if others is None or not others.column_names:
         return prepared
     return concatenate_datasets([prepared, others.select(kept)], axis=1)
 
 
-def _map_cached(dataset: Dataset, preparer: RowPreparer, num_proc: int | None) -> Dataset:
+def _map_cached(dataset: Dataset, preparer: RowPreparer, row_schema: RowSchema, num_proc: int | None) -> Dataset:
+    names = result_columns(row_schema)
+    features = Features({name: _COLUMNS[name][0] for name in (*names, "row", "flags", "lengths", "prompt")})
+    cut = preparer.overlong if preparer.overlong.startswith("truncate") else None
+    encoder = next((encoder.fingerprint() for encoder in preparer.encoders.values()), None)
+    objective = cast(Objective, preparer.objective).name
+    parts = [CODE_VERSION, dataset._fingerprint, encoder, preparer.max_length, cut, names, objective]
     workers = min(num_proc or 1, len(dataset) // ROWS_PER_PROCESS)
     settings: dict[str, Any] = {
         "batched": True,
         "batch_size": MAP_BATCH,
         "with_indices": True,
         "num_proc": workers if workers > 1 else None,
-        "features": _features(preparer),
+        "features": features,
         # The hash that `datasets` would compute changes once a tokenizer has been called.
-        "new_fingerprint": _fingerprint(preparer, dataset),
+        "new_fingerprint": hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32],
         "desc": f"Preparing the {preparer.dataset_name} data",
     }
-    function = partial(_prepare_batch, preparer=preparer)
+    function = partial(_prepare_batch, preparer=preparer, features=features, as_table=True)
     try:
         return dataset.map(function, **settings)
     except OSError as error:
@@ -572,30 +509,17 @@ def _map_cached(dataset: Dataset, preparer: RowPreparer, num_proc: int | None) -
         return dataset.map(function, keep_in_memory=True, **settings)
 
 
-def _count(report: DataReport, flags: np.ndarray, lengths: Any, row_kind: RowKind) -> np.ndarray:
-    """Fills the report from the columns ``flags`` (G,) and ``lengths`` (G lists); returns the rows kept."""
-    report.lengths.add(lengths.flatten().to_numpy())
-    if report.overlong == "error":
-        overlong = np.flatnonzero(flags & Flag.OVERLONG)
-        if len(overlong):
-            row = int(overlong[0])
-            raise report.overlong_error(row, lengths[row].as_py(), len(overlong), row_kind=row_kind)
-    kept = np.ones(len(flags), dtype=bool)
-    for row in np.flatnonzero(flags).tolist():
-        kept[row] = report.add(row, int(flags[row]))
-    unflagged = int((flags == 0).sum())
-    report.rows_read += unflagged
-    report.rows_kept += unflagged
-    return np.flatnonzero(kept)
-
-
-def _prepare_stream(dataset: IterableDataset, preparer: RowPreparer, report: DataReport) -> IterableDataset:
+def _prepare_stream(
+    dataset: IterableDataset, preparer: RowPreparer, row_schema: RowSchema, report: DataReport
+) -> IterableDataset:
     report.streaming = True
     preparer.on_broken = "record"  # raised when the row is reached, not when its batch is prepared
-    schema, features = cast(RowSchema, preparer.schema), _features(preparer)
-    extra = ["row"] if report.purpose == "predict" else []
-    gate = _StreamGate(report, [*result_columns(schema), *extra], row_kind="pairs" if schema.pairs else "scores")
-    function = partial(_prepare_stream_batch, preparer=preparer)
+    names = result_columns(row_schema)
+    features = Features({name: _COLUMNS[name][0] for name in (*names, "row", "flags", "lengths", "prompt", "error")})
+    gate = _StreamGate(
+        report, names + ["row"] * (report.purpose == "predict"), "pairs" if row_schema.pairs else "scores"
+    )
+    function = partial(_prepare_batch, preparer=preparer, features=features, as_table=False)
     prepared = dataset.map(function, batched=True, batch_size=STREAM_BATCH, with_indices=True)
     # Batches of one row, not `filter`, which cannot follow a typed `map` in older releases of `datasets`.
     return prepared.select_columns(list(features)).map(
@@ -617,24 +541,22 @@ class _StreamGate:
     next_row: int = 0  # the first that was not counted yet
 
     def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-        kept = self._keeps({name: values[0] for name, values in batch.items()})
-        return {name: batch[name] if kept else [] for name in self.columns}
-
-    def _keeps(self, row: Mapping[str, Any]) -> bool:
-        if row["error"] is not None:
-            raise load_error(row["error"])
-        report, index, flags, lengths = self.report, row["row"], row["flags"], row["lengths"]
+        report, (error,), (row,) = self.report, batch["error"], batch["row"]
+        (flags,), (lengths,) = batch["flags"], batch["lengths"]
+        if error is not None:
+            raise load_error(error)
         if report.overlong == "error" and flags & Flag.OVERLONG:
-            raise report.overlong_error(index, lengths, row_kind=self.row_kind)
-        if index < self.next_row:
+            raise report.overlong_error(row, lengths, row_kind=self.row_kind)
+        if row < self.next_row:
             # A later pass over the stream: these rows are counted already.
-            return report.keeps(flags)
-        self.next_row = index + 1
-        report.lengths.add(lengths)
-        kept = report.add(index, flags)
-        if flags:
-            report.log_first(flags, index)
-        return kept
+            kept = report.keeps(flags)
+        else:
+            self.next_row = row + 1
+            report.lengths.add(lengths)
+            kept = report.add(row, flags)
+            if flags:
+                report.log_first(flags, row)
+        return {name: batch[name] if kept else [] for name in self.columns}
 
 
 def as_table(stream: IterableDataset) -> Dataset:
