@@ -32,8 +32,6 @@ FILES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init
 
 
 def part_of(path: Path) -> str:
-    if path == SOURCE / "evaluation" / "run.py":
-        return "demo"  # the whole road, with the page about it
     return path.relative_to(SOURCE).with_suffix("").parts[0]
 
 

@@ -47,12 +47,14 @@ def test_a_table_and_a_line_each(run, models, file):
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert lines[0].startswith(f"{models[0]} LlamaForSequenceClassification, ")
     assert any(re.fullmatch(r"pairs: 40 rows, 80 responses, [\d.]+ s", line) for line in lines)
-    assert any(re.fullmatch(r"score 40 80\.0% 65\.2% to 89\.5% \+\d\.\d\d", line) for line in lines)
+    assert any(re.fullmatch(r"score 40 80\.0% 65\.2% to 89\.5% \+\d\.\d{3}", line) for line in lines)
     assert any(line.startswith("source=x 14 ") for line in lines)
-    assert any(line.startswith("Calibration: expected calibration error 0.") for line in lines)
-    assert any(line.startswith("Length: the longer response is preferred in ") for line in lines)
+    assert any(line.startswith("Calibration: expected calibration error ") for line in lines)
+    assert any(line.startswith("Accuracy: 80.0% is better than always taking the longer response (") for line in lines)
+    assert any("; there are only 40 labels: the interval is 24 points wide" in line for line in lines)
+    assert any(line.startswith("Length: ") and "the longer response is preferred in " in line for line in lines)
     assert "Sanity: passed (constant rewards, swapped labels, batch size, padding)" in lines
-    assert sum(line.startswith("Mistake: row ") for line in lines) == 1
+    assert sum(line.startswith("Mistake: Row ") for line in lines) == 1
     assert "Comparison" not in out
 
 
@@ -160,7 +162,7 @@ def test_rewards_that_score_wrote_are_judged(run, models, file, tmp_path):
     code, out, err = run("--rewards", scored, "--slice", "source")
     assert (code, err) == (0, "")
     lines = [" ".join(line.split()) for line in out.splitlines()]
-    assert any(re.fullmatch(r"score 40 80\.0% 65\.2% to 89\.5% \+\d\.\d\d", line) for line in lines)
+    assert any(re.fullmatch(r"score 40 80\.0% 65\.2% to 89\.5% \+\d\.\d{3}", line) for line in lines)
     assert run(models[0], "--rewards", scored)[0] == 2
 
 

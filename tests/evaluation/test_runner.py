@@ -16,9 +16,9 @@ from evaluation.tiny_runs import negate, pairs, plain_reward, said, save_model, 
 from model_builders import tiny_model
 from plaudit import ConfigError, DataError, RewardModel
 from plaudit.data.report import KindCount
+from plaudit.evaluation.page import evaluation_page
 from plaudit.evaluation.results import Evaluation
 from plaudit.model.calibration import RewardCalibration
-from plaudit.report.render import evaluation_page
 from tolerances import REWARD
 
 

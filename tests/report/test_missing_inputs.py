@@ -142,8 +142,7 @@ def test_partial_evaluations_and_failed_checks_are_said_first(full_run, tmp_path
     found = opened(write_report(tmp_path))
     text = found.page.text
     assert "The evaluation was not finished." in text
-    assert "Check failed: Rewards differ by 0.5." in text
-    assert "FAILED" in text
+    assert "Sanity: FAILED: batch size: Rewards differ by 0.5." in text
     assert "The evaluation kept no mistakes to show." in text
     assert found.page.all("svg") == []
 

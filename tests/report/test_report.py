@@ -97,11 +97,11 @@ def test_data_and_settings(full):
 def test_findings_say_what_the_numbers_mean(full):
     text = full.page.text
     assert re.search(
-        r"heldout: accuracy \d\d\.\d% is better than always taking the longer response \(\d\d\.\d%\)", text
+        r"Accuracy on heldout: \d\d\.\d% is better than always taking the longer response \(\d\d\.\d%\)\.", text
     )
-    assert "heldout: rewards follow length: the model leans to longer responses" in text
-    assert "lists: the model is too sure of itself: a temperature of" in text
-    assert "heldout: 3 rows were not scored." in text
+    assert "Length on heldout: the model leans to longer responses; " in text
+    assert re.search(r"Calibration on lists: [^:]*; the model is overconfident: a temperature of \d", text)
+    assert "Not scored on heldout: 3 rows." in text
 
 
 @pytest.mark.parametrize(
@@ -110,14 +110,18 @@ def test_findings_say_what_the_numbers_mean(full):
         (
             0.01,
             0.15,
-            "over all rows 80.0% are right, better than a bag of words (train, 90 comparisons): 65.0%.",
+            "runs/first is better than a bag of words (train, 90 comparisons) by 15.0 points (95% 10.0 to 20.0), ",
         ),
         (
             0.01,
             -0.1,
-            "over all rows 80.0% are right, worse than a bag of words (train, 90 comparisons): 90.0%.",
+            "a bag of words (train, 90 comparisons) is better than runs/first by 10.0 points (95% 5.0 to 15.0), p ",
         ),
-        (0.5, 0.02, "which is not shown to be better than a bag of words (train, 90 comparisons): 78.0%."),
+        (
+            0.5,
+            0.02,
+            "no difference shown: runs/first minus a bag of words (train, 90 comparisons) is +2.0 points (95%",
+        ),
     ],
 )
 def test_a_bag_of_words_is_compared_with(full_run, tmp_path, p, difference, words):
@@ -130,11 +134,15 @@ def test_a_bag_of_words_is_compared_with(full_run, tmp_path, p, difference, word
         interval=Interval(difference - 0.05, difference + 0.05),
         scores=(0.8, 0.8 - difference),
         p_adjusted=p,
+        names=("runs/first", "a bag of words (train, 90 comparisons)"),
     )
     models = (comparison.models[0], "bag of words (train, 90 comparisons)")
     baseline = replace(comparison, models=models, overall=overall, baseline=True)
     replace(evaluation, comparisons=(baseline,)).save(folder / "evaluation")
-    assert words in opened(write_report(folder)).page.text
+    overview = opened(write_report(folder)).json["sections"][0]["blocks"]
+    tones = {block["text"]: block["tone"] for block in overview if block["type"] == "paragraph"}
+    text = next(text for text in tones if text.startswith(f"Bag of words on heldout: {words}"))
+    assert tones[text] == ("good" if difference > 0.1 else "warning")
 
 
 def test_comparisons_name_the_verdict(full, full_run):

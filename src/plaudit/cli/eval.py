@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from plaudit.evaluation.results import Evaluation, ModelEvaluation
 
 EVALUATE = "plaudit.evaluation.run:evaluate"
-WRITE_REPORT = "plaudit.report.render:write_report"
+WRITE_REPORT = "plaudit.report.build:write_report"
 _SUITES = ", ".join(NAMES)
 
 EVAL = Command(
@@ -194,44 +194,49 @@ def save_calibration(model: ModelEvaluation) -> str:
 def print_evaluation(evaluation: Evaluation, console: Console, *, mistakes: int) -> None:
     """Prints the results of each model, with the most confident mistakes, and how models compare."""
     from plaudit.doctor.rows import excerpt
-    from plaudit.report.render import HEADINGS, model_line, suite_heading, suite_lines, suite_table, verdicts
+    from plaudit.evaluation import page
 
     if not console.is_terminal:
         console.width = 200  # a pipe has no width: lines should stay whole
+    styles = {"warning": "bold red", "note": "yellow"}
+
+    def show(text: str | Text, style: str = "") -> None:
+        console.print(Text(text, style) if isinstance(text, str) else text, soft_wrap=True)
+
     for model in evaluation.models:
-        console.print(Text(model.name, style="bold").append(f"  {model_line(model)}", style="dim"), soft_wrap=True)
+        show(Text(model.name, style="bold").append(f"  {page.model_line(model)}", style="dim"))
         for suite in model.suites:
             console.print()
-            console.print(Text(f"{suite_heading(suite)}, {duration(suite.seconds)}", style="bold"), soft_wrap=True)
+            show(f"{page.suite_title(suite)}: {page.suite_size(suite)}, {duration(suite.seconds)}", "bold")
+            table = page.suite_table(suite)
             grid = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-            for name in HEADINGS:
-                left = name in ("", "95% interval")
+            for name, kind in table.heads:
+                left = kind in ("text", "share interval")
                 grid.add_column(name, justify="left" if left else "right", no_wrap=bool(name))
-            for cells in suite_table(suite):
-                grid.add_row(*(Text(cell) for cell in cells))
+            for cells in table.cells():
+                grid.add_row(*map(Text, cells))
             console.print(grid)
-            for title, text in suite_lines(suite):
-                style = "bold red" if text.startswith("FAILED") else "yellow" if title == "Note" else ""
-                console.print(Text(f"{title}: ", style="dim").append(text, style=style), soft_wrap=True)
-            for mistake in suite.mistakes[: max(mistakes, 0)]:
-                console.print(
-                    Text(f"Mistake: row {mistake.row}, margin {mistake.margin:+.2f}", style="dim"), soft_wrap=True
-                )
-                for name in ("prompt", "better", "worse"):
-                    if text := getattr(mistake, name):
-                        console.print(Text(f"  {name}: {excerpt(text, 100)}"), soft_wrap=True)
+            for title, text, tone in page.findings(suite):
+                show(Text(f"{title}: ", style="dim").append(text, style=styles.get(tone or "", "")))
+            for row in suite.mistakes[: max(mistakes, 0)]:
+                mistake = page.mistake_of(row, suite)
+                show(f"Mistake: {' · '.join(mistake.facts)}", "dim")
+                show(f"  prompt: {excerpt(mistake.prompt, 100)}")
+                for response in mistake.responses:
+                    show(f"  {response.label}: {excerpt(response.text or '', 100)}")
         console.print()
     if evaluation.comparisons:
-        console.print(Text("Comparison", style="bold"))
-        for name, verdict in verdicts(evaluation):
-            console.print(Text(f"  {name}: {verdict}"), soft_wrap=True)
+        show("Comparison", "bold")
+        for comparison in evaluation.comparisons:
+            for title, text, _ in page.verdicts(comparison):
+                show(f"  {title}: {text}")
         console.print()
 
 
 def run_report(arguments: Sequence[str]) -> int:
     """Writes a report with the given command-line arguments; returns the exit code."""
+    from plaudit.evaluation.page import Paragraph
     from plaudit.report import write_report
-    from plaudit.report.document import Paragraph
 
     (folder,), settings, calls = REPORT.parse(arguments)
     report = write_report(folder, **calls[WRITE_REPORT])

@@ -102,6 +102,13 @@ class Statistics:
     labels: PointwiseStatistics | None = None
     ratings: PointwiseStatistics | None = None
 
+    @property
+    def accuracy(self) -> Proportion | None:
+        """Share of comparisons (or else of labels) that the model is right about; None where there are none."""
+        if self.pairs is not None:
+            return self.pairs.accuracy
+        return None if self.labels is None else self.labels.accuracy
+
 
 @dataclass(frozen=True)
 class BestOfNPoint:
@@ -353,9 +360,7 @@ class SuiteEvaluation:
     @property
     def accuracy(self) -> Proportion | None:
         """Share of comparisons (or else of labels) that the model is right about; None where there are none."""
-        if self.statistics.pairs is not None:
-            return self.statistics.pairs.accuracy
-        return None if self.statistics.labels is None else self.statistics.labels.accuracy
+        return self.statistics.accuracy
 
     @property
     def rewards(self) -> dict[tuple[str, int], tuple[float, ...]]:

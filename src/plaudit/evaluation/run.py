@@ -25,6 +25,7 @@ from torch import nn
 from plaudit.doctor.shortcuts import BagOfWords
 from plaudit.errors import ConfigError, DataError
 from plaudit.evaluation.judge import EvaluationSettings, OnBroken, Overlong, compare_models, judge
+from plaudit.evaluation.page import evaluation_page
 from plaudit.evaluation.results import PAGE, RESULTS, Evaluation, ModelComparison, ModelEvaluation, SuiteEvaluation
 from plaudit.evaluation.rewards import read_rewards, without_rewards
 from plaudit.evaluation.score import evaluate_suite, log_dropped, model_for, unchanged
@@ -34,7 +35,6 @@ from plaudit.files import write_atomically
 from plaudit.inference.reward_model import RewardModel
 from plaudit.model.calibration import FILE_NAME as CALIBRATION_FILE
 from plaudit.model.peft import base_model_of, is_peft_model
-from plaudit.report.render import evaluation_page
 from plaudit.schema import comparisons_of
 from plaudit.version import __version__
 

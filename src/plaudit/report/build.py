@@ -1,43 +1,123 @@
-"""Builds the report of a run: reads its folder and its evaluations, and puts what they hold into sections."""
+"""Builds the report of a run from its folder and its evaluations, and writes it as HTML, JSON and Markdown."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
+
+from markupsafe import Markup, escape
 
 from plaudit.data.report import KIND_WORDS, DataReport
 from plaudit.errors import ConfigError
-from plaudit.evaluation.results import RESULTS, Difference, Evaluation, ModelEvaluation, SuiteEvaluation, from_plain
-from plaudit.report.document import (
-    Block,
-    Document,
-    Figure,
-    Kind,
-    Number,
-    Numbers,
-    Paragraph,
-    Section,
-    Table,
-    Tone,
-    count_of,
-    first_rows,
-    heads,
-    written,
+from plaudit.evaluation import page
+from plaudit.evaluation.page import Block, Figure, Number, Numbers, Paragraph, Section, Table, heads, written
+from plaudit.evaluation.results import (
+    RESULTS,
+    Difference,
+    Evaluation,
+    ModelEvaluation,
+    SuiteEvaluation,
+    from_plain,
+    to_plain,
 )
 from plaudit.report.figures import Line, draw_lines
-from plaudit.report.suite import headline_numbers, suite_section, suite_title
+from plaudit.report.suite import first_rows, headline_numbers, suite_section
 from plaudit.version import __version__
 
+FILE_NAME = "report.html"
+_ROWS_IN_MARKDOWN = 40
+_WIDE_CELL = 24  # characters; wider ones make their column wide on a phone too
 # As in `plaudit.training.artifacts`, which would import torch.
 RUN_RECORD, TRAINER_STATE = "plaudit_run.json", "trainer_state.json"
 _RUN_FILES = (RUN_RECORD, TRAINER_STATE, "config.json", "adapter_config.json", RESULTS)
 Evaluated: TypeAlias = tuple[Evaluation, ModelEvaluation, SuiteEvaluation]
 """A suite on which the run's model was evaluated, and where the results are from."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A report."""
+
+    FORMAT: ClassVar[str] = "plaudit report"
+    VERSION: ClassVar[int] = 1
+
+    title: str
+    about: Sequence[str]  # facts under the title, in a few words each
+    sections: Sequence[Section]
+    made_by: str  # the program and its version
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the document as plain values, for JSON."""
+        return {"format": self.FORMAT, "version": self.VERSION, **to_plain(self)}
+
+
+class Report(NamedTuple):
+    """The files of a report, and the document that they show."""
+
+    html: Path
+    json: Path
+    markdown: Path
+    document: Document
+
+
+def write_report(
+    run_folder: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    evaluations: Sequence[str | os.PathLike[str]] = (),
+) -> Report:
+    """Write the report of a run: one HTML file that needs no network, with JSON and Markdown beside it.
+
+    Evaluations in the run folder are found by themselves. The files of an earlier report are replaced; any other file
+    is left alone.
+
+    Args:
+        run_folder: The folder that training wrote to, or one of its checkpoints.
+        output: The HTML file (None: `report.html` in the run folder).
+        evaluations: Folders of further evaluations, written by `plaudit eval`.
+
+    Raises:
+        ConfigError: There is no such run or evaluation, or a file in the way is not a report.
+    """
+    document = build_report(Path(run_folder), [Path(folder) for folder in evaluations])
+    html = Path(output) if output is not None else Path(run_folder) / FILE_NAME
+    html = html / FILE_NAME if html.is_dir() else html
+    if html.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"{str(html)!r} is not the name of a page", fix=f"Name it {html.name}.html.")
+    filters = (anchor, column_classes, marked, runs_of_figures)
+    values = {"document": document, "most_rows": _ROWS_IN_MARKDOWN}
+    texts = {  # with signs by which an earlier report is recognised, which may be replaced
+        html: (
+            page.render("report/templates/report.html.j2", filters, **values),
+            '<meta name="generator" content="Plaudit">',
+        ),
+        html.with_suffix(".json"): (
+            json.dumps(document.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+            f'"format": "{Document.FORMAT}"',
+        ),
+        html.with_suffix(".md"): (
+            page.render("report/templates/report.md.j2", (), **values),
+            "<!-- Plaudit report -->",
+        ),
+    }
+    for path, (_, sign) in texts.items():
+        if path.exists() and sign not in path.read_text(encoding="utf-8", errors="replace")[:2000]:
+            raise ConfigError(f"{str(path)!r} exists and is not a report", fix="Choose another file with `--output`.")
+    try:
+        html.parent.mkdir(parents=True, exist_ok=True)
+        for path, (text, _) in texts.items():
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        message = f"the report cannot be written ({error})"
+        raise ConfigError(message, fix="Choose another file with `--output`.") from error
+    return Report(html, html.with_suffix(".json"), html.with_suffix(".md"), document)
 
 
 def build_report(run_folder: Path, named: Sequence[Path] = ()) -> Document:
@@ -47,17 +127,22 @@ def build_report(run_folder: Path, named: Sequence[Path] = ()) -> Document:
     """
     run = read_run(run_folder)
     evaluations = {(path.parent if path.is_file() else path): Evaluation.load(path) for path in named}
-    problems = list(run.problems)
     known = {folder.resolve() for folder in evaluations}
     for folder in find_evaluations(run.folder):
         if folder.resolve() not in known:
             try:
                 evaluations[folder] = Evaluation.load(folder)
             except ConfigError as error:  # nobody named it: no reason to write no report
-                problems.append(f"An evaluation was left out: {error.summary}.")
-    suites = suites_of(evaluations.values(), run.folder)
+                run.problems.append(f"An evaluation was left out: {error.summary}.")
+    suites: list[Evaluated] = []
+    folder = run.folder.resolve()
+    for evaluation in evaluations.values():
+        # The model in this folder, or else the first one.
+        own = [model for model in evaluation.models if model.name and Path(model.name).resolve() == folder]
+        for model in (own or list(evaluation.models))[:1]:
+            suites += [(evaluation, model, suite) for suite in model.suites]
     sections = [
-        overview_section(run, suites, problems),
+        overview_section(run, suites),
         *(
             suite_section(*evaluated, name=f"suite-{number}", headline=len(suites) > 1)
             for number, evaluated in enumerate(suites, 1)
@@ -68,22 +153,21 @@ def build_report(run_folder: Path, named: Sequence[Path] = ()) -> Document:
         data_section(run),
         settings_section(run, evaluations),
     ]
-    record = run.record
     about = [
         f"trained from `{run.base_model}`" if run.base_model else "",
-        f"objective: {str(record['objective']).replace('_', ' ')}" if record.get("objective") else "",
-        "adapter" if record.get("adapter") or run.adapter else "",
-        f"saved {str(record['saved'])[:10]}" if record.get("saved") else "",
+        f"objective: {str(run.record['objective']).replace('_', ' ')}" if run.record.get("objective") else "",
+        "adapter" if run.record.get("adapter") or run.adapter else "",
+        f"saved {str(run.record['saved'])[:10]}" if run.record.get("saved") else "",
     ]
     return Document(
-        title=run.name,
+        title=f"{folder.parent.name}/{folder.name}" if folder.name.startswith("checkpoint-") else folder.name,
         about=[fact for fact in about if fact],
         sections=[section for section in sections if section is not None],
         made_by=f"Plaudit {__version__}",
     )
 
 
-# ---- what there is: the run folder and its evaluations -----------------------------------------------------------
+# ---- the run folder and its evaluations --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -98,13 +182,7 @@ class Run:
     config: Mapping[str, Any]
     adapter: Mapping[str, Any]
     calibration: Mapping[str, Any]
-    problems: Sequence[str]  # files that could not be read
-
-    @property
-    def name(self) -> str:
-        """Name of the folder; of a checkpoint, after that of the run."""
-        folder = self.folder.resolve()
-        return f"{folder.parent.name}/{folder.name}" if folder.name.startswith("checkpoint-") else folder.name
+    problems: list[str]  # files that could not be read
 
     @property
     def base_model(self) -> str | None:
@@ -117,29 +195,33 @@ class Run:
 
 def read_run(folder: Path) -> Run:
     """Reads the folder of a training run, or one of its checkpoints; raises `ConfigError` where it is neither."""
+    fix = "Pass the `output_dir` of a training run, or one of its checkpoints."
     if not folder.is_dir():
         problem = "is not a folder" if folder.exists() else "does not exist"
-        raise ConfigError(f"{str(folder)!r} {problem}", fix="Pass the `output_dir` of a training run.")
-    folders = [folder, *_checkpoints(folder)]
+        raise ConfigError(f"{str(folder)!r} {problem}", fix=fix)
+    steps = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in folder.iterdir() if path.is_dir()}
+    checkpoints = sorted((int(step[1]), path) for path, step in steps.items() if step)
+    folders = [folder, *(path for _, path in reversed(checkpoints))]  # the newest first
     known = any((path / name).exists() for path in folders for name in _RUN_FILES)
     if not known and not find_evaluations(folder):
-        raise ConfigError(
-            f"{str(folder)!r} is not a run folder: it has no checkpoints and none of {', '.join(_RUN_FILES)}",
-            fix="Pass the `output_dir` of a training run, or one of its checkpoints.",
-        )
+        names = ", ".join(_RUN_FILES)
+        raise ConfigError(f"{str(folder)!r} is not a run folder: it has no checkpoints and none of {names}", fix=fix)
     problems: list[str] = []
 
     def newest(name: str) -> Mapping[str, Any]:
         return next((values for path in folders if (values := _read_json(path / name, problems))), {})
 
     record = newest(RUN_RECORD)
-    logs, logs_from = _furthest_logs(folders, problems)
+    data: dict[str, DataReport] = {}
+    try:
+        data = {name: from_plain(DataReport, values) for name, values in (record.get("data") or {}).items()}
+    except (TypeError, AttributeError) as error:
+        problems.append(f"The data reports in `{RUN_RECORD}` cannot be read ({error}).")
     return Run(
         folder,
         record,
-        _data_reports(record, problems),
-        logs,
-        logs_from,
+        data,
+        *_furthest_logs(folders, problems),
         config=newest("config.json"),
         adapter=newest("adapter_config.json"),
         calibration=_read_json(folder / "reward_calibration.json", problems),
@@ -158,47 +240,21 @@ def find_evaluations(run_folder: Path) -> list[Path]:
     ]
 
 
-def suites_of(evaluations: Iterable[Evaluation], run_folder: Path) -> list[Evaluated]:
-    """Returns the suites on which the run's model was evaluated: the model in this folder, or else the first one."""
-    suites: list[Evaluated] = []
-    for evaluation in evaluations:
-        folder = run_folder.resolve()
-        own = [model for model in evaluation.models if model.name and Path(model.name).resolve() == folder]
-        for model in (own or list(evaluation.models))[:1]:
-            suites += [(evaluation, model, suite) for suite in model.suites]
-    return suites
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints in a run folder, the newest first."""
-    steps = {path: re.fullmatch(r"checkpoint-(\d+)", path.name) for path in folder.iterdir() if path.is_dir()}
-    return sorted((path for path, step in steps.items() if step), key=lambda path: -int(path.name[11:]))
-
-
 def _read_json(path: Path, problems: list[str]) -> Mapping[str, Any]:
     """Reads a JSON object; a broken file is noted, not raised: a report shows what there is."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        problem = "" if isinstance(values, dict) else "is not a JSON object"
+        if isinstance(values, dict):
+            return values
+        problem = "is not a JSON object"
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        values, problem = {}, f"cannot be read ({error})"
-    if not problem:
-        return values
+        problem = f"cannot be read ({error})"
     text = f"`{path.name}` in `{path.parent.name}` {problem}: its values are missing here."
     if text not in problems:
         problems.append(text)
     return {}
-
-
-def _data_reports(record: Mapping[str, Any], problems: list[str]) -> dict[str, DataReport]:
-    reports = record.get("data")
-    try:
-        return {name: from_plain(DataReport, values) for name, values in (reports or {}).items()}
-    except (TypeError, AttributeError) as error:
-        problems.append(f"The data reports in `{RUN_RECORD}` cannot be read ({error}).")
-        return {}
 
 
 def _furthest_logs(folders: Sequence[Path], problems: list[str]) -> tuple[list[Mapping[str, Any]], str]:
@@ -219,42 +275,51 @@ def is_finite(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-# ---- at a glance -------------------------------------------------------------------------------------------------
-
-_FEW_LABELS = 100
-_LARGE_CALIBRATION_ERROR = 0.05
-_CLEARLY_LESS = 0.8  # of a calibration error
-_LARGE_LENGTH_GAP = 0.1  # between accuracies
+# ---- at a glance, comparisons and checks -------------------------------------------------------------------------
 
 
-def overview_section(run: Run, suites: Sequence[Evaluated], problems: Sequence[str]) -> Section:
+def overview_section(run: Run, suites: Sequence[Evaluated]) -> Section:
     """Shows the headline numbers, and says what they mean."""
-    blocks: list[Block] = [Paragraph(problem, "warning") for problem in problems]
-    lead = ""
-    if suites:
-        several = len(suites) > 1
-        blocks.append(Numbers("headline", headline_numbers(suites[0][2])))
-        if several:
-            blocks.append(_suites_table([suite for _, _, suite in suites]))
-        else:
-            lead = f"On {suite_title(suites[0][2])}."
-        for evaluation, model, suite in suites:
-            for paragraph in findings(evaluation, model, suite):
-                text = paragraph.text
-                if several:
-                    text = f"{suite_title(suite)}: {text[0].lower()}{text[1:]}"
-                blocks.append(Paragraph(text, paragraph.tone))
-    else:
+    blocks: list[Block] = [Paragraph(problem, "warning") for problem in run.problems]
+    if not suites:
         if numbers := _numbers_of_logs(run):
             blocks.append(Numbers("headline", numbers))
         command = f"plaudit eval {run.folder} --suite SUITE --output {run.folder / 'evaluation'}"
         missing = "No evaluation yet: there are no intervals, no slices, no calibration and no mistakes to read."
         blocks.append(Paragraph(f"{missing} Run `{command}`, then `plaudit report` again.", "empty"))
-    return Section("overview", "At a glance", blocks, lead)
+        return Section("overview", "At a glance", blocks)
+    several = len(suites) > 1
+    blocks.append(Numbers("headline", headline_numbers(suites[0][2])))
+    if several:
+        rows = [
+            [
+                page.suite_title(suite),
+                suite.rows,
+                suite.score,
+                suite.accuracy.value if suite.accuracy else None,
+                suite.accuracy.interval if suite.accuracy else None,
+                suite.calibration.scores.ece if suite.calibration else None,
+            ]
+            for _, _, suite in suites
+        ]
+        columns = "suite | rows: count | score: share | accuracy: share | 95% interval: share interval"
+        blocks.append(Table("suites", "All evaluations", heads(f"{columns} | calibration error: share"), rows))
+    if not all(evaluation.complete for evaluation, _, _ in suites):
+        blocks.append(Paragraph("The evaluation was not finished.", "warning"))
+    for evaluation, model, suite in suites:
+        findings = [finding for finding in page.findings(suite) if finding.tone and finding.title != "Note"]
+        for comparison in evaluation.comparisons:
+            if comparison.baseline and (comparison.models[0], comparison.suite) == (model.name, suite.name):
+                findings.append(page.verdicts(comparison)[0]._replace(title="Bag of words"))
+        if dropped := sum(count.count for count in suite.dropped.values()):
+            findings.append(page.Finding("Not scored", page.count_of(dropped, "row"), "note"))
+        on = f" on {page.suite_title(suite)}" if several else ""
+        blocks += [Paragraph(f"{finding.title}{on}: {finding.text}.", finding.tone) for finding in findings]
+    return Section("overview", "At a glance", blocks, "" if several else f"On {page.suite_title(suites[0][2])}.")
 
 
 def _numbers_of_logs(run: Run) -> list[Number]:
-    kinds: dict[str, Kind] = {"accuracy": "share", "margin": "signed", "loss": "number"}
+    kinds: dict[str, page.Kind] = {"accuracy": "share", "margin": "signed", "loss": "number"}
     numbers = []
     for name, kind in kinds.items():
         lines = curves_of(run.logs, name)
@@ -267,117 +332,21 @@ def _numbers_of_logs(run: Run) -> list[Number]:
     return numbers
 
 
-def _suites_table(suites: Sequence[SuiteEvaluation]) -> Table:
-    rows = [
-        [
-            suite_title(suite),
-            suite.rows,
-            suite.score,
-            suite.accuracy.value if suite.accuracy else None,
-            suite.accuracy.interval if suite.accuracy else None,
-            suite.calibration.scores.ece if suite.calibration else None,
-        ]
-        for suite in suites
-    ]
-    columns = "suite | rows: count | score: share | accuracy: share | 95% interval: share interval"
-    return Table("suites", "All evaluations", heads(f"{columns} | calibration error: share"), rows)
-
-
-def findings(evaluation: Evaluation, model: ModelEvaluation, suite: SuiteEvaluation) -> list[Paragraph]:
-    """Says what the numbers of a suite mean, one sentence each."""
-    paragraphs = _accuracy_findings(suite)
-    for comparison in evaluation.comparisons:
-        if not comparison.baseline or (comparison.models[0], comparison.suite) != (model.name, suite.name):
-            continue
-        overall = comparison.overall
-        own, baseline = (written(score, "share") for score in overall.scores)
-        better = overall.difference > 0
-        outcome = (
-            ("better than" if better else "worse than") if overall.real else "which is not shown to be better than"
-        )
-        text = f"Over all rows {own} are right, {outcome} a {comparison.models[1]}: {baseline}."
-        paragraphs.append(Paragraph(text, "good" if overall.real and better else "warning"))
-    if suite.accuracy and 0 < suite.accuracy.n < _FEW_LABELS:
-        width = 100 * (suite.accuracy.interval.high - suite.accuracy.interval.low)
-        text = f"There are only {suite.accuracy.n} labels: the interval is {width:.0f} points wide."
-        paragraphs.append(Paragraph(text, "note"))
-    paragraphs += [*_calibration_findings(suite), *_length_findings(suite)]
-    paragraphs += [Paragraph(f"Check failed: {check.message}", "warning") for check in suite.checks if not check.passed]
-    if not evaluation.complete:
-        paragraphs.append(Paragraph("The evaluation was not finished.", "warning"))
-    if dropped := sum(count.count for count in suite.dropped.values()):
-        paragraphs.append(Paragraph(f"{count_of(dropped, 'row was', 'rows were')} not scored.", "note"))
-    return paragraphs
-
-
-def _accuracy_findings(suite: SuiteEvaluation) -> list[Paragraph]:
-    pairs = suite.statistics.pairs
-    if pairs is None or not pairs.comparisons or pairs.accuracy.value is None:
-        return []
-    rules = [(0.5, "guessing")]
-    if suite.length is not None and suite.length.longer_right.value:
-        rules.append((suite.length.longer_right.value, "always taking the longer response"))
-    level, rule = max(rules)
-    low, high = pairs.accuracy.interval
-    accuracy, baseline = f"Accuracy {written(pairs.accuracy.value, 'share')}", f"{rule} ({level:.1%})"
-    if low > level:
-        return [Paragraph(f"{accuracy} is better than {baseline}.", "good")]
-    if high < level:
-        return [Paragraph(f"{accuracy} is worse than {baseline}.", "warning")]
-    return [Paragraph(f"{accuracy} is not shown to be better than {baseline}: its interval reaches it.", "warning")]
-
-
-def _calibration_findings(suite: SuiteEvaluation) -> list[Paragraph]:
-    calibration = suite.calibration
-    if calibration is None or not calibration.temperature or calibration.at_bound:
-        return []
-    before, after = calibration.before, calibration.after
-    if before is None or after is None:
-        return []
-    if before.ece < _LARGE_CALIBRATION_ERROR or after.ece > _CLEARLY_LESS * before.ece:
-        return []
-    direction = "too sure of itself" if calibration.temperature > 1 else "surer than it says"
-    text = (
-        f"The model is {direction}: a temperature of {calibration.temperature:.2f} takes its calibration error "
-        f"from {before.ece:.1%} to {after.ece:.1%}, on the half that it was not fitted on."
-    )
-    return [Paragraph(text, "note")]
-
-
-def _length_findings(suite: SuiteEvaluation) -> list[Paragraph]:
-    if suite.length is None:
-        return []
-    longer, shorter = suite.length.accuracy_longer_right, suite.length.accuracy_longer_wrong
-    if longer.value is None or shorter.value is None:
-        return []
-    apart = longer.interval.low > shorter.interval.high or shorter.interval.low > longer.interval.high
-    if abs(longer.value - shorter.value) < _LARGE_LENGTH_GAP or not apart:
-        return []
-    direction = "longer" if longer.value > shorter.value else "shorter"
-    text = (
-        f"Rewards follow length: the model leans to {direction} responses. It is right in {longer.value:.1%} where the "
-        f"better response is longer, and in {shorter.value:.1%} where it is shorter."
-    )
-    return [Paragraph(text, "warning")]
-
-
-# ---- comparisons and checks --------------------------------------------------------------------------------------
-
-
 def comparison_section(evaluations: Iterable[Evaluation]) -> Section | None:
     """Compares models with each other and with baselines on the same rows; None where only one was evaluated."""
     blocks: list[Block] = []
     rows: list[list[Any]] = []
     slices: list[list[Any]] = []
-    left_out = 0
+
+    def cells(part: Difference) -> list[Any]:
+        return [*part.names, part.n, *part.scores, part.difference, part.interval, part.p_adjusted]
+
     for comparison in (comparison for evaluation in evaluations for comparison in evaluation.comparisons):
-        suite, overall = comparison.suite, comparison.overall
-        tone: Tone = "note" if not overall.real else "good" if overall.difference > 0 else "warning"
-        blocks.append(Paragraph(f"{suite}: {overall.verdict}.", tone))
-        rows.append([suite, *_difference_cells(overall)])
-        for column, differences in comparison.slices.items():
-            slices += [[suite, f"{column}: {name}", *_difference_cells(part)] for name, part in differences.items()]
-        left_out += comparison.left_out
+        suite, text, tone = page.verdicts(comparison)[0]
+        blocks.append(Paragraph(f"{suite}: {text}.", tone))
+        rows.append([suite, *cells(comparison.overall)])
+        for column, parts in comparison.slices.items():
+            slices += [[suite, f"{column}: {name}", *cells(part)] for name, part in parts.items()]
     if not rows:
         return None
     columns = heads(
@@ -388,22 +357,16 @@ def comparison_section(evaluations: Iterable[Evaluation]) -> Section | None:
     if slices:
         title = "Differences by slice (p-values corrected after Holm)"
         blocks.append(Table("slices", title, heads("suite | slice") + columns, slices, folded=True))
-    if left_out:
-        blocks.append(Paragraph(f"{count_of(left_out, 'row')} that not all models scored do not count.", "note"))
     lead = (
         "The same rows, scored by both. A difference is real only where p is below 0.05 and its interval leaves out 0."
     )
     return Section("comparisons", "Against others", blocks, lead)
 
 
-def _difference_cells(result: Difference) -> list[Any]:
-    return [*result.names, result.n, *result.scores, result.difference, result.interval, result.p_adjusted]
-
-
 def checks_section(suites: Sequence[SuiteEvaluation]) -> Section | None:
     """Lists the sanity checks of the model and of the code that ran it; None where there are none."""
     rows = [
-        ["passed" if check.passed else "FAILED", check.name, suite_title(suite), check.message]
+        ["passed" if check.passed else "FAILED", check.name, page.suite_title(suite), check.message]
         for suite in suites
         for check in suite.checks
     ]
@@ -596,3 +559,39 @@ def _model_rows(run: Run) -> list[list[Any]]:
         "saved": record.get("saved"),
     }
     return [[name, value] for name, value in rows.items() if value is not None]
+
+
+# ---- filters of the template for HTML ----------------------------------------------------------------------------
+
+
+def anchor(name: str) -> str:
+    """Returns a name as it may stand in a link.
+
+    >>> anchor("slices of <b>")
+    'slices-of-b-'
+    """
+    return re.sub(r"[^\w-]+", "-", name)
+
+
+def marked(text: str) -> Markup:
+    """Escapes text for HTML, except for `code` and *emphasis*.
+
+    >>> marked("*so* `a < b` <b>")
+    Markup('<em>so</em> <code>a &lt; b</code> &lt;b&gt;')
+    """
+    escaped = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text)))
+    return Markup(re.sub(r"(?<![\w*])\*([^*<>`\s][^*<>`]*)\*(?![\w*])", r"<em>\1</em>", escaped))
+
+
+def column_classes(table: Table, rows: Sequence[Sequence[str]]) -> list[str]:
+    """Returns the class of each column in HTML: `n` of numbers, `w` of long texts."""
+    return [
+        "n" if kind not in ("text", "json") else "w" if any(len(row[index]) > _WIDE_CELL for row in rows) else ""
+        for index, (_, kind) in enumerate(table.heads)
+    ]
+
+
+def runs_of_figures(blocks: Sequence[Block]) -> list[tuple[bool, list[Block]]]:
+    """Groups blocks into runs of figures, which stand side by side, and of others."""
+    runs = itertools.groupby(blocks, key=lambda block: block.type == "figure")
+    return [(is_figure, list(run)) for is_figure, run in runs]

@@ -7,34 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from plaudit.data.report import KIND_WORDS
-from plaudit.evaluation.results import (
-    Calibration,
-    Evaluation,
-    LengthBias,
-    ModelEvaluation,
-    Proportion,
-    Statistics,
-    SuiteEvaluation,
-)
-from plaudit.evaluation.results import Mistake as WrongRow
-from plaudit.report.document import (
-    Block,
-    Figure,
-    Mistake,
-    Mistakes,
-    Number,
-    Numbers,
-    Paragraph,
-    Response,
-    Section,
-    Table,
-    count_of,
-    first_rows,
-    heads,
-    written,
-)
+from plaudit.evaluation import page
+from plaudit.evaluation.page import Figure, Number, Paragraph, Score, Table, count_of, heads, written
+from plaudit.evaluation.results import Evaluation, ModelEvaluation, SuiteEvaluation
 from plaudit.report.figures import (
-    Share,
     draw_best_of_n,
     draw_histogram,
     draw_points,
@@ -47,54 +23,41 @@ _SLICES_DRAWN = 30
 _POINTS_SHOWN = 20
 
 
-def suite_title(suite: SuiteEvaluation) -> str:
-    """Returns the name of a suite for people."""
-    if not suite.title or suite.suite == "preferences":
-        return suite.name
-    return suite.title if suite.name in ("", suite.suite) else f"{suite.title} ({suite.name})"
-
-
 def suite_section(
     evaluation: Evaluation, model: ModelEvaluation, suite: SuiteEvaluation, *, name: str, headline: bool
-) -> Section:
+) -> page.Section:
     """Shows the results of a model on a suite; with `headline`, the headline numbers first."""
-    blocks: list[Block] = []
+    blocks: list[page.Block] = []
     if not evaluation.complete:
         blocks.append(Paragraph("This evaluation was not finished: what follows is what there is of it.", "warning"))
-    if model.calibration is not None:
-        values = ((key, getattr(model.calibration, key)) for key in ("scale", "shift", "temperature"))
-        text = ", ".join(f"{key} {written(value, 'number')}" for key, value in values)
-        blocks.append(Paragraph(f"Rewards were calibrated when they were read: {text}.", "note"))
-    failed = [check for check in suite.checks if not check.passed]
-    blocks += [Paragraph(f"Check *{check.name}* failed: {check.message}", "warning") for check in failed]
-    blocks += [Paragraph(note, "note") for note in suite.notes]
+    findings = page.findings(suite)
+    told = [finding for finding in findings if finding.title in ("Sanity", "Note") and finding.tone]
+    blocks += [Paragraph(f"{finding.title}: {finding.text}", finding.tone) for finding in told]
     if headline and (numbers := headline_numbers(suite)):
-        blocks.append(Numbers("numbers", numbers))
-    parts: list[Block] = [
+        blocks.append(page.Numbers("numbers", numbers))
+    words = {finding.title: f" {finding.title}: {finding.text}." for finding in findings}
+    parts: list[page.Block] = [
         *_reward_figures(suite),
-        *_reliability_blocks(suite),
-        *_rule_blocks(suite),
+        *_reliability_blocks(suite, words.get("Calibration", "")),
         *_slice_blocks(suite),
-        *_length_blocks(suite),
-        *_format_tables(suite),
-        *_best_of_n_figures(suite),
+        *_length_blocks(suite, words.get("Length", "")),
+        *_format_tables(suite, words.get("Markdown", "")),
+        *_best_of_n_figures(suite, words.get("Best of n", "")),
         *_mistake_blocks(suite),
         *_dropped_tables(suite),
     ]
     # Pictures side by side first, texts next, tables to look things up last.
     blocks += sorted(parts, key=lambda block: {"figure": 0, "table": 2}.get(block.type, 1))
-    if suite.result.rule:
-        blocks.append(Paragraph(f"How it is scored: {suite.result.rule}"))
+    blocks.append(Paragraph(f"How it was scored: {page.model_line(model)}. {suite.result.rule}"))
     sources = ", ".join(f"`{source}`" for source in suite.sources)
-    lead = count_of(suite.rows, "row") + (f" of {sources}" if sources else "")
-    return Section(name, suite_title(suite), blocks, f"{lead}.")
+    lead = page.suite_size(suite) + (f" of {sources}" if sources else "")
+    return page.Section(name, page.suite_title(suite), blocks, f"{lead}.")
 
 
 def headline_numbers(suite: SuiteEvaluation) -> list[Number]:
     """Returns the numbers that say how good a model is on a suite."""
     statistics, numbers = suite.statistics, []
-    pairs, rankings = statistics.pairs, statistics.rankings
-    labels, ratings = statistics.labels, statistics.ratings
+    pairs, rankings, labels, ratings = statistics.pairs, statistics.rankings, statistics.labels, statistics.ratings
     accuracy = suite.accuracy.value if suite.accuracy else None
     known = [value for value in (accuracy, rankings.best_of_n if rankings else None) if value is not None]
     if suite.score is not None and all(abs(suite.score - value) > 1e-9 for value in known):
@@ -109,24 +72,22 @@ def headline_numbers(suite: SuiteEvaluation) -> list[Number]:
         numbers.append(Number("Best of N", rankings.best_of_n, "share", rankings.best_of_n_interval, detail))
         tau, interval = rankings.kendall_tau, rankings.kendall_tau_interval
         numbers.append(Number("Kendall's tau", tau, "signed", interval, "agreement of rankings"))
-    if pairs and pairs.margin is not None:
-        numbers.append(
-            Number("Margin", pairs.margin, "signed", pairs.margin_interval, "mean reward, better less worse")
-        )
-    if suite.calibration and suite.calibration.scores.ece is not None:
+    if pairs:
+        detail = "mean reward, better less worse"
+        numbers.append(Number("Margin", pairs.margin, "signed", pairs.margin_interval, detail))
+    if suite.calibration:
         detail = "expected, of the stated confidence"
         numbers.append(Number("Calibration error", suite.calibration.scores.ece, detail=detail))
-    if labels and labels.auc is not None:
+    if labels:
         numbers.append(Number("AUC", labels.auc, "number", detail="good above bad; chance 0.5"))
     if ratings:
         detail = count_of(ratings.responses, "rated response")
-        values = [
+        numbers += [
             Number("Correlation", ratings.pearson, "signed", detail=detail),
             Number("Rank correlation", ratings.spearman, "signed", detail=detail),
             Number("Mean squared error", ratings.mse, "number", detail=detail),
         ]
-        numbers += [number for number in values if number.value is not None]
-    return numbers
+    return [number for number in numbers if number.value is not None]
 
 
 # ---- rewards and calibration -------------------------------------------------------------------------------------
@@ -137,8 +98,12 @@ def _reward_figures(suite: SuiteEvaluation) -> list[Figure]:
     figures = []
     if suite.histogram is not None:
         edges, better, worse = suite.histogram.edges, suite.histogram.better, suite.histogram.worse
-        groups = [("better (chosen)", better), ("worse (rejected)", worse)]
-        means = [written(_binned_mean(edges, counts), "signed") for counts in (better, worse)]
+        middles = [(low + high) / 2 for low, high in itertools.pairwise(edges)]
+        # A mean of the bins: the single rewards may be in another file.
+        totals = [
+            (sum(middle * count for middle, count in zip(middles, c, strict=True)), sum(c)) for c in (better, worse)
+        ]
+        means = [written(total / count if count else None, "signed") for total, count in totals]
         figures.append(
             Figure(
                 "rewards",
@@ -149,13 +114,13 @@ def _reward_figures(suite: SuiteEvaluation) -> list[Figure]:
                 "so that they may overlap widely and the accuracy still be high.",
                 alternative=f"Histogram of rewards. The mean is about {means[0]} for better responses and {means[1]} "
                 "for worse ones.",
-                svg=draw_histogram(edges, groups, x_label="reward"),
+                svg=draw_histogram(edges, {"better (chosen)": better, "worse (rejected)": worse}, x_label="reward"),
             )
         )
     if suite.margins is not None:
-        edges, counts = suite.margins.edges, suite.margins.counts
-        pairs = suite.statistics.pairs
-        mean, median = (pairs.margin, pairs.margin_median) if pairs else (None, None)
+        edges, counts, pairs = suite.margins.edges, suite.margins.counts, suite.statistics.pairs
+        middle = (pairs.margin, pairs.margin_median) if pairs else (None, None)
+        mean, median = (written(value, "signed") for value in middle)
         figures.append(
             Figure(
                 "margins",
@@ -164,131 +129,83 @@ def _reward_figures(suite: SuiteEvaluation) -> list[Figure]:
                 [list(row) for row in zip(edges[:-1], edges[1:], counts, strict=True)],
                 caption="Reward of the better response less that of the worse one. What is left of the dashed line is "
                 "wrong; a long tail there is worth reading (see the mistakes below).",
-                alternative=f"Histogram of margins, with mean {written(mean, 'signed')} and median "
-                f"{written(median, 'signed')}.",
-                svg=draw_histogram(edges, [("margin", counts)], x_label="reward of better less worse"),
+                alternative=f"Histogram of margins, with mean {mean} and median {median}.",
+                svg=draw_histogram(edges, {"margin": counts}, x_label="reward of better less worse"),
             )
         )
     return figures
 
 
-def _binned_mean(edges: Sequence[float], counts: Sequence[int]) -> float | None:
-    middles = ((low + high) / 2 for low, high in itertools.pairwise(edges))
-    total = sum(counts)
-    return sum(middle * count for middle, count in zip(middles, counts, strict=True)) / total if total else None
-
-
-def _reliability_blocks(suite: SuiteEvaluation) -> list[Block]:
+def _reliability_blocks(suite: SuiteEvaluation, words: str) -> list[page.Block]:
     """Reliability diagram, and calibration in numbers."""
     calibration = suite.calibration
     if calibration is None:
         return []
     scores, before, after = calibration.scores, calibration.before, calibration.after
-    curves = [("as it is", scores)] if not (before and after) else [("as it is", before), ("rescaled", after)]
-    words = _calibration_words(calibration)
+    halves = {"as it is": before, "rescaled": after} if before and after else {"as it is": scores}
+    curves = {name: half.curve for name, half in halves.items() if half}
+    columns = "curve | from: share | to: share | comparisons: count | confidence: share | right: share"
     figure = Figure(
         "reliability",
         "Reliability",
-        heads(
-            "curve | from: share | to: share | comparisons: count | confidence: share | right: share | "
-            "95% interval: share interval"
-        ),
+        heads(f"{columns} | 95% interval: share interval"),
         [
             [name, part.low, part.high, part.n, part.confidence, part.accuracy, part.interval]
-            for name, half in curves
-            for part in half.curve
+            for name, curve in curves.items()
+            for part in curve
             if part.n
         ],
         caption="On the dashed line the model is right as often as it is sure. Below it is overconfident, above it "
-        f"underconfident. {words}",
-        alternative=f"Reliability diagram. {words}",
-        svg=draw_reliability([(name, half.curve) for name, half in curves]),
+        f"underconfident.{' Drawn is the half that no temperature was fitted on.' if after else ''}{words}",
+        alternative=f"Reliability diagram.{words}",
+        svg=draw_reliability(curves),
     )
-    columns = heads(
-        "comparisons | number: count | temperature: number | ECE: share | ECE, equal mass: share | "
-        "Brier score: number | log loss: number"
-    )
+    columns = "comparisons | number: count | temperature: number | ECE: share | ECE, equal mass: share"
     rows = [
         [kind, half.n, half.temperature, half.ece, half.ece_mass, half.brier, half.log_loss]
         for kind, half in (("all, as it is", scores), ("half, as it is", before), ("half, rescaled", after))
         if half
     ]
-    return [figure, Table("calibration", "Calibration in numbers", columns, rows)]
-
-
-def _calibration_words(calibration: Calibration) -> str:
-    words = f"The expected calibration error is {calibration.scores.ece:.1%} over all comparisons."
-    before, after, temperature = calibration.before, calibration.after, calibration.temperature
-    if not (before and after and temperature):
-        return f"{words} There is too little data to fit a temperature."
-    words += (
-        f" A temperature of {temperature:.2f}, fitted on one half of the prompts, takes it from {before.ece:.1%} to "
-        f"{after.ece:.1%} on the other half, which is what is drawn: the model is "
-        f"{'overconfident' if temperature > 1 else 'underconfident'}."
-    )
-    return words + (" The fit ran into its bound: do not rely on it." if calibration.at_bound else "")
+    columns += " | Brier score: number | log loss: number"
+    return [figure, Table("calibration", "Calibration in numbers", heads(columns), rows)]
 
 
 # ---- slices ------------------------------------------------------------------------------------------------------
 
 
-def _rule_blocks(suite: SuiteEvaluation) -> list[Block]:
-    """Slices and further scores by the suite's own rule; `preferences` has only the slices of columns, below."""
-    result = suite.result
-    slices = [part for part in result.slices if part.score is not None and part.name != "all"]
-    blocks: list[Block] = []
-    if len(slices) > 1 and suite.suite != "preferences":
-        columns = "slice | part of | rows: count | score: share | 95% interval: share interval | margin: signed"
-        rows = [[part.name, part.group or None, part.n, part.score, part.interval, part.margin] for part in slices]
-        table = Table("slices", "Score by slice", heads(columns), rows)
-        shares = [Share(part.name, part.score, part.interval) for part in slices]
-        blocks.append(_slices_figure(table, shares, chance=None, average=suite.score))
-    if result.scores:
-        scores = [[name, value] for name, value in result.scores.items()]
-        blocks.append(Table("scores", "Scores of the suite", heads("score | value: share"), scores))
-    return blocks
+def _slice_blocks(suite: SuiteEvaluation) -> list[page.Block]:
+    """Scores of the whole, by slice, and by the values of each column that was asked for."""
+    _, slices, by_column = page.suite_scores(suite)
+    blocks: list[page.Block] = []
+    if len(slices) > 1 and suite.suite != "preferences":  # whose slices are the values of columns
+        columns = heads("slice | rows: count | score: share | 95% interval: share interval | margin: signed | part of")
+        table = Table("slices", "Score by slice", columns, [[*score[:5], score.part_of or None] for score in slices])
+        blocks.append(_slices_figure(table, slices, chance=None, average=suite.score))
+    rest = heads("number: count | accuracy: share | 95% interval: share interval | margin: signed")
+    for column, scores in by_column.items():
+        rows = [list(score[:5]) for score in scores]
+        table = Table(f"slices_{column}", f"Accuracy by {column}", ((column, "text"), *rest), rows)
+        average = suite.accuracy.value if suite.accuracy else None
+        blocks.append(_slices_figure(table, scores, chance=0.5, average=average))
+    return [*blocks, page.suite_table(suite)]
 
 
-def _slice_blocks(suite: SuiteEvaluation) -> list[Block]:
-    """Accuracy by the values of each column that was asked for."""
-    blocks: list[Block] = []
-    average = suite.accuracy.value if suite.accuracy else None
-    columns = heads("number: count | accuracy: share | 95% interval: share interval | margin: signed")
-    for column, values in suite.slices.items():
-        rows, shares = [], []
-        for value, statistics in values.items():
-            accuracy = accuracy_of(statistics)
-            n, interval = (accuracy.n, accuracy.interval) if accuracy else (0, None)
-            share = accuracy.value if accuracy else None
-            margin = statistics.pairs.margin if statistics.pairs else None
-            rows.append([value, n, share, interval if n else None, margin])
-            if share is not None:
-                shares.append(Share(value, share, interval))
-        table = Table(f"slices_{column}", f"Accuracy by {column}", ((column, "text"), *columns), rows)
-        blocks.append(_slices_figure(table, shares, chance=0.5, average=average) if shares else table)
-    return blocks
-
-
-def accuracy_of(statistics: Statistics) -> Proportion | None:
-    """Returns the accuracy over comparisons, or else over labels."""
-    if statistics.pairs is not None:
-        return statistics.pairs.accuracy
-    return statistics.labels.accuracy if statistics.labels is not None else None
-
-
-def _slices_figure(table: Table, shares: Sequence[Share], *, chance: float | None, average: float | None) -> Figure:
-    drawn = shares[:_SLICES_DRAWN]
-    worst, best = min(drawn, key=lambda share: share.value), max(drawn, key=lambda share: share.value)
+def _slices_figure(table: Table, scores: Sequence[Score], *, chance: float | None, average: float | None) -> Table:
+    known = {score.name: score.value for score in scores if score.value is not None}
+    if not known:
+        return table
+    drawn = [score for score in scores if score.value is not None][:_SLICES_DRAWN]
     caption = "Each dot with its 95% interval. Where that reaches the line of all, chance may explain the difference."
-    if len(shares) > len(drawn):
-        caption += f" The first {len(drawn)} of {len(shares)} are drawn; the table has all."
+    if len(known) > len(drawn):
+        caption += f" The first {len(drawn)} of {len(known)} are drawn; the table has all."
+    worst, best = min(known, key=known.__getitem__), max(known, key=known.__getitem__)
     return Figure(
         table.name,
         table.title,
         table.heads,
         table.rows,
         caption=caption,
-        alternative=f"{table.title}: from {worst.value:.1%} for {worst.name} to {best.value:.1%} for {best.name}.",
+        alternative=f"{table.title}: from {known[worst]:.1%} for {worst} to {known[best]:.1%} for {best}.",
         svg=draw_shares(drawn, chance=chance, average=average),
     )
 
@@ -296,18 +213,12 @@ def _slices_figure(table: Table, shares: Sequence[Share], *, chance: float | Non
 # ---- length and formatting ---------------------------------------------------------------------------------------
 
 
-def _length_blocks(suite: SuiteEvaluation) -> list[Block]:
+def _length_blocks(suite: SuiteEvaluation, words: str) -> list[page.Block]:
     """Rewards against length, accuracy by difference of length, and what length explains."""
     length, unit = suite.length, suite.length.unit if suite.length else "tokens"
     points = [point for point in suite.points if point[0] is not None]
-    blocks: list[Block] = []
+    blocks: list[page.Block] = []
     if points:
-        within = length.correlation.within if length else None
-        words = (
-            ""
-            if within is None
-            else f" Within one prompt the correlation of reward and length is {written(within, 'signed')}."
-        )
         blocks.append(
             Figure(
                 "points",
@@ -321,49 +232,43 @@ def _length_blocks(suite: SuiteEvaluation) -> list[Block]:
                 svg=draw_points(points, x_label=f"length in {unit}", y_label="reward"),
             )
         )
-    if length and len(length.bins) > 1:
-        blocks.append(_length_bins(length))
-    if length:
-        named = {
-            "the longer response is the better one": length.longer_right,
-            "the longer response has the higher reward": length.longer_preferred,
-            "accuracy where the longer response is better": length.accuracy_longer_right,
-            "accuracy where the longer response is worse": length.accuracy_longer_wrong,
-        }
-        rows = [[name, share.value, share.interval if share.n else None, share.n] for name, share in named.items()]
-        if length.balanced_accuracy is not None:
-            rows.append(["mean of these two (always the longer: 50%)", length.balanced_accuracy, None, None])
-        if controlled := length.controlled:
-            rows.append(["length-controlled accuracy", controlled.accuracy, controlled.interval, controlled.n])
-        columns = heads("length | share: share | 95% interval: share interval | number: count")
-        blocks.append(Table("length", "Length", columns, rows))
-    return blocks
+    if length is None:
+        return blocks
+    if len(length.bins) > 1:
+        bins = [part for part in length.bins if part.accuracy.value is not None]
+        names = [" to ".join(written(round(edge), "change") for edge in (part.low, part.high)) for part in bins]
+        shares = [page.score_of(name, part.accuracy) for name, part in zip(names, bins, strict=True)]
+        first, last = (written(score.value, "share") for score in (shares[0], shares[-1]))
+        columns = "longer by: change | up to: change | comparisons: count | accuracy: share"
+        blocks.append(
+            Figure(
+                "length_bins",
+                "Accuracy by difference of length",
+                heads(f"{columns} | 95% interval: share interval"),
+                [[part.low, part.high, *share[1:4]] for part, share in zip(bins, shares, strict=True)],
+                caption="On the left the better response is the shorter one. A model without a taste for length has a "
+                "flat line.",
+                alternative=f"Accuracy by difference of length: {first} where the better response is shortest compared "
+                f"to the worse one, {last} where it is longest.",
+                svg=draw_steps(shares, x_label=f"{length.unit} by which the better response is longer"),
+            )
+        )
+    named = {
+        "the longer response is the better one": length.longer_right,
+        "the longer response has the higher reward": length.longer_preferred,
+        "accuracy where the longer response is better": length.accuracy_longer_right,
+        "accuracy where the longer response is worse": length.accuracy_longer_wrong,
+    }
+    rows = [page.score_of(name, share)[:4] for name, share in named.items()]
+    if length.balanced_accuracy is not None:
+        rows.append(("mean of these two (always the longer: 50%)", None, length.balanced_accuracy, None))
+    if controlled := length.controlled:
+        rows.append(("length-controlled accuracy", controlled.n, controlled.accuracy, controlled.interval))
+    columns = "length | number: count | share: share | 95% interval: share interval"
+    return [*blocks, Table("length", "Length", heads(columns), rows)]
 
 
-def _length_bins(length: LengthBias) -> Figure:
-    bins, shares = [], []
-    for part in length.bins:
-        if part.accuracy.value is not None:
-            bins.append([part.low, part.high, part.accuracy.n, part.accuracy.value, part.accuracy.interval])
-            name = f"{written(round(part.low), 'change')} to {written(round(part.high), 'change')}"
-            shares.append(Share(name, part.accuracy.value, part.accuracy.interval))
-    title = "Accuracy by difference of length"
-    return Figure(
-        "length_bins",
-        title,
-        heads(
-            "longer by: change | up to: change | comparisons: count | accuracy: share | 95% interval: share interval"
-        ),
-        bins,
-        caption="On the left the better response is the shorter one. A model without a taste for length has a "
-        "flat line.",
-        alternative=f"{title}: {shares[0].value:.1%} where the better response is shortest compared to the worse one, "
-        f"{shares[-1].value:.1%} where it is longest.",
-        svg=draw_steps(shares, x_label=f"{length.unit} by which the better response is longer"),
-    )
-
-
-def _format_tables(suite: SuiteEvaluation) -> list[Table]:
+def _format_tables(suite: SuiteEvaluation, words: str) -> list[page.Block]:
     """How rewards follow Markdown."""
     rows = [
         [
@@ -383,72 +288,46 @@ def _format_tables(suite: SuiteEvaluation) -> list[Table]:
         "more is better: share | more is preferred: share | comparisons: count"
     )
     title = "Formatting: preferred far above better means that the model likes the looks"
-    return [Table("format", title, heads(columns), rows)] if rows else []
+    tables = [Table("format", title, heads(columns), rows)] if rows else []
+    return [*([Paragraph(words.strip())] if words else []), *tables]
 
 
 # ---- best of n, mistakes, rows not scored ------------------------------------------------------------------------
 
 
-def _best_of_n_figures(suite: SuiteEvaluation) -> list[Figure]:
+def _best_of_n_figures(suite: SuiteEvaluation, words: str) -> list[Figure]:
     """Gold score of the response picked among n."""
     curve = suite.best_of_n
-    if curve is None or len(curve.points) < 2:
+    if curve is None or not words:
         return []
-    last = curve.points[-1]
-    span = last.oracle - last.random
-    caption = (
-        "Mean gold score of the response with the highest reward among n, over "
-        f"{count_of(curve.rows, 'row')}. The oracle picks by the gold score itself."
+    rows, short, no_gold = (
+        count_of(count, "row") if count else "" for count in (curve.rows, curve.rows_too_short, curve.rows_without_gold)
     )
-    if span:
-        caption += f" At n = {last.n} the model gains {(last.picked - last.random) / span:.0%} of what is possible."
-    caption += " A curve that falls again is over-optimised."
-    left_out = [
-        f"{count_of(count, 'row')} {words}"
-        for count, words in (
-            (curve.rows_too_short, "with fewer responses"),
-            (curve.rows_without_gold, "without a gold score"),
-        )
-        if count
-    ]
-    if left_out:
-        caption += f" Left out: {', '.join(left_out)}."
-    picked, oracle, random = (written(value, "number") for value in (last.picked, last.oracle, last.random))
+    left_out = [short and f"{short} with fewer responses", no_gold and f"{no_gold} without a gold score"]
     return [
         Figure(
             "best_of_n",
             "Best of N",
             heads("n: count | picked: number | 95% interval: interval | oracle: number | random: number"),
             [[point.n, point.picked, point.interval, point.oracle, point.random] for point in curve.points],
-            caption=caption,
-            alternative=f"Best-of-N curve up to n = {last.n}: picked {picked}, oracle {oracle}, random {random}.",
+            caption=f"Mean gold score of the response with the highest reward among n, over {rows}. The oracle picks "
+            f"by the gold score itself.{words} A curve that falls again is over-optimised."
+            + (f" Left out: {', '.join(filter(None, left_out))}." if any(left_out) else ""),
+            alternative=f"Best-of-N curve.{words}",
             svg=draw_best_of_n(curve.points),
         )
     ]
 
 
-def _mistake_blocks(suite: SuiteEvaluation) -> list[Block]:
+def _mistake_blocks(suite: SuiteEvaluation) -> list[page.Block]:
     if suite.mistakes:
-        return [Mistakes("mistakes", "Most confident mistakes", [mistake_of(row, suite) for row in suite.mistakes])]
+        mistakes = [page.mistake_of(row, suite) for row in suite.mistakes]
+        return [page.Mistakes("mistakes", "Most confident mistakes", mistakes)]
     if suite.accuracy is None or suite.accuracy.value is None:
         return []
     if suite.accuracy.value == 1:
         return [Paragraph("There is no mistake.", "good")]
     return [Paragraph("The evaluation kept no mistakes to show.", "note")]
-
-
-def mistake_of(row: WrongRow, suite: SuiteEvaluation) -> Mistake:
-    """Returns a row that the model is wrong about, ready to be shown."""
-    better, worse = ("good", "bad") if row.kind == "label" else ("better", "worse")
-    responses = [
-        Response(better, row.better, row.better_reward, row.better_tokens),
-        Response(worse, row.worse, row.worse_reward, row.worse_tokens),
-    ]
-    responses = [response for response in responses if response.text is not None or response.reward is not None]
-    title = f"Row {row.row}" + (f" ({row.id})" if row.id not in ("", str(row.row)) else "")
-    if len(suite.sources) > 1:
-        title += f" of {row.source}"
-    return Mistake(title, row.confidence, row.margin, row.prompt, tuple(responses), dict(row.columns))
 
 
 def _dropped_tables(suite: SuiteEvaluation) -> list[Table]:
@@ -462,3 +341,12 @@ def _dropped_tables(suite: SuiteEvaluation) -> list[Table]:
     title = f"Rows that were not scored, of {suite.rows_in_source:,} read"
     columns = heads("not scored | rows: count | first row numbers")
     return [Table("dropped", title, columns, rows)] if rows else []
+
+
+def first_rows(rows: Sequence[int], count: int) -> str:
+    """Names the first rows of `count`.
+
+    >>> first_rows([3, 18], 2), first_rows([0, 1], 9)
+    ('3, 18', '0, 1, ...')
+    """
+    return ", ".join(map(str, rows)) + (", ..." if count > len(rows) > 0 else "")
