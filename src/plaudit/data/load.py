@@ -17,50 +17,25 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import (
-    Dataset,
-    DatasetDict,
-    Features,
-    IterableDataset,
-    Json,
-    List,
-    ReadInstruction,
-    Value,
-    concatenate_datasets,
-    load_dataset,
-    load_from_disk,
-)
+from datasets import Dataset, Features, IterableDataset, Json, List, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError, DatasetsError
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
+from plaudit import schema
 from plaudit.data.parse import kind_of, prompt_of
 from plaudit.errors import ConfigError, DataError
-from plaudit.schema import (
-    PAIR_COLUMNS,
-    RAW_COLUMNS,
-    READ_COLUMNS,
-    RESPONSE_COLUMNS,
-    TOKENIZED_COLUMNS,
-    TOKENIZED_LIST_COLUMNS,
-    check_columns,
-    is_tokenized,
-    legacy_columns,
-    quoted,
-)
+from plaudit.schema import RESPONSE_COLUMNS, TOKENIZED_COLUMNS, quoted
 
 logger = logging.getLogger("plaudit")
 SUFFIXES = {
-    ".json": "json",
-    ".jsonl": "json",
-    ".ndjson": "json",
-    ".csv": "csv",
-    ".tsv": "csv",
+    **dict.fromkeys((".json", ".jsonl", ".ndjson"), "json"),
+    **dict.fromkeys((".csv", ".tsv"), "csv"),
     ".parquet": "parquet",
 }
 """Kind of file for each extension; all but Parquet may also end in ``.gz``."""
@@ -108,8 +83,8 @@ class DataSource:
     @property
     def read_columns(self) -> tuple[str, ...]:
         """The columns that preferences are read from."""
-        tokenized = {*TOKENIZED_COLUMNS, *TOKENIZED_LIST_COLUMNS, *PAIR_COLUMNS, "weight"}
-        read = tokenized if is_tokenized(self.columns) else {*RAW_COLUMNS}
+        ids = {*TOKENIZED_COLUMNS, *schema.TOKENIZED_LIST_COLUMNS, *schema.PAIR_COLUMNS, "weight"}
+        read = ids if schema.is_tokenized(self.columns) else {*schema.RAW_COLUMNS}
         return tuple(name for name in self.columns if name in read)
 
     def select(self, columns: Sequence[str]) -> Dataset | IterableDataset:
@@ -143,35 +118,20 @@ def _rows_of(dataset: Any) -> Iterator[dict[str, Any]]:
 def open_data(
     source: DataLike,
     *,
-    name: str | None = None,
+    name: str | None = None,  # in messages; by default the path
+    # Where the data is, as for `load_preference_dataset`.
     config: str | None = None,
     split: str = "train",
     streaming: bool = False,
     data_dir: str | None = None,
     data_files: DataFiles | None = None,
-    columns: list[str] | dict[str, str] | None = None,
-    check: bool = True,
-    any_split: bool = False,
-    peek: int = 1,
-    keep_readable: bool = False,
+    columns: list[str] | dict[str, str] | None = None,  # those to take, or a mapping from their names to new ones
+    check: bool = True,  # whether the columns of preferences must be there
+    any_split: bool = False,  # read a single file whatever split it is, and a folder even if no file is named after it
+    peek: int = 1,  # rows at the start of a stream that show its columns if it declares none
+    keep_readable: bool = False,  # open a file that breaks off as a stream of the rows before the break
 ) -> DataSource:
-    """Opens data of any kind, and checks that it has the columns that preferences are read from.
-
-    Training, mixtures, evaluation and ``plaudit check`` open their data here.
-
-    Args:
-        source: A data set, a list of mappings, or a name as for :func:`load_preference_dataset`.
-        name: Its name in messages; by default the path.
-        config: As for :func:`load_preference_dataset`, like `split`, `streaming`, `data_dir` and `data_files`.
-        columns: The columns to take (default: all), as a list, or as a mapping from their names to new ones.
-        check: Whether the columns of preferences must be there.
-        any_split: Read a single file whatever split it is, and a folder even if no file is named after `split`.
-        peek: Rows at the start of a stream that show its columns if it declares none.
-        keep_readable: Open a file that breaks off as a stream of the rows before the break.
-
-    Raises:
-        DataError: There is no such data, it cannot be read, lacks a column, or has no rows.
-        ConfigError: `source` cannot be opened, or `columns` gives two columns one name.
+    """Opens a data set, a list of mappings or a name, and checks that it has the columns of preferences and rows.
 
     >>> source = open_data([{"prompt": "2+2=", "chosen": "4", "rejected": "5"}])
     >>> source.columns, source.length
@@ -180,16 +140,23 @@ def open_data(
     broken = None
     rows: Any = source
     if isinstance(source, str | os.PathLike):
+        path = Path(source).expanduser()
         name = os.fspath(source) if name is None else name
-        if any_split:
-            split, data_files = _split_or_all(Path(source).expanduser(), split)
+        if any_split and path.is_dir() and not (path / "dataset_dict.json").is_file():
+            # Downloaded from the Hub, a folder may hold splits of any name, which are not to be read together.
+            data_files = sorted(str(file.relative_to(path)) for file in path.rglob(f"{split}[-.]*") if file.is_file())
+            split, data_files = "train", data_files or None
+        elif any_split and path.is_file():
+            split = "train"
         inside: dict[str, Any] = {"data_dir": data_dir, "data_files": data_files}
         try:
             rows = load_preference_dataset(source, config=config, split=split, streaming=streaming, **inside)
         except DataError as error:
-            if not keep_readable or streaming or not Path(source).expanduser().exists():
+            with contextlib.suppress(DataError):
+                if keep_readable and not streaming and path.exists():
+                    rows, broken = load_preference_dataset(source, split=split, streaming=True), error
+            if broken is None or next(until_broken(iter(rows)), None) is None:
                 raise
-            rows, broken = _readable_start(source, split, error), error
     name = "train" if name is None else name
     if isinstance(rows, Dataset | IterableDataset):
         rows = rows.with_format(None)
@@ -203,22 +170,11 @@ def open_data(
     length = None if isinstance(rows, IterableDataset) else len(rows)
     if length == 0 or not names:
         raise DataError("has no rows", dataset=name, fix="Pass a data set with at least one row.")
-    renames = legacy_columns(names)
+    renames = schema.legacy_columns(names)
     names = tuple(renames.get(column, column) for column in names)
     if check:
-        check_columns(names, name)
+        schema.check_columns(names, name)
     return DataSource(rows, name, names, bool(declared), renames, length, broken)
-
-
-def _split_or_all(path: Path, split: str) -> tuple[str, list[str] | None]:
-    """Returns the split and files to load where a split may have no file of its own."""
-    if path.is_file():
-        return "train", None
-    if path.is_dir() and not (path / "dataset_dict.json").is_file():
-        # Downloaded from the Hub, a folder may hold splits of any name, which are not to be read together.
-        files = sorted(str(file.relative_to(path)) for file in path.rglob(f"{split}[-.]*") if file.is_file())
-        return "train", files or None
-    return split, None
 
 
 def _columns_of_list(rows: Any) -> tuple[str, ...]:
@@ -248,15 +204,6 @@ def _take_columns(
         raise ConfigError(f"`columns` of {name} gives two columns one name", fix="Give each its own.")
     renames = {old: new for old, new in columns.items() if old != new}
     return (rows.rename_columns(renames) if renames else rows), new_names
-
-
-def _readable_start(source: str | os.PathLike[str], split: str, error: DataError) -> IterableDataset:
-    """Returns the rows before a line that cannot be read, as a stream; raises the error itself if there are none."""
-    with contextlib.suppress(DataError):
-        rows = load_preference_dataset(source, split=split, streaming=True)
-        if isinstance(rows, IterableDataset) and next(iter(rows), None) is not None:
-            return rows
-    raise error
 
 
 def until_broken(rows: Iterator[Any]) -> Iterator[Any]:
@@ -296,30 +243,36 @@ def load_preference_dataset(
             names the file and the line where it can.
     """
     text, path = os.fspath(name), Path(name).expanduser()
-    if data_dir is not None or data_files is not None:
-        return _from_inside(text, config, split, streaming, data_dir, data_files)
-    if path.is_dir():
-        if config is not None:
-            return _from_hub(str(path), config, split, streaming)
-        return _from_folder(path, split, streaming)
+    inside: dict[str, Any] = {"data_dir": data_dir, "data_files": data_files}
+    inside = {} if inside == {"data_dir": None, "data_files": None} else inside
+    by_split: Mapping[str, Any] = data_files if isinstance(data_files, Mapping) else {"train": data_files}
+    patterns = {
+        part: [files] if isinstance(files, str) else list(files)
+        for part, files in by_split.items()
+        if files is not None
+    }
     if path.is_file():
+        if inside:
+            _refuse(text, "is a single file: it has no files inside", "Remove `data_dir` and `data_files`.")
         if config is not None:
             _refuse(text, f"is a single file: it has no configuration {config!r}", "Remove the configuration.")
-        _require_readable(path)
-        return _pick(text, {"train": partial(load_files, [path], streaming=streaming)}, split, streaming)
-    if _looks_like_path(text):
-        _refuse(text, "there is no such file or folder", _near_misses(path))
-    return _from_hub(text, config, split, streaming)
+        return _pick(text, {"train": _matching(Path(), text)}, split, streaming)
+    remote = any("://" in pattern for files in patterns.values() for pattern in files)
+    if config is not None or remote or not (path.is_dir() or (inside and text in _READERS)):
+        if _looks_like_path(text) and not path.exists():
+            _refuse(text, "there is no such file or folder", _near_misses(path))
+        return _from_hub(str(path) if path.exists() else text, config, split, streaming, **inside)
+    base = (path if path.is_dir() else Path()) / Path(data_dir or "").expanduser()
+    if not base.is_dir():
+        _refuse(text, f"there is no folder {str(base)!r}", _near_misses(base))
+    if not patterns:
+        return _pick(str(base), _splits_in(base, split), split, streaming)
+    paths = {part: [path for pattern in files for path in _matching(base, pattern)] for part, files in patterns.items()}
+    return _pick(text, paths, split, streaming)
 
 
 def _refuse(file: str, message: str, fix: str, line: int | None = None) -> NoReturn:
     raise DataError(f"{file}{'' if line is None else f', line {line}'}: {message}", fix=fix)
-
-
-def _require_readable(path: Path) -> None:
-    if kind_of_file(path) is None:
-        fix = f"Use one of {_READABLE} (all but Parquet also .gz)."
-        _refuse(str(path), "has an extension that does not tell how to read it", fix)
 
 
 def _looks_like_path(name: str) -> bool:
@@ -346,40 +299,54 @@ def _near_misses(path: Path) -> str:
     return f"There is no data file in {str(folder)!r}."
 
 
-def _pick(name: str, loaders: Mapping[str, Callable[[], Any]], split: str, streaming: bool) -> Any:
+def _pick(name: str, splits: Mapping[str, list[Path] | Dataset], split: str, streaming: bool) -> Any:
     """Loads the requested split, or parts of several."""
+    for part, paths in splits.items():
+        if isinstance(paths, list) and len({kind_of_file(path) == "parquet" for path in paths}) > 1:
+            names = ", ".join(path.name for path in paths[:4])
+            _refuse(name, f"the split {part!r} mixes Parquet with other files ({names})", "Name one file.")
     parts = [re.fullmatch(r"\s*([^\[\]]+?)\s*(\[.*\])?\s*", part) for part in split.split("+")]
-    names = [part[1] for part in parts if part is not None]
-    if len(names) < len(parts):
+    requested = [part[1] for part in parts if part is not None]
+    if len(requested) < len(parts):
         fix = 'Write it like "train", "train[:500]" or "train+test".'
         _refuse(name, f"the split {split!r} cannot be read", fix)
-    unknown = [part for part in names if part not in loaders]
+    unknown = [part for part in requested if part not in splits]
     if unknown:
-        _refuse(name, f"has no split {unknown[0]!r}", f"It has: {', '.join(loaders)}.")
-    if names == [split]:
-        return loaders[split]()
-    if streaming:
+        _refuse(name, f"has no split {unknown[0]!r}", f"It has: {', '.join(splits)}.")
+    if streaming and requested != [split]:
         _refuse(name, f"a stream cannot be cut into {split!r}", "Name one whole split, or turn streaming off.")
-    loaded = {part: loaders[part]() for part in names}
+    loaded: dict[str, Any] = {part: splits[part] for part in requested}
+    for part, data in loaded.items():
+        loaded[part] = load_files(data, streaming=streaming) if isinstance(data, list) else data
+    if requested == [split]:
+        rows = loaded[split]
+        if isinstance(rows, Dataset) and len(rows) == 0:
+            _refuse(name, f"the split {split!r} has no rows", "Pass a data set with at least one row.")
+        return rows.to_iterable_dataset() if streaming and isinstance(rows, Dataset) else rows
     try:
-        slices = ReadInstruction.from_spec(split).to_absolute({part: len(rows) for part, rows in loaded.items()})
+        lengths = {part: len(rows) for part, rows in loaded.items()}
+        slices = datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
     except (ValueError, AssertionError) as error:
         fix = 'Write slices like "train[:500]" or "train[10%:]".'
         _refuse(name, f"the split {split!r} cannot be read: {error}", fix)
-    rows = []
-    for piece in slices:
-        part = loaded[piece.splitname]
-        start, end = piece.from_ or 0, len(part) if piece.to is None else piece.to
-        if start < end:
-            rows.append(part.select(range(start, end)))
-    if not rows:
+    ranges = [(cut.splitname, range(lengths[cut.splitname])[cut.from_ : cut.to]) for cut in slices]
+    chosen = [loaded[part].select(rows) for part, rows in ranges if rows]
+    if not chosen:
         _refuse(name, f"the split {split!r} has no rows", "Choose a larger part.")
-    return rows[0] if len(rows) == 1 else concatenate_datasets(rows)
+    return chosen[0] if len(chosen) == 1 else datasets.concatenate_datasets(chosen)
 
 
-def _from_folder(folder: Path, split: str, streaming: bool) -> Dataset | IterableDataset:
+def _splits_in(folder: Path, split: str) -> dict[str, Any]:
+    """Returns the splits of a folder: data sets that were saved there, or files."""
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        return _from_saved(folder, split, streaming)
+        try:
+            saved = datasets.load_from_disk(folder)
+        except (OSError, ValueError, KeyError) as error:
+            _refuse(str(folder), f"cannot be loaded: {type(error).__name__}: {error}", "Save the data set again.")
+        if isinstance(saved, datasets.DatasetDict):
+            return {str(name): rows for name, rows in saved.items()}
+        # A data set saved alone still knows which split it was.
+        return {"train" if split == "train" or saved.split is None else str(saved.split): saved}
     files = sorted(
         path
         for path in folder.rglob("*")
@@ -395,18 +362,7 @@ def _from_folder(folder: Path, split: str, streaming: bool) -> Dataset | Iterabl
     splits: dict[str, list[Path]] = {}
     for path in files:
         splits.setdefault(_split_of(path.relative_to(folder)), []).append(path)
-    if not set(splits) & set(_SPLIT_WORDS.values()):
-        splits = {"train": files}
-    return _pick_files(str(folder), splits, split, streaming)
-
-
-def _pick_files(name: str, splits: Mapping[str, list[Path]], split: str, streaming: bool) -> Any:
-    for part, paths in splits.items():
-        if len({kind_of_file(path) == "parquet" for path in paths}) > 1:
-            names = ", ".join(path.name for path in paths[:4])
-            _refuse(name, f"the split {part!r} mixes Parquet with other files ({names})", "Name one file.")
-    loaders = {part: partial(load_files, paths, streaming=streaming) for part, paths in splits.items()}
-    return _pick(name, loaders, split, streaming)
+    return splits if set(splits) & set(_SPLIT_WORDS.values()) else {"train": files}
 
 
 def _split_of(path: Path) -> str:
@@ -423,50 +379,6 @@ def _split_of(path: Path) -> str:
     return re.sub(r"-\d{5}-of-\d{5}$", "", stem)
 
 
-def _from_saved(folder: Path, split: str, streaming: bool) -> Dataset | IterableDataset:
-    try:
-        saved = load_from_disk(folder)
-    except (OSError, ValueError, KeyError) as error:
-        _refuse(str(folder), f"cannot be loaded: {type(error).__name__}: {error}", "Save the data set again.")
-    splits = saved if isinstance(saved, DatasetDict) else {"train": saved}
-    if isinstance(saved, Dataset) and split not in splits and saved.split is not None:
-        # A data set saved alone still knows which split it was.
-        splits = {str(saved.split): saved}
-    loaders = {str(name): lambda rows=rows: rows for name, rows in splits.items()}
-    rows = _pick(str(folder), loaders, split, streaming)
-    if len(rows) == 0:
-        _refuse(str(folder), f"the split {split!r} has no rows", "Pass a data set with at least one row.")
-    return rows.to_iterable_dataset() if streaming else rows
-
-
-def _from_inside(
-    name: str, config: str | None, split: str, streaming: bool, data_dir: str | None, data_files: DataFiles | None
-) -> Any:
-    """Loads the files of a folder, or any files, that `data_dir` and `data_files` point at."""
-    folder = Path(name).expanduser()
-    if folder.is_file():
-        _refuse(name, "is a single file: it has no files inside", "Remove `data_dir` and `data_files`.")
-    by_split: Mapping[str, Any] = data_files if isinstance(data_files, Mapping) else {"train": data_files}
-    patterns = {
-        part: [files] if isinstance(files, str) else list(files)
-        for part, files in by_split.items()
-        if files is not None
-    }
-    remote = any("://" in pattern for files in patterns.values() for pattern in files)
-    if config is not None or remote or not (folder.is_dir() or name in _READERS):
-        if _looks_like_path(name) and not folder.exists():
-            _refuse(name, "there is no such file or folder", _near_misses(folder))
-        return _from_hub(name, config, split, streaming, data_dir=data_dir, data_files=data_files)
-    inside = Path(data_dir).expanduser() if data_dir is not None else Path()
-    base = folder / inside if folder.is_dir() else inside
-    if not base.is_dir():
-        _refuse(name, f"there is no folder {str(base)!r}", _near_misses(base))
-    if not patterns:
-        return _from_folder(base, split, streaming)
-    paths = {part: [path for pattern in files for path in _matching(base, pattern)] for part, files in patterns.items()}
-    return _pick_files(name, paths, split, streaming)
-
-
 def _matching(base: Path, pattern: str) -> list[Path]:
     exact = base / Path(pattern).expanduser()
     root = Path(exact.anchor)
@@ -475,7 +387,9 @@ def _matching(base: Path, pattern: str) -> list[Path]:
     if not paths:
         _refuse(str(base / pattern), "there is no such file", _near_misses(base / pattern))
     for path in paths:
-        _require_readable(path)
+        if kind_of_file(path) is None:
+            fix = f"Use one of {_READABLE} (all but Parquet also .gz)."
+            _refuse(str(path), "has an extension that does not tell how to read it", fix)
     return paths
 
 
@@ -498,8 +412,7 @@ def _from_hub(name: str, config: str | None, split: str, streaming: bool, **insi
 
 
 def _first_line(error: BaseException) -> str:
-    lines: Iterable[str] = str(error).strip().splitlines()
-    return next(iter(lines), type(error).__name__)
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 # --- files ------------------------------------------------------------------------------------------------------
@@ -511,11 +424,10 @@ def kind_of_file(path: Path) -> str | None:
     >>> [kind_of_file(Path(name)) for name in ("pairs.jsonl.gz", "pairs.parquet.gz", "pairs.txt")]
     ['json', None, None]
     """
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes[-1:] == [".gz"]:
-        kind = SUFFIXES.get(suffixes[-2]) if len(suffixes) > 1 else None
-        return None if kind == "parquet" else kind
-    return SUFFIXES.get(suffixes[-1]) if suffixes else None
+    before, last = ["", "", *(suffix.lower() for suffix in path.suffixes)][-2:]
+    if last != ".gz":
+        return SUFFIXES.get(last)
+    return None if before == ".parquet" else SUFFIXES.get(before)
 
 
 def load_files(paths: Sequence[Path], *, streaming: bool = False) -> Dataset | IterableDataset:
@@ -524,22 +436,21 @@ def load_files(paths: Sequence[Path], *, streaming: bool = False) -> Dataset | I
     JSON values come back as they were written: a mapping of anything but texts is kept as JSON, not forced
     into one Arrow type for all rows. The columns ``tools`` and ``chat_template_kwargs`` become JSON text.
     """
+    files = [str(path) for path in paths]
     if any(kind_of_file(path) == "parquet" for path in paths):
-        return _load_parquet(paths, streaming)
-    names = [str(path) for path in paths]
+        return _load_parquet(files, streaming)
     if streaming:
-        return IterableDataset.from_generator(_read_files, gen_kwargs={"paths": names})
-    columns: dict[str, Kind] = {}
-    empty = True
-    for row in _read_files(names):
-        empty = False
+        return IterableDataset.from_generator(_read_files, gen_kwargs={"paths": files})
+    columns: dict[str, Kind] | None = None
+    for row in _read_files(files):
+        columns = {} if columns is None else columns
         for name, value in row.items():
-            columns[name] = _merge(columns.get(name, "null"), _kind_of(value))
-    if empty:
-        _refuse(", ".join(names), "has no rows", "Pass a file with at least one row.")
+            columns[name] = _widened(columns.get(name, "null"), value)
+    if columns is None:
+        _refuse(", ".join(files), "has no rows", "Pass a file with at least one row.")
     # The size and time of each file are part of the key under which `datasets` caches what it reads.
     stamps = [[path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
-    settings: dict[str, Any] = {"paths": names, "columns": columns, "stamps": stamps, "version": CODE_VERSION}
+    settings: dict[str, Any] = {"paths": files, "columns": columns, "stamps": stamps, "version": CODE_VERSION}
     features = Features({name: _feature_of(kind) for name, kind in columns.items()})
     try:
         return Dataset.from_generator(_encoded_rows, features=features, gen_kwargs=settings)
@@ -552,14 +463,13 @@ def load_files(paths: Sequence[Path], *, streaming: bool = False) -> Dataset | I
         return Dataset.from_list(list(_encoded_rows(**settings)), features=features)
 
 
-def _load_parquet(paths: Sequence[Path], streaming: bool) -> Dataset | IterableDataset:
+def _load_parquet(files: list[str], streaming: bool) -> Dataset | IterableDataset:
     rows = 0
-    for path in paths:
+    for file in files:
         try:
-            rows += pq.ParquetFile(path).metadata.num_rows
+            rows += pq.ParquetFile(file).metadata.num_rows
         except (OSError, pa.ArrowException) as error:
-            _refuse(str(path), f"is no Parquet file that can be read: {error}", "Write the file again.")
-    files = [str(path) for path in paths]
+            _refuse(file, f"is no Parquet file that can be read: {error}", "Write the file again.")
     if rows == 0:
         _refuse(", ".join(files), "has no rows", "Pass a file with at least one row.")
     try:
@@ -638,41 +548,40 @@ def csv_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Reads the rows of a CSV or TSV file; JSON and numbers are parsed where the column is known."""
     lines = csv_lines(path)
     _, header = next(lines, (0, []))
-    message_columns: set[str] | None = None
+    readers: dict[str, tuple[Callable[[str], Any], str]] | None = None
     for number, cells in lines:
         if len(cells) != len(header):
             problem = f"has {len(cells)} cells, but the header names {len(header)} columns"
             _refuse(str(path), problem, "Quote cells that hold commas or line breaks.", number)
-        row = dict(zip(header, cells, strict=True))
-        if message_columns is None:  # the first row decides which columns hold lists of messages
-            message_columns = {name for name in _MESSAGE_COLUMNS if _messages_in(row.get(name, ""))}
-        yield _csv_values(row, message_columns, path, number)
+        row: dict[str, Any] = dict(zip(header, cells, strict=True))
+        if readers is None:
+            readers = _cell_readers(row)
+        for name, (read, expected) in readers.items():
+            value = read(row[name])
+            # An empty cell of `tie` is null, as in JSON: no tie.
+            if value is None and not (name == "tie" and not row[name].strip()):
+                _refuse(str(path), f"`{name}` is not {expected}", "Correct or delete the row.", number)
+            row[name] = value
+        yield row
 
 
-def _csv_values(cells: Mapping[str, str], message_columns: set[str], path: Path, line: int) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    # Beside a pair, columns of other kinds of rows may hold anything.
-    others = () if "chosen" in cells else ("scores", "ranks", "responses", "score", "label")
-    for name, cell in cells.items():
-        value: Any = cell
-        expected = ""
-        if name in message_columns:
-            value, expected = _messages_in(cell), "a JSON list of messages, as in the first row"
-        elif name in TOKENIZED_COLUMNS:
-            value, expected = _literal(cell), "a list of token ids such as [5, 17]"
-        elif name in ("margin", "weight", "preference_prob") or (name == "score" and name in others):
-            value, expected = _number_in(cell), "a number"
-        elif name == "tie" or (name == "label" and name in others):
-            value, expected = _TRUTHS.get(cell.strip().lower()), "true or false"
-        elif name in others:
-            value, expected = _literal(cell), "a JSON list"
-            if name == "scores" and "responses" not in cells and value is None:
-                value, expected = _number_in(cell), "a number"  # the rating of a single response
-        # An empty cell of `tie` is null, as in JSON: no tie.
-        if value is None and not (name == "tie" and not cell.strip()):
-            _refuse(str(path), f"`{name}` is not {expected}", "Correct or delete the row.", line)
-        values[name] = value
-    return values
+def _cell_readers(first: Mapping[str, str]) -> dict[str, tuple[Callable[[str], Any], str]]:
+    """Returns, for columns that are no text, how to read a cell and what it should be, given the first row."""
+    number = (_number_in, "a number")
+    truth = (lambda cell: _TRUTHS.get(cell.strip().lower()), "true or false")
+    readers: dict[str, tuple[Callable[[str], Any], str]] = {
+        **dict.fromkeys(TOKENIZED_COLUMNS, (_literal, "a list of token ids such as [5, 17]")),
+        **dict.fromkeys(("margin", "weight", "preference_prob"), number),
+        "tie": truth,
+    }
+    if "chosen" not in first:  # beside a pair, columns of other kinds of rows may hold anything
+        readers |= dict.fromkeys(("scores", "ranks", "responses"), (_literal, "a JSON list"))
+        readers |= {"score": number, "label": truth}
+        if "responses" not in first:  # the rating of a single response may be there
+            readers["scores"] = (_list_or_number, "a number")
+    messages = (_messages_in, "a JSON list of messages, as in the first row")
+    readers |= {name: messages for name in _MESSAGE_COLUMNS if _messages_in(first.get(name, ""))}
+    return {name: readers[name] for name in first if name in readers}
 
 
 def _literal(cell: str) -> Any:
@@ -683,6 +592,11 @@ def _literal(cell: str) -> Any:
         with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
             return read(cell)
     return None
+
+
+def _list_or_number(cell: str) -> Any:
+    value = _literal(cell)
+    return _number_in(cell) if value is None else value
 
 
 def _messages_in(cell: str) -> list[Any] | None:
@@ -704,30 +618,24 @@ Kind: TypeAlias = "str | list[Any] | dict[str, Any]"
 _SCALARS: dict[type, str] = {type(None): "null", bool: "bool", int: "int", float: "float", str: "string"}
 
 
-def _kind_of(value: Any) -> Kind:
-    if isinstance(value, list):
-        kind: Kind = "null"
+def _widened(kind: Kind, value: Any) -> Kind:
+    """Returns the kind of a column that holds one more value."""
+    if value is None or kind == "json":
+        return kind
+    if isinstance(value, list) and (kind == "null" or isinstance(kind, list)):
+        inner: Kind = "null" if kind == "null" else kind[0]
         for item in value:
-            kind = _merge(kind, _kind_of(item))
-        return [kind]
-    if isinstance(value, dict):
-        flat = value and all(item is None or isinstance(item, str) for item in value.values())
-        return {key: _SCALARS[type(item)] for key, item in value.items()} if flat else "json"
-    if isinstance(value, int) and not isinstance(value, bool) and not -(2**63) <= value < 2**63:
-        return "json"
-    return _SCALARS[type(value)]
-
-
-def _merge(left: Kind, right: Kind) -> Kind:
-    if left == right or right == "null":
-        return left
-    if left == "null":
-        return right
-    if isinstance(left, list) and isinstance(right, list):
-        return [_merge(left[0], right[0])]
-    if isinstance(left, dict) and isinstance(right, dict):
-        return {key: _merge(left.get(key, "null"), right.get(key, "null")) for key in {**left, **right}}
-    return "float" if left in ("int", "float") and right in ("int", "float") else "json"
+            inner = _widened(inner, item)
+        return [inner]
+    is_flat = isinstance(value, dict) and value and all(isinstance(item, str | None) for item in value.values())
+    if is_flat and (kind == "null" or isinstance(kind, dict)):
+        known: Any = {} if kind == "null" else kind
+        return known | {key: _widened(known.get(key, "null"), item) for key, item in value.items()}
+    is_long = type(value) is int and not -(2**63) <= value < 2**63
+    own = "json" if is_long else _SCALARS.get(type(value), "json")
+    if kind in ("null", own):
+        return own
+    return "float" if kind in ("int", "float") and own in ("int", "float") else "json"
 
 
 def _feature_of(kind: Kind) -> Any:
@@ -810,7 +718,7 @@ def split_by_prompt(dataset: Dataset, fraction: float, *, seed: int = 0) -> tupl
     if not 0 < fraction < 1:
         raise ConfigError(f"`eval_fraction` is {fraction}", fix="Use a share of the rows between 0 and 1, such as 0.1.")
     groups: dict[bytes, list[int]] = {}
-    columns = [name for name in dataset.column_names if name in READ_COLUMNS]
+    columns = [name for name in dataset.column_names if name in schema.READ_COLUMNS]
     for index, row in enumerate(dataset.select_columns(columns).with_format(None)):
         key = json.dumps([seed, prompt_of(row)], sort_keys=True, default=str)
         groups.setdefault(hashlib.sha256(key.encode()).digest(), []).append(index)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import random
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,18 +15,11 @@ from typing import Any
 import numpy as np
 from datasets import Dataset, Features, IterableDataset, Json, List, Value, concatenate_datasets
 
+from plaudit import schema
 from plaudit.data.load import open_data, split_by_prompt
 from plaudit.data.parse import read_example, without_nulls
 from plaudit.errors import ConfigError, DataError
-from plaudit.schema import (
-    READ_COLUMNS,
-    RESPONSE_COLUMNS,
-    TOKENIZED_COLUMNS,
-    columns_read,
-    is_tokenized,
-    quoted,
-    row_kind_of,
-)
+from plaudit.schema import READ_COLUMNS, RESPONSE_COLUMNS, TOKENIZED_COLUMNS
 
 logger = logging.getLogger("plaudit")
 PART, PART_ROW = "part", "part_row"
@@ -43,28 +37,18 @@ _DEFAULTS: dict[str, tuple[Any, str]] = {
 
 @dataclass(frozen=True)
 class DatasetPart:
-    """One data set of a mixture.
-
-    Attributes:
-        path: A file, a folder, or the name of a data set on the Hub, as for `load_preference_dataset`.
-        name: Configuration of a data set on the Hub.
-        data_dir: Folder inside the data set.
-        data_files: Files inside the data set.
-        split: Which split, also with a slice.
-        columns: The columns to take (default: all), as a list, or as a mapping from their names to new ones.
-        fraction: Share of this part in the mixture: of all parts, or of none. Shares are scaled to sum to 1, and
-            the mixture is as large as it can be without using a row twice.
-        rows: Take this many rows. Which ones is decided by the seed; of a stream, the first.
-    """
+    """One data set of a mixture; what its fields do not say is as for `load_preference_dataset`."""
 
     path: str
-    name: str | None = None
+    name: str | None = None  # configuration of a data set on the Hub
     data_dir: str | None = None
     data_files: str | list[str] | dict[str, Any] | None = None
     split: str = "train"
-    columns: list[str] | dict[str, str] | None = None
+    columns: list[str] | dict[str, str] | None = None  # those to take (default: all), or a mapping to new names
+    # Share of this part in the mixture: of all parts, or of none. Shares are scaled to sum to 1, and the mixture is as
+    # large as it can be without using a row twice.
     fraction: float | None = None
-    rows: int | None = None
+    rows: int | None = None  # take this many; the seed decides which, of a stream the first
 
 
 @dataclass(frozen=True)
@@ -81,25 +65,12 @@ class _OpenedPart:
 def load_mixture(
     parts: Sequence[DatasetPart], *, streaming: bool = False, eval_fraction: float | None = None, seed: int = 0
 ) -> tuple[Dataset | IterableDataset, Dataset | None]:
-    """Loads several data sets as one.
+    """Loads several data sets as one, and sets a share of the rows aside, by prompt over all parts.
 
     All parts hold one form: plain text, messages or token ids. Prompts may be a column of their own in some parts
     only; a part without margins beside one with them gets margins of 0. Rows come part after part; those of streams
     take turns. Only the columns of preferences are kept; `PART` and `PART_ROW` (not for streams) tell where a row is
-    from.
-
-    Args:
-        parts: At least one.
-        streaming: Read row by row instead of all at once.
-        eval_fraction: Set this share of the rows aside, by prompt, over all parts.
-        seed: Decides which rows are taken and which are set aside.
-
-    Returns:
-        The mixture, and the rows set aside from it, if any are.
-
-    Raises:
-        DataError: A part cannot be loaded, or does not go together with the first; the message names it.
-        ConfigError: The requested shares or counts are impossible.
+    from. Raises `DataError` if a part cannot be loaded or does not go together with the first.
     """
     if not parts:
         raise ConfigError("`datasets` is empty", fix="Name at least one data set, or set `dataset_name`.")
@@ -108,22 +79,46 @@ def load_mixture(
     if len({part.fraction is None for part in parts}) > 1:
         fix = "Give all parts a `fraction`, or none; `rows` can stand in single parts."
         raise ConfigError("`datasets`: some parts have a `fraction` and others none", fix=fix)
-    opened = [_open_part(part, label, streaming) for part, label in zip(parts, _labels_of(parts), strict=True)]
+    labels = []
+    for part in parts:
+        file = f" {part.data_files}" if isinstance(part.data_files, str) and part.data_files else ""
+        labels.append(f"{part.path}{f' ({part.name})' if part.name else ''}{file}")
+    counts = Counter(labels)
+    labels = [f"{label} (part {n})" if counts[label] > 1 else label for n, label in enumerate(labels, start=1)]
+    opened = [_open_part(part, label, streaming) for part, label in zip(parts, labels, strict=True)]
     _check_one_form(opened)
     names = [name for name in READ_COLUMNS if any(name in part.columns for part in opened)]
-    _warn_of_defaults(opened, names)
+    for name, (value, words) in _DEFAULTS.items():
+        # The optional columns of pairs are never read from rows of other kinds.
+        without = [
+            part.label
+            for part in opened
+            if name in names
+            and name not in part.columns
+            and (name == "weight" or {"chosen", "chosen_ids"} & set(part.columns))
+        ]
+        if without:
+            logger.warning("Mixture: %s: without %s, which are taken as %s.", ", ".join(without), words, value)
     explicit = {part.label: "prompt" in part.columns for part in opened}
     folds = len(set(explicit.values())) > 1
     if streaming:
-        return _mix_streams(opened, names, folds), None
+        texts = [f"{part.label}{f' (first {part.spec.rows:,} rows)' if part.spec.rows else ''}" for part in opened]
+        logger.info("Mixture of streams, whose rows take turns: %s.", ", ".join(texts))
+        # A tuple: `datasets` would deal the items of a list out to several workers. And the names of the parts, not
+        # their streams: it hashes what it is given, which is slow, and fails in older releases.
+        specs = tuple((part.spec, part.label) for part in opened)
+        settings = {"parts": specs, "columns": tuple(names), "folds": folds}
+        return IterableDataset.from_generator(_stream_rows, gen_kwargs=settings), None
     target = _common_features(opened, names, folds)
     mixture = concatenate_datasets([_align(part, target) for part in _choose_rows(opened, seed)])
     mixture, held_out = (mixture, None) if eval_fraction is None else split_by_prompt(mixture, eval_fraction, seed=seed)
     if not folds:
         return mixture, held_out
     # Only now: texts with their prompts in front no longer tell which rows share one.
-    fold = partial(_fold_part, explicit=explicit)
-    return _map(mixture, fold), None if held_out is None else _map(held_out, fold)
+    features = Features({name: kind for name, kind in mixture.features.items() if name != "prompt"})
+    fold = partial(_folded, explicit=explicit)
+    fold_all = partial(_map, function=fold, features=features, remove_columns=["prompt"])
+    return fold_all(mixture), None if held_out is None else fold_all(held_out)
 
 
 def located(error: DataError, dataset: Any) -> DataError:
@@ -137,29 +132,11 @@ def located(error: DataError, dataset: Any) -> DataError:
 # --- parts ------------------------------------------------------------------------------------------------------
 
 
-def _labels_of(parts: Sequence[DatasetPart]) -> list[str]:
-    names = []
-    for part in parts:
-        file = f" {part.data_files}" if isinstance(part.data_files, str) and part.data_files else ""
-        names.append(f"{part.path}{f' ({part.name})' if part.name else ''}{file}")
-    return [f"{name} (part {number})" if names.count(name) > 1 else name for number, name in enumerate(names, start=1)]
-
-
 def _open_part(part: DatasetPart, label: str, streaming: bool) -> _OpenedPart:
-    source = open_data(
-        part.path,
-        name=label,
-        config=part.name,
-        split=part.split,
-        streaming=streaming,
-        data_dir=part.data_dir,
-        data_files=part.data_files,
-        columns=part.columns,
-    )
-    tokenized = is_tokenized(source.columns)
-    read: Sequence[str] = source.read_columns
-    if not tokenized:
-        read = columns_read(row_kind_of(next(iter(source.rows()), {})))
+    inside: dict[str, Any] = {"data_dir": part.data_dir, "data_files": part.data_files, "columns": part.columns}
+    source = open_data(part.path, name=label, config=part.name, split=part.split, streaming=streaming, **inside)
+    tokenized = schema.is_tokenized(source.columns)
+    read = source.read_columns if tokenized else schema.columns_read(schema.row_kind_of(next(iter(source.rows()), {})))
     columns = tuple(name for name in source.columns if name in read)
     dataset = source.select(columns)
     if not source.declared and not tokenized and part.columns is None:
@@ -181,7 +158,7 @@ def _check_one_form(parts: Sequence[_OpenedPart]) -> None:
         if part.form == first.form:
             continue
         if "ids" in (part.form, first.form):
-            message = f"has {quoted(part.columns)}, but {first.label} has {quoted(first.columns)}"
+            message = f"has {schema.quoted(part.columns)}, but {first.label} has {schema.quoted(first.columns)}"
             raise DataError(message, dataset=part.label, fix="Mix tokenised data with tokenised data only.")
         message = f"is {words[part.form]}, but in {first.label} it is {words[first.form]}"
         fix = "Mix parts of one form, or turn plain text into messages first."
@@ -191,20 +168,6 @@ def _check_one_form(parts: Sequence[_OpenedPart]) -> None:
         if feature is not None and not str(getattr(feature, "dtype", "")).startswith(("int", "uint", "float")):
             fix = "Give every row a finite number, or exclude the column with `columns`."
             raise DataError(f"is of type {feature}, not a number", dataset=part.label, field="margin", fix=fix)
-
-
-def _warn_of_defaults(parts: Sequence[_OpenedPart], names: Sequence[str]) -> None:
-    for name, (value, words) in _DEFAULTS.items():
-        # The optional columns of pairs are never read from rows of other kinds.
-        without = [
-            part.label
-            for part in parts
-            if name in names
-            and name not in part.columns
-            and (name == "weight" or {"chosen", "chosen_ids"} & set(part.columns))
-        ]
-        if without:
-            logger.warning("Mixture: %s: without %s, which are taken as %s.", ", ".join(without), words, value)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------
@@ -293,11 +256,8 @@ def _aligned(
     return values
 
 
-def _map(dataset: Dataset, function: Any, features: Features | None = None) -> Dataset:
-    settings: dict[str, Any] = {"features": features, "desc": "Mixing the data"}
-    if features is None:
-        kept = {name: kind for name, kind in dataset.features.items() if name != "prompt"}
-        settings |= {"features": Features(kept), "remove_columns": ["prompt"]}
+def _map(dataset: Dataset, function: Any, features: Features, **settings: Any) -> Dataset:
+    settings |= {"features": features, "desc": "Mixing the data"}
     try:
         return dataset.map(function, **settings)
     except OSError as error:
@@ -305,16 +265,12 @@ def _map(dataset: Dataset, function: Any, features: Features | None = None) -> D
         return dataset.map(function, keep_in_memory=True, **settings)
 
 
-def _fold_part(row: Mapping[str, Any], *, explicit: Mapping[str, bool]) -> dict[str, Any]:
+def _folded(row: Mapping[str, Any], *, explicit: Mapping[str, bool]) -> dict[str, Any]:
     """Puts prompts in front of responses, for mixtures in which only some parts have a column of prompts."""
-    if explicit[row[PART]]:
-        return _folded(row, row[PART], row[PART_ROW])
-    return {name: row[name] for name in ("responses", *_WHOLE) if name in row}
-
-
-def _folded(row: Mapping[str, Any], label: str, number: int) -> dict[str, Any]:
+    if not explicit[row[PART]]:
+        return {name: row[name] for name in ("responses", *_WHOLE) if name in row}
     # Reads the row as it is: a broken one would be hidden by what follows.
-    read_example(row, row_number=number, dataset_name=label)
+    read_example(row, row_number=row[PART_ROW], dataset_name=row[PART])
     folded = {name: row[name] and row["prompt"] + row[name] for name in _WHOLE if name in row}
     if "responses" in row:
         folded["responses"] = row["responses"] and [row["prompt"] + response for response in row["responses"]]
@@ -322,17 +278,6 @@ def _folded(row: Mapping[str, Any], label: str, number: int) -> dict[str, Any]:
 
 
 # --- streams ----------------------------------------------------------------------------------------------------
-
-
-def _mix_streams(parts: Sequence[_OpenedPart], names: Sequence[str], folds: bool) -> IterableDataset:
-    shares = ", ".join(f"{part.label}{f' (first {part.spec.rows:,} rows)' if part.spec.rows else ''}" for part in parts)
-    logger.info("Mixture of streams, whose rows take turns: %s.", shares)
-    # A tuple: `datasets` would deal the items of a list out to several workers. And the names of the parts, not their
-    # streams: it hashes what it is given, which is slow, and fails in older releases.
-    specs = tuple((part.spec, part.label) for part in parts)
-    return IterableDataset.from_generator(
-        _stream_rows, gen_kwargs={"parts": specs, "columns": tuple(names), "folds": folds}
-    )
 
 
 def _stream_rows(
@@ -365,7 +310,7 @@ def _part_rows(part: _OpenedPart, columns: Sequence[str], folds: bool) -> Iterat
                 raise DataError(message, row=number, field=name, dataset=part.label, fix=fix)
         row = _aligned(raw, columns=columns, own=part.columns, features=features, texts=_JSON_TEXTS)
         if folds:
-            if "prompt" in part.columns:
-                row |= _folded(row, part.label, number)
+            about = {PART: part.label, PART_ROW: number}
+            row |= _folded(row | about, explicit={part.label: "prompt" in part.columns})
             del row["prompt"]
         yield row

@@ -60,14 +60,12 @@ def dropped_flags(purpose: Purpose, overlong: str) -> tuple[Flag, ...]:
     >>> dropped_flags("predict", "truncate_left")
     ()
     """
-    flags: list[Flag] = []
-    if overlong == "drop" or (purpose == "score" and not overlong.startswith("truncate")):
-        flags.append(Flag.OVERLONG)
-    if purpose == "train":
-        flags.append(Flag.IDENTICAL)
-    if purpose in ("train", "eval"):
-        flags.append(Flag.NOTHING_TO_COMPARE)
-    return tuple(flags)
+    drops = {
+        Flag.OVERLONG: overlong == "drop" or (purpose == "score" and not overlong.startswith("truncate")),
+        Flag.IDENTICAL: purpose == "train",
+        Flag.NOTHING_TO_COMPARE: purpose in ("train", "eval"),
+    }
+    return tuple(flag for flag, is_dropped in drops.items() if is_dropped)
 
 
 @dataclass
@@ -174,17 +172,15 @@ class DataReport:
 
     def summary(self, leave_out: Sequence[str] = ()) -> str:
         """Reports in one line what was read, dropped and found suspicious, except for some suspicious kinds."""
+        scores = self.purpose == "score"
         parts = [
             f"{self.dataset_name} data: {self.rows_read:,} {'row' if self.rows_read == 1 else 'rows'} read"
-            f"{' so far' if self.streaming else ''}, {self.rows_kept:,} {'scored' if self._scores else 'kept'}"
+            f"{' so far' if self.streaming else ''}, {self.rows_kept:,} {'scored' if scores else 'kept'}"
         ]
-        flagged = {kind: count for kind, count in self.flagged.items() if kind not in leave_out}
-        titles = ("not scored:", "scored but suspicious:") if self._scores else ("dropped", "kept but suspicious:")
-        for title, counts in zip(titles, (self.dropped, flagged), strict=True):
-            # The order of the kinds, not of the rows, so that two runs read alike.
-            texts = [self.describe(kind, counts[kind]) for kind in KIND_WORDS if kind in counts]
-            if texts:
-                parts.append(f"{title} {', '.join(texts)}")
+        if texts := self.descriptions(dropped=True):
+            parts.append(f"{'not scored:' if scores else 'dropped'} {', '.join(texts)}")
+        if texts := self.descriptions(dropped=False, leave_out=leave_out):
+            parts.append(f"{'scored' if scores else 'kept'} but suspicious: {', '.join(texts)}")
         return "; ".join(parts)
 
     def describe(self, kind: str, count: KindCount) -> str:
@@ -197,15 +193,11 @@ class DataReport:
             details += f"; the first: {self.first_error.summary}"
         return f"{count.count:,} {words} ({details})"
 
-    def descriptions(self, *, dropped: bool) -> list[str]:
+    def descriptions(self, *, dropped: bool, leave_out: Sequence[str] = ()) -> list[str]:
         """Describes the kinds of rows that were dropped, or of those that were kept but are suspicious."""
         # The order of the kinds, not of the rows, so that two runs read alike.
         counts = self.dropped if dropped else self.flagged
-        return [self.describe(kind, counts[kind]) for kind in KIND_WORDS if kind in counts]
-
-    @property
-    def _scores(self) -> bool:
-        return self.purpose == "score"
+        return [self.describe(kind, counts[kind]) for kind in KIND_WORDS if kind in counts and kind not in leave_out]
 
     def log(self) -> None:
         """Logs the summary: as a warning if anything was dropped or looks suspicious."""
@@ -240,18 +232,16 @@ class DataReport:
         """Raises `DataError` if every row was dropped."""
         if self.rows_kept:
             return
-        fixes = []
-        if Flag.OVERLONG.kind in self.dropped:
-            fixes.append(
-                f"Raise `max_length` (now {self.max_length}; the responses have {self.lengths.shortest} to "
-                f'{self.lengths.longest} tokens), or truncate instead of dropping with `overlong="truncate_left"`.'
-            )
-        if Flag.NOTHING_TO_COMPARE.kind in self.dropped:
-            fixes.append("Give responses different scores, or learn the scores themselves with `objective` regression.")
-        if Flag.IDENTICAL.kind in self.dropped:
-            fixes.append("Check how `chosen` and `rejected` were made: equal responses teach nothing.")
+        fixes = {
+            Flag.OVERLONG: f"Raise `max_length` (now {self.max_length}; the responses have {self.lengths.shortest} to "
+            f'{self.lengths.longest} tokens), or truncate instead of dropping with `overlong="truncate_left"`.',
+            Flag.NOTHING_TO_COMPARE: "Give responses different scores, or learn the scores themselves with `objective` "
+            "regression.",
+            Flag.IDENTICAL: "Check how `chosen` and `rejected` were made: equal responses teach nothing.",
+        }
+        fix = " ".join(text for flag, text in fixes.items() if flag.kind in self.dropped)
         message = f"all {self.rows_read:,} rows were dropped: {', '.join(self.descriptions(dropped=True))}"
-        raise DataError(message, dataset=self.dataset_name, fix=" ".join(fixes))
+        raise DataError(message, dataset=self.dataset_name, fix=fix)
 
 
 def overlong_error(
