@@ -288,13 +288,13 @@ def test_bodies_that_are_too_much_together(make_model, monkeypatch):
         slow = [server.connect() for _ in range(2)]
         for connection in slow:
             connection.sendall(b"POST /score HTTP/1.1\r\nHost: x\r\nContent-Length: 990\r\n\r\n" + b"x" * 980)
-        until(lambda: server.service._bytes == 1960)
+        until(lambda: sum(server.service.body_bytes.values()) == 1960)
         status, body = read_all(server.send("x" * 100))
         assert (status, "2,000 bytes in all" in body["error"]["message"]) == (429, True)
         assert read_all(server.send("2+2=4"))[0] == 200
         for connection in slow:
             connection.close()
-        until(lambda: server.service._bytes == 0)
+        until(lambda: sum(server.service.body_bytes.values()) == 0)
         assert read_all(server.send("x" * 100))[0] == 200
 
 

@@ -8,7 +8,7 @@ import tracemalloc
 import pytest
 
 from plaudit.data.encode import TextEncoder
-from plaudit.serve import handlers as texts
+from plaudit.serve.handlers import WORD_BYTES
 
 
 def kept(encoder, texts_at_a_time=100, words=10):
@@ -38,9 +38,10 @@ def test_words_are_forgotten_beyond_the_limit(tokenizer, limit, grows):
         assert late - early < 200_000
 
 
-def test_a_server_sets_its_own_limit(serve, make_model):
+def test_a_server_sets_its_own_limit(serve):
     client = serve()
     assert client.post("/score", json={"prompt": "2+2=", "response": "4"}).status_code == 200
-    preparation = client.app.state.service._preparation
-    assert [one.cache_bytes for one in preparation.encoders.values()] == [texts.WORD_BYTES]
-    assert texts.WholeTexts(make_model().processing_class)._encoder.cache_bytes == texts.WORD_BYTES < 2**23
+    service = client.app.state.service
+    encoders = [*service.preparer.encoders.values(), service.served.encoder]
+    assert [encoder.cache_bytes for encoder in encoders] == [WORD_BYTES] * 2
+    assert WORD_BYTES < 2**23

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plaudit.model.golden import GoldenRow, GoldenRows
-from plaudit.verification.diagnosis import TOLERANCES, TRAPS, Finding, Observation, Suspect, diagnose, tolerance_for
+from plaudit.verification.diagnosis import TOLERANCES, TRAPS, Finding, Observation, diagnose, tolerance_for
 
 REWARDS = (-2.3, -0.7, 0.1, 0.4, 0.9, 1.3, 2.2, 3.6)
 
@@ -106,7 +106,7 @@ def test_differences_in_the_middle_are_neither():
 
 def test_suspects_are_recognised_also_under_a_sigmoid_and_with_rounding():
     other = (0.5, -1.5, 2.5, 0.2, -0.8, 1.0, -2.0, 0.0)
-    suspects = [Suspect(Finding("second_bos", "twice"), other), Suspect(Finding("added_eos", "one more"), REWARDS)]
+    suspects = [(Finding("second_bos", "twice"), other), (Finding("added_eos", "one more"), REWARDS)]
     assert look(other, suspects=suspects) == "second_bos"
     assert look(sigmoid(other), suspects=suspects) == "sigmoid"
     assert look(np.array(other) + 0.01, suspects=suspects) == "second_bos"
@@ -115,7 +115,7 @@ def test_suspects_are_recognised_also_under_a_sigmoid_and_with_rounding():
 
 def test_suspects_are_those_of_the_rows_that_were_sent():
     other = (0.5, -1.5, 2.5, 0.2, -0.8, 1.0, -2.0, 0.0)
-    suspects = [Suspect(Finding("second_bos", "twice"), other)]
+    suspects = [(Finding("second_bos", "twice"), other)]
     seen = Observation("here", (5, 1, 3), (other[5], other[1], other[3]))
     assert diagnose(GOLDEN, seen, suspects, tolerance=1e-4).trap == "second_bos"
 

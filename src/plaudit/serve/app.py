@@ -56,8 +56,11 @@ class Gate:
             await send(message)
 
         route = scope["path"] if scope["path"] in self._routes else "other"
+        open_to_all = self._digest is None or scope["path"] in OPEN_ROUTES
         try:
-            if self._may_pass(scope):
+            key = key_of(Headers(scope=scope).get("authorization", ""))
+            # Digests are of equal length, and compared in a time that tells nothing.
+            if open_to_all or hmac.compare_digest(_digest(key), self._digest or b""):
                 await self._app(scope, receive, counted)
             else:
                 fix, headers = "Send it as `Authorization: Bearer KEY`.", {"WWW-Authenticate": "Bearer"}
@@ -66,13 +69,6 @@ class Gate:
         finally:
             self._metrics.requests.labels(route, str(status)).inc()
             self._metrics.request_seconds.labels(route).observe(time.monotonic() - start)
-
-    def _may_pass(self, scope: Scope) -> bool:
-        if self._digest is None or scope["path"] in OPEN_ROUTES:
-            return True
-        key = key_of(Headers(scope=scope).get("authorization", ""))
-        # Digests are of equal length, and compared in a time that tells nothing.
-        return hmac.compare_digest(_digest(key), self._digest)
 
 
 def key_of(authorization: str) -> str:
@@ -104,15 +100,7 @@ DESCRIPTION = (
 
 
 def create_app(model: RewardModel, settings: ServerSettings | None = None) -> FastAPI:
-    """Make the ASGI application that serves a reward model.
-
-    Args:
-        model: The model; while the application runs, nothing else may use it.
-        settings: Key and limits.
-
-    Returns:
-        The application; ``app.state.service`` is what answers its requests.
-    """
+    """Returns the ASGI application that serves a reward model, which nothing else may use while it runs."""
     settings = settings or ServerSettings()
     service = ScoringService(model, settings)
 
@@ -126,10 +114,9 @@ def create_app(model: RewardModel, settings: ServerSettings | None = None) -> Fa
     app.state.service, app.state.settings = service, settings
     for path, route in ROUTES.items():
         _add_route(app, path, route, service)
-    _add_facts(app, service, model)
-    app.add_exception_handler(RequestError, _refused)
-    app.add_exception_handler(HTTPException, _no_such_route)
-    app.add_exception_handler(Exception, _broken)
+    _add_status_routes(app, service, model)
+    for kind in (RequestError, HTTPException, Exception):
+        app.add_exception_handler(kind, _error_response)
     routes = {*ROUTES, "/health", "/metrics", "/v1/models", "/docs", "/openapi.json"}
     app.add_middleware(Gate, api_key=settings.api_key, metrics=service.metrics, routes=routes)
     return app
@@ -152,7 +139,7 @@ def _add_route(app: FastAPI, path: str, route: Route, service: ScoringService) -
     )(answer)
 
 
-def _add_facts(app: FastAPI, service: ScoringService, model: RewardModel) -> None:
+def _add_status_routes(app: FastAPI, service: ScoringService, model: RewardModel) -> None:
     @app.get("/health", summary="Whether new requests are taken; 503 while the server stops")
     async def health() -> JSONResponse:
         if service.stopping:
@@ -180,20 +167,14 @@ def _add_facts(app: FastAPI, service: ScoringService, model: RewardModel) -> Non
         return JSONResponse({"object": "list", "data": [entry]})
 
 
-async def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestError)
+async def _error_response(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        fix = {404: "/docs lists the routes.", 405: "/docs says which method it takes."}.get(error.status_code)
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        error = RequestError(error.status_code, message, fix=fix, headers=error.headers)
+    elif not isinstance(error, RequestError):
+        error = RequestError(500, f"an error of the server: {type(error).__name__}", fix="See its log.")
     return error.response()
-
-
-async def _no_such_route(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    fix = {404: "/docs lists the routes.", 405: "/docs says which method it takes."}.get(error.status_code)
-    message = f"{request.method} {request.url.path}: {error.detail}"
-    return RequestError(error.status_code, message, fix=fix, headers=error.headers).response()
-
-
-async def _broken(request: Request, error: Exception) -> Response:
-    return RequestError(500, f"an error of the server: {type(error).__name__}", fix="See its log.").response()
 
 
 logger = logging.getLogger("plaudit")
@@ -202,9 +183,7 @@ logger = logging.getLogger("plaudit")
 class RewardServer(uvicorn.Server):
     """A uvicorn server that, told to stop, answers what it accepted and refuses what is new, and then ends."""
 
-    def __init__(
-        self, model: RewardModel, settings: ServerSettings, ready: Callable[[str], object] = lambda address: None
-    ) -> None:
+    def __init__(self, model: RewardModel, settings: ServerSettings, ready: Callable[[str], object]) -> None:
         app = create_app(model, settings)
         self._service: ScoringService = app.state.service
         self._settings, self._ready = settings, ready
@@ -248,18 +227,8 @@ class RewardServer(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def serve(model: RewardModel, settings: ServerSettings, listener: socket.socket | None = None) -> None:
-    """Serve a reward model until the process is told to stop (SIGTERM, or Ctrl-C).
-
-    Args:
-        model: The reward model; while it is served, nothing else may use it.
-        settings: Where to listen, who may ask, and how much.
-        listener: A socket bound already; by default one for the settings.
-
-    Raises:
-        ConfigError: The address is not free.
-    """
-    listener = listener or bind(settings)
+def serve(model: RewardModel, settings: ServerSettings, listener: socket.socket) -> None:
+    """Serves a reward model, which nothing else may use meanwhile, on a bound socket until SIGTERM or Ctrl-C."""
     if not settings.is_local and settings.api_key is None:
         logger.warning(
             "Everybody who can reach %s can use this server: there is no API key. Set one with PLAUDIT_API_KEY.",

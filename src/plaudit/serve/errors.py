@@ -14,8 +14,8 @@ from plaudit.errors import PlauditError
 class RequestError(PlauditError):
     """A request that is not answered with rewards.
 
-    >>> RequestError(422, "is empty", field="query").body()
-    {'error': {'message': 'is empty', 'field': 'query'}}
+    >>> RequestError(422, "is empty", field="query").response().body
+    b'{"error":{"message":"is empty","field":"query"}}'
     """
 
     def __init__(
@@ -30,16 +30,12 @@ class RequestError(PlauditError):
         self.status, self.headers = status, dict(headers or {})
         super().__init__(message, field=field, fix=fix)
 
-    def body(self) -> dict[str, Any]:
-        """Returns the body of the answer."""
-        parts = {"message": self.message, "field": self.field, "fix": self.fix}
-        return {"error": {name: text for name, text in parts.items() if text is not None}}
-
     def response(self) -> JSONResponse:
         """Returns the answer to the request."""
+        parts = (("message", self.message), ("field", self.field), ("fix", self.fix))
         # A request may hold half of a pair of surrogates, which UTF-8 cannot encode.
-        parts = {name: text.encode("utf-8", "backslashreplace").decode() for name, text in self.body()["error"].items()}
-        return JSONResponse({"error": parts}, self.status, self.headers)
+        error = {name: text.encode("utf-8", "backslashreplace").decode() for name, text in parts if text is not None}
+        return JSONResponse({"error": error}, self.status, self.headers)
 
 
 class ErrorDetail(BaseModel):

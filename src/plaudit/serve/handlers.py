@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WithJsonSchema
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.data.encode import ConversationEncoder
@@ -25,31 +25,31 @@ WORD_BYTES = 4 * 2**20
 _USER, _ASSISTANT = "Zu7q", "Za7q"
 
 
-class WholeTexts:
-    """Turns a whole text into a row that gets the reward of the conversation or the plain text that it is.
+class Served:
+    """What handlers need to know of the model: its name, the label of its only output, and the row of a whole text."""
 
-    A text rendered by the chat template is tokenised as it stands: it holds its special tokens, and none is added. What
-    the template prints after the last response is completed: a policy stops at its end token, before the line break
-    that many templates print after it, and the reward would be read at another token than in training. A plain text
-    gets one eos token at its end, as in training, also if it has one already.
-    """
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, form: TextForm = "auto") -> None:
-        self._form = form
+    def __init__(self, name: str, label: str, tokenizer: PreTrainedTokenizerBase, texts: TextForm = "auto") -> None:
+        self.name, self.label, self._texts = name, label, texts
         self._header, self._ending = _template_marks(tokenizer)
-        self._encoder = ConversationEncoder(tokenizer)
-        self._encoder.cache_bytes = WORD_BYTES
+        self.encoder = ConversationEncoder(tokenizer)
+        self.encoder.cache_bytes = WORD_BYTES
         self._bos, self._eos = str(tokenizer.bos_token or ""), str(tokenizer.eos_token or "")
 
     def row(self, text: str) -> Any:
-        """Returns the row to score for a prompt with its response."""
-        rendered = bool(self._header) and self._header in text if self._form == "auto" else self._form == "rendered"
+        """Returns a row with the reward of the conversation, or the plain text, that prompt and response are together.
+
+        A text rendered by the chat template is tokenised as it stands: it holds its special tokens, and none is added.
+        What the template prints after the last response is completed: a policy stops at its end token, before the line
+        break that many templates print after it, and the reward would be read at another token than in training. A
+        plain text gets one eos token at its end, as in training, also if it has one already.
+        """
+        rendered = bool(self._header) and self._header in text if self._texts == "auto" else self._texts == "rendered"
         if not rendered:
             return text.removeprefix(self._bos).removesuffix(self._eos)
         if self._eos not in self._ending:
             text = text.removesuffix(self._eos)
         present = next(size for size in range(len(self._ending), -1, -1) if text.endswith(self._ending[:size]))
-        return {"response_ids": self._encoder.tokenize([text + self._ending[present:]])}
+        return {"response_ids": self.encoder.tokenize([text + self._ending[present:]])}
 
 
 def _template_marks(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
@@ -73,17 +73,17 @@ def _template_marks(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class Scored:
-    """The rewards of one row, shaped like the row."""
+    """The rewards of one row."""
 
-    rewards: float | list[float]
+    rewards: list[float]  # of its responses; NaN where they are too long to be scored
+    single: bool  # whether the row has one response, rather than a list of them
     tokens: int  # of its responses, prompts included
     truncated: bool = False
 
     def finite(self, field: str) -> float:
         """Returns the reward of a row with one response; raises `RequestError` where it is no number."""
-        reward = self.rewards if isinstance(self.rewards, float) else self.rewards[0]
-        if math.isfinite(reward):
-            return reward
+        if math.isfinite(self.rewards[0]):
+            return self.rewards[0]
         message = "the model's reward is no finite number"
         raise RequestError(500, message, field=field, fix="Use /score, which gives null.")
 
@@ -93,17 +93,8 @@ class Question:
     """A request, as rows to score and a way to answer."""
 
     rows: list[Any]
-    locate: Callable[[int | None, str | None], str | None]  # where in the body row g, and a field of it, are
+    locate: Callable[[int, str | None], str | None]  # path in the body of row g, or of a field of it
     answer: Callable[[Sequence[Scored]], BaseModel]
-
-
-@dataclass(frozen=True)
-class Served:
-    """What handlers need to know of the model."""
-
-    name: str
-    label: str  # of its only output
-    texts: WholeTexts
 
 
 def _json(reward: float) -> float | None:
@@ -111,9 +102,9 @@ def _json(reward: float) -> float | None:
     return reward if math.isfinite(reward) else None
 
 
-def _truncated(scored: Sequence[Scored]) -> dict[str, list[int]]:
-    rows = [index for index, row in enumerate(scored) if row.truncated]
-    return {"truncated": rows} if rows else {}
+def _counts(scored: Sequence[Scored]) -> dict[str, Any]:
+    truncated = [index for index, row in enumerate(scored) if row.truncated]
+    return {"tokens": sum(row.tokens for row in scored), **({"truncated": truncated} if truncated else {})}
 
 
 def _validated(schema: type[SchemaT], body: Any, fix: str) -> SchemaT:
@@ -123,37 +114,30 @@ def _validated(schema: type[SchemaT], body: Any, fix: str) -> SchemaT:
     try:
         return schema.model_validate(body)
     except ValidationError as error:
-        raise _problem(error, (), fix) from None
-
-
-def _problem(error: ValidationError, place: tuple[Any, ...], fix: str) -> RequestError:
-    first = error.errors(include_url=False, include_context=False)[0]
-    value, kind = first["input"], first["type"]
-    messages = {
-        "missing": "is missing",
-        "list_type": f"is {kind_of(value)}, not a list",
-        "string_type": f"is {kind_of(value)}, not a text",
-        "too_short": "is an empty list",
-        "string_too_short": "is an empty text",
-    }
-    message = "is null" if value is None else messages.get(kind, first["msg"])
-    names = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in (*place, *first["loc"]))
-    return RequestError(422, message, field="".join(names).removeprefix("."), fix=fix)
+        first = error.errors(include_url=False, include_context=False)[0]
+        value = first["input"]
+        messages = {
+            "missing": "is missing",
+            "list_type": f"is {kind_of(value)}, not a list",
+            "string_type": f"is {kind_of(value)}, not a text",
+            "too_short": "is an empty list",
+            "string_too_short": "is an empty text",
+        }
+        message = "is null" if value is None else messages.get(first["type"], first["msg"])
+        names = (f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])
+        raise RequestError(422, message, field="".join(names).removeprefix("."), fix=fix) from None
 
 
 # ---- parts of requests: rows are checked by the row preparer, as in training, and only described here
 
 _CHAT = [{"role": "user", "content": "What color is the sky?"}, {"role": "assistant", "content": "It is blue."}]
-_MESSAGES_SCHEMA = {
-    "type": "array",
-    "items": {
-        "type": "object",
-        "required": ["role"],
-        "properties": {"role": {"type": "string"}, "content": {}},
-    },
-}
+_MESSAGE_SCHEMA = {"type": "object", "required": ["role"], "properties": {"role": {"type": "string"}, "content": {}}}
+_MESSAGES_SCHEMA = {"type": "array", "items": _MESSAGE_SCHEMA}
 _TEXT_SCHEMA = {"anyOf": [{"type": "string"}, _MESSAGES_SCHEMA]}
 _IDS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0}}
+_INPUT_SCHEMA = {
+    "anyOf": [{"type": "string"}, {"type": "array", "items": {"anyOf": [_IDS_SCHEMA, {"type": "string"}]}}]
+}
 Messages = Annotated[Any, WithJsonSchema(_MESSAGES_SCHEMA)]
 Text = Annotated[Any, WithJsonSchema(_TEXT_SCHEMA)]
 Texts = Annotated[Any, WithJsonSchema({"type": "array", "items": _TEXT_SCHEMA, "minItems": 1})]
@@ -219,17 +203,13 @@ def score(body: Any, served: Served) -> Question:
     if not rows:
         raise RequestError(422, "the body is an empty list", fix=fix)
 
-    def locate(row: int | None, field: str | None) -> str | None:
-        return field if single or row is None else f"[{row}].{field}" if field else f"[{row}]"
+    def locate(row: int, field: str | None) -> str | None:
+        return field if single else f"[{row}].{field}" if field else f"[{row}]"
 
     def answer(scored: Sequence[Scored]) -> ScoreAnswer:
-        rewards: list[Any] = [
-            _json(row.rewards) if isinstance(row.rewards, float) else [_json(reward) for reward in row.rewards]
-            for row in scored
-        ]
-        tokens = sum(row.tokens for row in scored)
-        rows = rewards[0] if single else rewards
-        return ScoreAnswer(model=served.name, rewards=rows, tokens=tokens, **_truncated(scored))
+        lists = [[_json(reward) for reward in row.rewards] for row in scored]
+        rewards: list[Any] = [values[0] if row.single else values for row, values in zip(scored, lists, strict=True)]
+        return ScoreAnswer(model=served.name, rewards=rewards[0] if single else rewards, **_counts(scored))
 
     return Question(rows, locate, answer)
 
@@ -270,12 +250,11 @@ def rank(body: Any, served: Served) -> Question:
     responses = [[{"role": "assistant", "content": r}] if chat and isinstance(r, str) else r for r in given]
 
     def answer(scored: Sequence[Scored]) -> RankAnswer:
-        (row,) = scored
-        rewards = [row.rewards] if isinstance(row.rewards, float) else row.rewards
+        rewards = scored[0].rewards
         # A reward that is no number is neither above nor below anything: last.
         order = sorted(range(len(rewards)), key=lambda n: (math.isnan(rewards[n]), -rewards[n]))
         ranking = [RankedResponse(position=n, reward=_json(rewards[n]), response=given[n]) for n in order]
-        return RankAnswer(model=served.name, order=order, ranking=ranking, tokens=row.tokens, **_truncated(scored))
+        return RankAnswer(model=served.name, order=order, ranking=ranking, **_counts(scored))
 
     return Question([{**request.beside("prompt"), "responses": responses}], lambda row, field: field, answer)
 
@@ -312,11 +291,7 @@ def get_reward(body: Any, served: Served) -> Question:
         rewards = [row.finite(f"query[{index}]") for index, row in enumerate(scored)]
         return GetRewardAnswer(rewards=rewards, scores=rewards, extra_logs={})
 
-    return Question([served.texts.row(text) for text in request.query], _numbered("query"), answer)
-
-
-def _numbered(name: str) -> Callable[[int | None, str | None], str | None]:
-    return lambda row, field: name if row is None else f"{name}[{row}]"
+    return Question([served.row(text) for text in request.query], lambda row, field: f"query[{row}]", answer)
 
 
 # ---- /classify
@@ -327,12 +302,7 @@ class ClassifyRequest(_Conversation):
 
     model_config = ConfigDict(extra="allow")
     model: Any = None
-    input: Annotated[
-        Any,
-        WithJsonSchema(
-            {"anyOf": [{"type": "string"}, {"type": "array", "items": {"anyOf": [_IDS_SCHEMA, {"type": "string"}]}}]}
-        ),
-    ] = None
+    input: Annotated[Any, WithJsonSchema(_INPUT_SCHEMA)] = None
     messages: Messages = None
 
 
@@ -368,11 +338,12 @@ class _Input(BaseModel):
     input: Annotated[list[Any], BeforeValidator(_as_list), Field(strict=True, min_length=1)]
 
 
+class _TextInput(BaseModel):
+    input: list[WholeText]
+
+
 class _ChatInput(BaseModel):
     messages: Annotated[list[Any], Field(strict=True, min_length=1)]
-
-
-_WHOLE_TEXTS = TypeAdapter(list[WholeText])
 
 
 def classify(body: Any, served: Served) -> Question:
@@ -387,10 +358,9 @@ def classify(body: Any, served: Served) -> Question:
             message = f"is {body[name]!r}: rewards are raw and whole here"
             fix = "Remove it, and apply a function such as the logistic one to differences of rewards."
             raise RequestError(422, message, field=name, fix=fix)
-    locate = _numbered("input")
-    if "messages" in body:
+    chat = "messages" in body
+    if chat:
         rows = [{**request.beside(), "messages": _validated(_ChatInput, body, fix).messages}]
-        locate = lambda row, field: field  # noqa: E731
     else:
         given = _validated(_Input, body, fix).input
         if all(isinstance(value, int) and not isinstance(value, bool) for value in given):
@@ -398,13 +368,10 @@ def classify(body: Any, served: Served) -> Question:
         if all(isinstance(value, list) for value in given):
             rows = [{"response_ids": [ids]} for ids in given]
         else:
-            try:
-                rows = [served.texts.row(text) for text in _WHOLE_TEXTS.validate_python(given)]
-            except ValidationError as error:
-                raise _problem(error, ("input",), fix) from None
+            rows = [served.row(text) for text in _validated(_TextInput, {"input": given}, fix).input]
 
     def answer(scored: Sequence[Scored]) -> ClassifyAnswer:
-        tokens = sum(row.tokens for row in scored)
+        tokens = _counts(scored)["tokens"]
         return ClassifyAnswer(
             id=f"classify-{uuid.uuid4().hex}",
             object="list",
@@ -417,7 +384,7 @@ def classify(body: Any, served: Served) -> Question:
             usage=Usage(prompt_tokens=tokens, total_tokens=tokens, completion_tokens=0),
         )
 
-    return Question(rows, locate, answer)
+    return Question(rows, lambda row, field: field if chat else f"input[{row}]", answer)
 
 
 # ---- the table of routes

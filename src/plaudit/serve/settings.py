@@ -28,20 +28,18 @@ class ServerSettings:
     texts: TextForm = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("max_queue", "max_body_mb", "read_timeout", "stop_timeout"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"`{name}` is {getattr(self, name)}", field=name, fix="Use a positive number.")
-        if not 0 <= self.port < 2**16:
-            fix = "Use a number from 0 to 65535; 0 takes a free port."
-            raise ConfigError(f"`port` is {self.port}", field="port", fix=fix)
-        if not 0 <= self.max_wait_ms <= 10_000:
-            fix = "Use 0 to 10,000 milliseconds."
-            raise ConfigError(f"`max_wait_ms` is {self.max_wait_ms}", field="max_wait_ms", fix=fix)
-        if self.texts not in get_args(TextForm):
-            fix = f"Use one of {', '.join(get_args(TextForm))}."
-            raise ConfigError(f"`texts` is {self.texts!r}", field="texts", fix=fix)
-        if self.api_key is not None and not self.api_key.strip():
-            raise ConfigError("`api_key` is empty", field="api_key", fix="Set a key, or none at all.")
+        positive = ("max_queue", "max_body_mb", "read_timeout", "stop_timeout")
+        checks = {
+            **{name: (getattr(self, name) > 0, "Use a positive number.") for name in positive},
+            "port": (0 <= self.port < 2**16, "Use a number from 0 to 65535; 0 takes a free port."),
+            "max_wait_ms": (0 <= self.max_wait_ms <= 10_000, "Use 0 to 10,000 milliseconds."),
+            "texts": (self.texts in get_args(TextForm), f"Use one of {', '.join(get_args(TextForm))}."),
+            "api_key": (self.api_key is None or self.api_key.strip(), "Set a key, or none at all."),
+        }
+        for name, (valid, fix) in checks.items():
+            if not valid:
+                value = "empty" if name == "api_key" else repr(getattr(self, name))
+                raise ConfigError(f"`{name}` is {value}", field=name, fix=fix)
 
     @property
     def max_body_bytes(self) -> int:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from scipy.special import expit, softmax
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.data.fast_encode import RENDER_ERRORS
@@ -16,11 +17,51 @@ from plaudit.model.golden import GoldenRow, GoldenRows
 
 TOLERANCES = {**TOLERANCE, "tf32": 1e-2, "quantized": 1e-1}
 """Largest allowed difference by computing precision: in reward units, or relative to the largest reward above 1."""
-TRAPS = (
-    *("not_finite", "constant", "softmax", "sigmoid", "rescaled", "dtype", "lost_head", "unknown"),
-    *("pad_is_eos", "second_bos", "added_bos", "missing_bos", "added_eos", "cut_after_eos", "generation_prompt"),
-    *("chat_template", "tokenizer", "truncated", "padding"),
+_RAW_OUTPUTS = (
+    'Set problem_type to "regression" in config.json, call the pipeline with function_to_apply="none", or vLLM with '
+    '"use_activation": false.'
 )
+_CAUSES = {
+    "not_finite": "A reward is no finite number: an overflow, in half precision perhaps.",
+    "constant": "Every row gets the same reward, {reward:.4g}: the head is empty, or texts do not arrive.",
+    "softmax": f"A softmax over the rows was applied to the rewards. {_RAW_OUTPUTS}",
+    "softmax/one output": "Every reward is 1: a softmax over a single output was applied. Set problem_type to "
+    '"regression" in config.json, or ask the server for raw outputs ("use_activation": false).',
+    "sigmoid": f"A sigmoid was applied to the rewards. {_RAW_OUTPUTS}",
+    "sigmoid/and": f"A sigmoid was applied to the rewards, and: {{also}} {_RAW_OUTPUTS}",
+    "rescaled": "Rewards are {scale:.3g} times the golden ones{shift}: a calibration or normalisation is applied here "
+    "and not there, or the other way round. See reward_calibration.json, and `plaudit serve --calibration none`.",
+    "rescaled/sign": "Rewards have the opposite sign: they are {scale:.3g} times the golden ones.",
+    "dtype": "Differences are of the size that computing in {dtype} makes. Run it in float32 (--dtype float32) to see "
+    "that nothing else is wrong, or allow for it with --tolerance.",
+    "lost_head": "Rewards have little to do with the golden ones (correlation {correlation:.2f}): the head is another "
+    "one, lost when the model was saved or merged and drawn afresh. See whether the weights hold `score.weight`.",
+    "unknown": "Rewards go along with the golden ones (correlation {correlation:.2f}) and still differ: other weights, "
+    "a later checkpoint, or other texts.",
+    "unknown/few": "There are too few different rows to tell why. Verify with more (--rows FILE).",
+    "pad_is_eos": "The reward is read before the last token ({last}): that is taken for padding (pad = eos), or "
+    "missing from the text. Give the model a padding token that no text contains, in config.json and the tokenizer "
+    "(`plaudit export` does), or send the whole text.",
+    "second_bos": "The BOS token is there twice: the text has one already, and tokenising adds another. Send token "
+    "ids, or send add_special_tokens=False with the text.",
+    "added_bos": "A BOS token was put before the text. Send token ids, or send add_special_tokens=False with the text.",
+    "missing_bos": "The BOS token at the beginning is missing. Let the tokenizer add its special tokens.",
+    "added_eos": "An EOS token was added at the end. Send token ids, or the text without it.",
+    "cut_after_eos": "What the chat template prints after the last EOS token is missing. Send the text as the chat "
+    "template renders it, to its end.",
+    "generation_prompt": "The chat template was rendered with the beginning of another response at the end. Render "
+    "with add_generation_prompt=False.",
+    "chat_template": "The chat template is not the one that the model was trained with: {where}. Put the old one back, "
+    "or train with the new one.",
+    "tokenizer": "The tokenizer reads the same text differently: {where}. Its files have changed, it is another one, "
+    "or its chat template prints today's date.",
+    "truncated": "Rows are truncated to {length} tokens.",
+    "truncated/long rows": "Only rows of {length} tokens or more differ: they are truncated, at a length from {below} "
+    "tokens on. Raise the limit (max_length, --max-model-len), or send less.",
+    "padding": "Only rows that are padded differ, the longest does not: the reward is read at padding, or the padding "
+    "is on the wrong side. Set `pad_token_id` in config.json and pad on the right.",
+}
+TRAPS = tuple(dict.fromkeys(cause.partition("/")[0] for cause in _CAUSES))
 """Names of the known ways to get other rewards from the same weights."""
 
 
@@ -32,12 +73,12 @@ class Finding:
     message: str  # what it is, and what to do
 
 
-@dataclass(frozen=True)
-class Suspect:
-    """The rewards of all golden rows if a known mistake were made."""
+def _finding(cause: str, **values: Any) -> Finding:
+    return Finding(cause.partition("/")[0], _CAUSES[cause].format(**values))
 
-    finding: Finding
-    rewards: tuple[float, ...]
+
+Suspect: TypeAlias = tuple[Finding, Sequence[float]]
+"""A known mistake, and the rewards of all golden rows if it were made."""
 
 
 @dataclass(frozen=True)
@@ -88,25 +129,38 @@ def diagnose(
         return of_ids
     wanted, got = np.array(seen.expected_rewards(golden)), np.array(seen.rewards)
     if not np.isfinite(got).all():
-        return Finding("not_finite", "A reward is no finite number: an overflow, in half precision perhaps.")
-    if np.abs(got - wanted).max() <= tolerance:
+        return _finding("not_finite")
+    differences = np.abs(got - wanted)
+    if differences.max() <= tolerance:
         return None
-    loose = max(tolerance, TOLERANCES["bfloat16"] * scale_of(wanted))
-    places = list(seen.rows)
-    hypotheses = _hypotheses(wanted, [(one.finding, np.array(one.rewards)[places]) for one in suspects], tolerance)
-    residuals = [(float(np.abs(got - rewards).max()), finding) for finding, rewards in hypotheses]
-    exact = [finding for residual, finding in residuals if residual <= tolerance]
-    lengths = np.array([len(golden.rows[row].ids) for row in places])
-    return (
-        _constant(wanted, got, tolerance)
-        or (exact[0] if exact else None)
-        or _of_some_rows(np.abs(got - wanted) > tolerance, lengths)
-        or _rescaled(wanted, got, tolerance)
-        or _rounded(wanted, got, residuals)
-        or _nearly(residuals, loose)
-        or _rescaled(wanted, got, loose)
-        or _unrelated(wanted, got)
-    )
+    if len(got) > 1 and np.ptp(got) <= 1e-6 and np.ptp(wanted) > tolerance:
+        return _finding("softmax/one output") if abs(got[0] - 1) < 1e-6 else _finding("constant", reward=got[0])
+    rows, size = list(seen.rows), scale_of(wanted)
+    known = [(finding, np.array(rewards)[rows]) for finding, rewards in suspects]
+    hypotheses = [(_finding("sigmoid"), expit(wanted)), (_finding("softmax"), softmax(wanted)), *known]
+    hypotheses += [(_finding("sigmoid/and", also=finding.message), expit(rewards)) for finding, rewards in known]
+    residuals = [
+        (float(np.abs(got - rewards).max()), finding)
+        for finding, rewards in hypotheses
+        if np.abs(rewards - wanted).max() > tolerance
+    ]
+    exact = next((finding for residual, finding in residuals if residual <= tolerance), None)
+    lengths = np.array([len(golden.rows[row].ids) for row in rows])
+    known_cause = exact or _of_some_rows(differences > tolerance, lengths) or _rescaled(wanted, got, tolerance)
+    if known_cause is not None:
+        return known_cause
+    largest, nearest = float(differences.max()), min(residuals, key=lambda entry: entry[0], default=(math.inf, None))
+    if largest <= TOLERANCES["bfloat16"] * size and nearest[0] >= largest / 3:
+        return _finding("dtype", dtype="float16 or tf32" if largest <= TOLERANCES["float16"] * size else "bfloat16")
+    loose = max(tolerance, TOLERANCES["bfloat16"] * size)
+    cause = (nearest[1] if nearest[0] <= loose else None) or _rescaled(wanted, got, loose)
+    if cause is not None:
+        return cause
+    if len(wanted) < 3 or min(wanted.std(), got.std()) < 1e-6:
+        return _finding("unknown/few")
+    correlation = float(np.corrcoef(wanted, got)[0, 1])
+    lost = math.isfinite(correlation) and correlation < 0.9
+    return _finding("lost_head" if lost else "unknown", correlation=correlation)
 
 
 def diagnose_ids(golden: GoldenRows, seen: Observation) -> Finding | None:
@@ -116,87 +170,19 @@ def diagnose_ids(golden: GoldenRows, seen: Observation) -> Finding | None:
     if not different:
         return None
     if all(got[1:] == wanted for _, got, wanted in different):
-        if all(got[:1] == wanted[:1] for _, got, wanted in different):
-            return _SECOND_BOS
-        return _ADDED_BOS
+        return _finding("second_bos" if all(got[:1] == wanted[:1] for _, got, wanted in different) else "added_bos")
     if all(got == wanted[1:] for _, got, wanted in different):
-        return _MISSING_BOS
+        return _finding("missing_bos")
     if all(len(got) < len(wanted) and got in (wanted[: len(got)], wanted[-len(got) :]) for _, got, wanted in different):
-        return Finding("truncated", f"Rows are truncated to {max(len(got) for _, got, _ in different)} tokens.")
+        return _finding("truncated", length=max(len(got) for _, got, _ in different))
     index, got, wanted = different[0]
     first = next((n for n, (a, b) in enumerate(zip(got, wanted, strict=False)) if a != b), min(len(got), len(wanted)))
     where = (
         f"{len(different)} of {len(pairs)} rows give other token ids; golden row {seen.rows[index]} from token {first} "
         f"on ({len(got)} tokens instead of {len(wanted)})"
     )
-    if golden.chat_template is not None and seen.chat_template != golden.chat_template:
-        return Finding(
-            "chat_template",
-            f"The chat template is not the one that the model was trained with: {where}. Put the old one back, or "
-            "train with the new one.",
-        )
-    return Finding(
-        "tokenizer",
-        f"The tokenizer reads the same text differently: {where}. Its files have changed, it is another one, or its "
-        "chat template prints today's date.",
-    )
-
-
-_ADDED_BOS = Finding(
-    "added_bos", "A BOS token was put before the text. Send token ids, or send add_special_tokens=False with the text."
-)
-_MISSING_BOS = Finding(
-    "missing_bos", "The BOS token at the beginning is missing. Let the tokenizer add its special tokens."
-)
-
-
-_SECOND_BOS = Finding(
-    "second_bos",
-    "The BOS token is there twice: the text has one already, and tokenising adds another. Send token ids, or send "
-    "add_special_tokens=False with the text.",
-)
-
-
-def _hypotheses(
-    wanted: np.ndarray, suspects: Sequence[tuple[Finding, np.ndarray]], tolerance: float
-) -> list[tuple[Finding, np.ndarray]]:
-    """Returns the rewards that known mistakes would give, where they differ from the golden ones."""
-    sigmoid = "A sigmoid was applied to the rewards"
-    fix = (
-        'Set problem_type to "regression" in config.json, call the pipeline with function_to_apply="none", or vLLM '
-        'with "use_activation": false.'
-    )
-    found = [(Finding("sigmoid", f"{sigmoid}. {fix}"), _sigmoid(wanted))]
-    found.append((Finding("softmax", f"A softmax over the rows was applied to the rewards. {fix}"), _softmax(wanted)))
-    found += suspects
-    found += [
-        (Finding("sigmoid", f"{sigmoid}, and: {finding.message} {fix}"), _sigmoid(rewards))
-        for finding, rewards in suspects
-    ]
-    return [(finding, rewards) for finding, rewards in found if np.abs(rewards - wanted).max() > tolerance]
-
-
-def _sigmoid(rewards: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-np.clip(rewards, -700, 700)))
-
-
-def _softmax(rewards: np.ndarray) -> np.ndarray:
-    weights = np.exp(rewards - rewards.max())
-    return weights / weights.sum()
-
-
-def _constant(wanted: np.ndarray, got: np.ndarray, tolerance: float) -> Finding | None:
-    if len(got) < 2 or np.ptp(got) > 1e-6 or np.ptp(wanted) <= tolerance:
-        return None
-    if abs(got[0] - 1) < 1e-6:
-        return Finding(
-            "softmax",
-            "Every reward is 1: a softmax over a single output was applied. Set problem_type to "
-            '"regression" in config.json, or ask the server for raw outputs ("use_activation": false).',
-        )
-    return Finding(
-        "constant", f"Every row gets the same reward, {got[0]:.4g}: the head is empty, or texts do not arrive."
-    )
+    changed = golden.chat_template is not None and seen.chat_template != golden.chat_template
+    return _finding("chat_template" if changed else "tokenizer", where=where)
 
 
 def _of_some_rows(wrong: np.ndarray, lengths: np.ndarray) -> Finding | None:
@@ -204,149 +190,60 @@ def _of_some_rows(wrong: np.ndarray, lengths: np.ndarray) -> Finding | None:
     if wrong.all() or not wrong.any():
         return None
     if lengths[wrong].min() > lengths[~wrong].max():
-        return Finding(
-            "truncated",
-            f"Only rows of {lengths[wrong].min()} tokens or more differ: they are truncated, at a length from "
-            f"{lengths[~wrong].max()} tokens on. Raise the limit (max_length, --max-model-len), or send less.",
-        )
-    if (wrong == (lengths < lengths.max())).all():
-        return Finding(
-            "padding",
-            "Only rows that are padded differ, the longest does not: the reward is read at padding, or the padding is "
-            "on the wrong side. Set `pad_token_id` in config.json and pad on the right.",
-        )
-    return None
+        return _finding("truncated/long rows", length=lengths[wrong].min(), below=lengths[~wrong].max())
+    return _finding("padding") if (wrong == (lengths < lengths.max())).all() else None
 
 
 def _rescaled(wanted: np.ndarray, got: np.ndarray, tolerance: float) -> Finding | None:
-    spread = wanted.std()
-    if len(set(wanted.tolist())) < 3 or spread < 1e-6:
+    deviation = wanted.std()
+    if len(set(wanted.tolist())) < 3 or deviation < 1e-6:
         return None
     scale, shift = np.polyfit(wanted, got, 1)
     residual = np.abs(scale * wanted + shift - got).max()
-    if residual > min(tolerance, 0.02 * abs(scale) * spread) or scale == 0:
+    if residual > min(tolerance, 0.02 * abs(scale) * deviation) or scale == 0:
         return None
-    if scale < 0:
-        return Finding("rescaled", f"Rewards have the opposite sign: they are {scale:.3g} times the golden ones.")
     plus = "" if abs(shift) <= tolerance else f" {'+' if shift > 0 else '-'} {abs(shift):.3g}"
-    return Finding(
-        "rescaled",
-        f"Rewards are {scale:.3g} times the golden ones{plus}: a calibration or normalisation is applied here and not "
-        "there, or the other way round. See reward_calibration.json, and `plaudit serve --calibration none`.",
-    )
+    return _finding("rescaled/sign" if scale < 0 else "rescaled", scale=scale, shift=plus)
 
 
-def _rounded(wanted: np.ndarray, got: np.ndarray, residuals: Sequence[tuple[float, Finding]]) -> Finding | None:
-    difference, scale = float(np.abs(got - wanted).max()), scale_of(wanted)
-    if difference > TOLERANCES["bfloat16"] * scale or any(residual < difference / 3 for residual, _ in residuals):
-        return None
-    dtype = "float16 or tf32" if difference <= TOLERANCES["float16"] * scale else "bfloat16"
-    return Finding(
-        "dtype",
-        f"Differences are of the size that computing in {dtype} makes. Run it in float32 (--dtype float32) to see that "
-        "nothing else is wrong, or allow for it with --tolerance.",
-    )
-
-
-def _nearly(residuals: Sequence[tuple[float, Finding]], loose: float) -> Finding | None:
-    """Returns the nearest known mistake, where the remainder is of the size of rounding."""
-    near = [(residual, finding) for residual, finding in residuals if residual <= loose]
-    return min(near, key=lambda pair: pair[0])[1] if near else None
-
-
-def _unrelated(wanted: np.ndarray, got: np.ndarray) -> Finding:
-    if len(wanted) < 3 or min(wanted.std(), got.std()) < 1e-6:
-        return Finding("unknown", "There are too few different rows to tell why. Verify with more (--rows FILE).")
-    correlation = float(np.corrcoef(wanted, got)[0, 1])
-    if math.isfinite(correlation) and correlation < 0.9:
-        return Finding(
-            "lost_head",
-            f"Rewards have little to do with the golden ones (correlation {correlation:.2f}): the head is another one, "
-            "lost when the model was saved or merged and drawn afresh. See whether the weights hold `score.weight`.",
-        )
-    return Finding(
-        "unknown",
-        f"Rewards go along with the golden ones (correlation {correlation:.2f}) and still differ: other weights, a "
-        "later checkpoint, or other texts.",
-    )
-
-
-Ids = tuple[int, ...]
+Ids: TypeAlias = tuple[int, ...]
 
 
 def suspects_of(
     golden: GoldenRows, tokenizer: PreTrainedTokenizerBase, score: Callable[[list[list[int]]], list[float]]
 ) -> list[Suspect]:
-    """Computes the rewards of the golden rows under each known mistake that changes them."""
-    suspects = []
-    for finding, ids in mistakes(golden, tokenizer):
-        changed = [index for index, row in enumerate(golden.rows) if ids[index] != row.ids]
-        rewards = golden.rewards
-        for index, reward in zip(changed, score([list(ids[index]) for index in changed]), strict=True):
-            rewards[index] = reward
-        suspects.append(Suspect(finding, tuple(rewards)))
-    return suspects
-
-
-def mistakes(golden: GoldenRows, tokenizer: PreTrainedTokenizerBase) -> list[tuple[Finding, list[Ids]]]:
-    """Returns the token ids of the golden rows under each known mistake that changes at least one row."""
-    rows = golden.rows
+    """Computes the rewards of the golden rows under each known mistake that changes at least one of them."""
     bos: Any = tokenizer.bos_token_id
     eos: Any = tokenizer.eos_token_id
-    found: list[tuple[Finding, list[Ids]]] = [
-        (_last_token_lost(rows, tokenizer), [row.ids[:-1] or row.ids for row in rows])
-    ]
     pads = {golden.pad_token_id, tokenizer.pad_token_id, eos} - {None}
-    found.append((_last_token_lost(rows, tokenizer), [_without_end(row.ids, pads) for row in rows]))
+    last = sorted({str(tokenizer.decode([row.ids[-1]])) for row in golden.rows})
+    token_lost = _finding("pad_is_eos", last=", ".join(map(repr, last[:3])))
+    mistakes: list[tuple[Finding, Callable[[Ids], Ids]]] = [
+        (token_lost, lambda ids: ids[:-1]),
+        (token_lost, lambda ids: ids[: max((n for n, i in enumerate(ids, 1) if i not in pads), default=1)]),
+    ]
     if bos is not None:
-        first = [row.ids[:1] == (bos,) for row in rows]
-        found += [
-            (_SECOND_BOS, [(bos, *row.ids) if there else row.ids for row, there in zip(rows, first, strict=True)]),
-            (_ADDED_BOS, [row.ids if row.ids[0] == bos else (bos, *row.ids) for row in rows]),
-            (_MISSING_BOS, [row.ids[1:] if row.ids[:1] == (bos,) else row.ids for row in rows]),
+        mistakes += [
+            (_finding("second_bos"), lambda ids: (bos, *ids) if ids[0] == bos else ids),
+            (_finding("added_bos"), lambda ids: ids if ids[0] == bos else (bos, *ids)),
+            (_finding("missing_bos"), lambda ids: ids[1:] if ids[0] == bos else ids),
         ]
     if eos is not None:
-        cut = [row.ids[: len(row.ids) - row.ids[::-1].index(eos)] if eos in row.ids else row.ids for row in rows]
-        found += [
-            (
-                Finding("added_eos", "An EOS token was added at the end. Send token ids, or the text without it."),
-                [(*row.ids, eos) for row in rows],
-            ),
-            (
-                Finding(
-                    "cut_after_eos",
-                    "What the chat template prints after the last EOS token is missing. Send the text as the chat "
-                    "template renders it, to its end.",
-                ),
-                cut,
-            ),
+        mistakes += [
+            (_finding("added_eos"), lambda ids: (*ids, eos)),
+            (_finding("cut_after_eos"), lambda ids: ids[: len(ids) - ids[::-1].index(eos)] if eos in ids else ids),
         ]
-    found.append((_GENERATION_PROMPT, [_with_generation_prompt(row, tokenizer) for row in rows]))
-    return [(finding, ids) for finding, ids in found if list(ids) != [row.ids for row in rows]]
-
-
-_GENERATION_PROMPT = Finding(
-    "generation_prompt",
-    "The chat template was rendered with the beginning of another response at the end. Render with "
-    "add_generation_prompt=False.",
-)
-
-
-def _last_token_lost(rows: Sequence[GoldenRow], tokenizer: PreTrainedTokenizerBase) -> Finding:
-    last = sorted({str(tokenizer.decode([row.ids[-1]])) for row in rows})
-    return Finding(
-        "pad_is_eos",
-        f"The reward is read before the last token ({', '.join(map(repr, last[:3]))}): that is taken for padding "
-        "(pad = eos), or missing from the text. Give the model a padding token that no text contains, in config.json "
-        "and the tokenizer (`plaudit export` does), or send the whole text.",
-    )
-
-
-def _without_end(ids: Ids, unwanted: set[int]) -> Ids:
-    end = len(ids)
-    while end > 1 and ids[end - 1] in unwanted:
-        end -= 1
-    return ids[:end]
+    changed_ids = [(finding, [change(row.ids) or row.ids for row in golden.rows]) for finding, change in mistakes]
+    prompted = [_with_generation_prompt(row, tokenizer) for row in golden.rows]
+    suspects: list[Suspect] = []
+    for finding, ids in [*changed_ids, (_finding("generation_prompt"), prompted)]:
+        changed = [index for index, row in enumerate(golden.rows) if ids[index] != row.ids]
+        if changed:
+            rewards = golden.rewards
+            for index, reward in zip(changed, score([list(ids[index]) for index in changed]), strict=True):
+                rewards[index] = reward
+            suspects.append((finding, rewards))
+    return suspects
 
 
 def _with_generation_prompt(row: GoldenRow, tokenizer: PreTrainedTokenizerBase) -> Ids:

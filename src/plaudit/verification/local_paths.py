@@ -30,11 +30,12 @@ _LAYOUTS: tuple[Literal["padded", "shared_prefix"], ...] = ("padded", "shared_pr
 
 
 @dataclass(frozen=True)
-class LocalModel:
+class Subject:
     """A model with its golden rows, and how it is run here."""
 
     source: Source
     golden: GoldenRows
+    tokenizer: PreTrainedTokenizerBase
     device: torch.device
     dtype: str  # of the stored weights
     max_tokens_per_batch: int | None = None  # of the scorer's larger batches; None: its default
@@ -49,11 +50,6 @@ class LocalModel:
         """Indices of the golden rows whose text is known."""
         return tuple(row for row in self.rows if self.golden.rows[row].text is not None)
 
-    def load(self, folder: Path | None = None) -> Any:
-        """Loads the model, or the one in another folder, as transformers and peft do: its forward is unchanged."""
-        source = self.source if folder is None else Source(str(folder), None, self.source.trust_remote_code)
-        return load_reward_model(source, device=self.device, dtype=self.dtype)
-
 
 def attempt(path: str, rows: Sequence[int], run: Callable[[], Observation]) -> Observation:
     """Returns the observation of one way, or why it fails."""
@@ -67,15 +63,15 @@ def attempt(path: str, rows: Sequence[int], run: Callable[[], Observation]) -> O
         return Observation(path, tuple(rows), problem=problem)
 
 
-def token_ids(local: LocalModel, tokenizer: PreTrainedTokenizerBase) -> Observation:
+def token_ids(subject: Subject) -> Observation:
     """Encodes the golden rows with the current tokenizer and chat template."""
-    path, rows = "chat template and tokenizer", local.rows_with_text
+    path, rows, tokenizer = "chat template and tokenizer", subject.rows_with_text, subject.tokenizer
     if not rows:
         return Observation(path, skipped=NO_TEXT)
 
     def run() -> Observation:
         ids = []
-        for row in (local.golden.rows[index] for index in rows):
+        for row in (subject.golden.rows[index] for index in rows):
             if row.messages is None:
                 example = Example(responses=(row.text or "",))
             else:
@@ -100,10 +96,11 @@ def text_ids(row: GoldenRow, tokenizer: PreTrainedTokenizerBase, add_special_tok
     return tuple(ids)
 
 
-def transformers_paths(local: LocalModel, model: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator[Observation]:
+def transformers_paths(subject: Subject, model: Any) -> Iterator[Observation]:
     """Runs plain transformers one by one, as a padded batch, and as a pipeline."""
-    dtype, rows = computed_in(base_model_of(model)), local.rows
-    ids = [row.ids for row in local.golden.rows]
+    base_model, rows, tokenizer = base_model_of(model), subject.rows, subject.tokenizer
+    dtype = computed_in(base_model)
+    ids = [row.ids for row in subject.golden.rows]
     single, batched = "transformers, one by one", "transformers, padded batch"
     from_text = "transformers pipeline, from text"
 
@@ -112,60 +109,59 @@ def transformers_paths(local: LocalModel, model: Any, tokenizer: PreTrainedToken
             return Observation(batched, skipped="the tokenizer has no padding token")
         batch = tokenizer.pad({"input_ids": [list(row_ids) for row_ids in ids]}, return_tensors="pt")
         with torch.inference_mode():
-            logits = model(**{name: value.to(local.device) for name, value in batch.items()}).logits
+            logits = model(**{name: value.to(subject.device) for name, value in batch.items()}).logits
         return Observation(batched, rows, tuple(logits.float().flatten().tolist()), dtype=dtype)
 
     def from_pipeline() -> Observation:
-        base_model = base_model_of(model)
-        if not local.rows_with_text:
+        if not subject.rows_with_text:
             return Observation(from_text, skipped=NO_TEXT)
         if not hasattr(base_model, "can_generate"):
             return Observation(from_text, skipped=f"there is no pipeline for a {type(base_model).__name__}")
         make: Any = pipeline  # its signature knows only concrete tokenizers
         classify = make("text-classification", model=base_model, tokenizer=tokenizer)
         rewards, encoded = [], []
-        for row in (local.golden.rows[index] for index in local.rows_with_text):
+        for row in (subject.golden.rows[index] for index in subject.rows_with_text):
             special = needs_special_tokens(row, tokenizer)
             encoded.append(text_ids(row, tokenizer, special))
             output = classify(row.text, function_to_apply="none", add_special_tokens=special)
             rewards.append(float(output[0]["score"]))
-        return Observation(from_text, local.rows_with_text, tuple(rewards), tuple(encoded), dtype=dtype)
+        return Observation(from_text, subject.rows_with_text, tuple(rewards), tuple(encoded), dtype=dtype)
 
     yield attempt(single, rows, lambda: Observation(single, rows, tuple(plain_rewards(model, ids)), dtype=dtype))
     yield attempt(batched, rows, padded_batch)
-    yield attempt(from_text, local.rows_with_text, from_pipeline)
+    yield attempt(from_text, subject.rows_with_text, from_pipeline)
 
 
-def scorer_paths(local: LocalModel, model: Any, tokenizer: PreTrainedTokenizerBase) -> Iterator[Observation]:
+def scorer_paths(subject: Subject, model: Any) -> Iterator[Observation]:
     """Runs the scorer in both layouts, one response at a time and all together, and from text.
 
     The model takes the scorer's layouts: do not run it with plain transformers afterwards.
     """
     dtype = computed_in(base_model_of(model))
     groups: dict[int, list[int]] = {}
-    for index, row in enumerate(local.golden.rows):
+    for index, row in enumerate(subject.golden.rows):
         groups.setdefault(row.example, []).append(index)
-    rows = [{"response_ids": [list(local.golden.rows[index].ids) for index in group]} for group in groups.values()]
+    rows = [{"response_ids": [list(subject.golden.rows[index].ids) for index in group]} for group in groups.values()]
     order = [index for group in groups.values() for index in group]
     for layout in _LAYOUTS:
-        for name, tokens in (("one by one", 1), ("together", local.max_tokens_per_batch)):
+        for name, tokens in (("one by one", 1), ("together", subject.max_tokens_per_batch)):
             path = f"scorer, {layout}, {name}"
 
             def run(layout: Any = layout, tokens: int | None = tokens, path: str = path) -> Observation:
-                scorer = RewardModel(model, tokenizer, batch_layout=layout, max_tokens_per_batch=tokens)
+                scorer = RewardModel(model, subject.tokenizer, batch_layout=layout, max_tokens_per_batch=tokens)
                 rewards = [reward for row in scorer.score(rows) for reward in row]
                 return Observation(path, tuple(order), tuple(rewards), dtype=dtype)
 
             yield attempt(path, order, run)
-    if local.rows_with_text:
+    if subject.rows_with_text:
         path = "scorer, from messages or text"
 
         def from_text() -> Observation:
-            rows = [row_to_score(local.golden.rows[index]) for index in local.rows_with_text]
-            rewards = RewardModel(model, tokenizer).score(rows)
-            return Observation(path, local.rows_with_text, tuple(rewards), dtype=dtype)
+            rows = [row_to_score(subject.golden.rows[index]) for index in subject.rows_with_text]
+            rewards = RewardModel(model, subject.tokenizer).score(rows)
+            return Observation(path, subject.rows_with_text, tuple(rewards), dtype=dtype)
 
-        yield attempt(path, local.rows_with_text, from_text)
+        yield attempt(path, subject.rows_with_text, from_text)
 
 
 def row_to_score(row: GoldenRow) -> dict[str, Any]:
@@ -176,27 +172,28 @@ def row_to_score(row: GoldenRow) -> dict[str, Any]:
     return {"messages": list(row.messages), **{name: value for name, value in beside.items() if value}}
 
 
-def export_path(local: LocalModel) -> Observation:
+def export_path(subject: Subject) -> Observation:
     """Exports the model, merged, and runs the result with plain transformers."""
-    path = "merged export, reloaded" if local.source.is_adapter else "export, reloaded"
-    if local.golden.dtype == "quantized":
+    path = "merged export, reloaded" if subject.source.is_adapter else "export, reloaded"
+    if subject.golden.dtype == "quantized":
         return Observation(path, skipped="the golden rewards are those of a quantised model")
 
     def run() -> Observation:
         with tempfile.TemporaryDirectory(prefix="plaudit-verify-") as folder:
             exported = Path(folder) / "export"
             export_model(
-                local.source.name,
+                subject.source.name,
                 exported,
                 merge=True,
                 raw=True,
                 dtype="float32",  # rounding to the stored dtype is no difference between the ways
-                device=local.device,
-                revision=local.source.revision,
-                trust_remote_code=local.source.trust_remote_code,
+                device=subject.device,
+                revision=subject.source.revision,
+                trust_remote_code=subject.source.trust_remote_code,
             )
-            model = local.load(exported)
-            rewards = plain_rewards(model, [row.ids for row in local.golden.rows])
-        return Observation(path, local.rows, tuple(rewards), dtype=computed_in(base_model_of(model)))
+            source = Source(str(exported), None, subject.source.trust_remote_code)
+            model = load_reward_model(source, device=subject.device, dtype=subject.dtype)
+            rewards = plain_rewards(model, [row.ids for row in subject.golden.rows])
+        return Observation(path, subject.rows, tuple(rewards), dtype=computed_in(base_model_of(model)))
 
-    return attempt(path, local.rows, run)
+    return attempt(path, subject.rows, run)

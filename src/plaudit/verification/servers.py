@@ -12,13 +12,10 @@ from urllib.error import HTTPError
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
-from transformers import PreTrainedTokenizerBase
-
 from plaudit.errors import ConfigError
-from plaudit.model.calibration import RewardCalibration
-from plaudit.model.golden import GoldenRows
+from plaudit.model.calibration import load_calibration
 from plaudit.verification.diagnosis import Observation
-from plaudit.verification.local_paths import NO_TEXT, needs_special_tokens, row_to_score, text_ids
+from plaudit.verification.local_paths import NO_TEXT, Subject, needs_special_tokens, row_to_score, text_ids
 
 ServerKind: TypeAlias = Literal["auto", "plaudit", "vllm", "sglang", "openrlhf"]
 """The server program; ``"auto"`` reads it off the server's routes."""
@@ -84,52 +81,34 @@ def kind_of_server(server: Server) -> ServerKind:
     )
 
 
-@dataclass(frozen=True)
-class Conversation:
-    """The golden rows, and the server they are sent to."""
+Forms: TypeAlias = Iterator[tuple[str, Sequence[int], Callable[[], Sequence[Any]]]]
+"""Ways to send golden rows to a server: a name, the rows, and a function that sends them and returns the rewards."""
 
-    server: Server
-    golden: GoldenRows
-    tokenizer: PreTrainedTokenizerBase
-    calibration: RewardCalibration | None = None  # applied by Plaudit's server
 
-    @property
-    def every(self) -> range:
-        """Indices of all golden rows."""
-        return range(len(self.golden.rows))
-
-    @property
-    def with_text(self) -> tuple[int, ...]:
-        """Indices of the golden rows whose text is known."""
-        return tuple(index for index in self.every if self.golden.rows[index].text is not None)
-
-    @property
-    def ids(self) -> list[list[int]]:
-        """Token ids of all golden rows."""
-        return [list(row.ids) for row in self.golden.rows]
-
-    def observe(
-        self, path: str, rows: Sequence[int], ask: Callable[[], Sequence[Any]], *, calibrated: bool = False
-    ) -> Observation:
-        """Returns the rewards that `ask` gets for golden rows, or why there are none."""
-        path, rows = f"{self.server.kind} {path}", tuple(rows)
+def server_paths(server: Server, subject: Subject) -> Iterator[Observation]:
+    """Sends the golden rows in every form that the server takes; observes the rewards, or why there are none."""
+    golden, calibration = subject.golden, load_calibration(subject.source.name, subject.source.revision)
+    for form, indices, send in _FORMS[server.kind](server, subject):
+        path, rows = f"{server.kind} {form}", tuple(indices)
         if not rows:
-            return Observation(path, skipped=NO_TEXT)
+            yield Observation(path, skipped=_ONLY_IDS if subject.rows_with_text else NO_TEXT)
+            continue
         try:
-            rewards = tuple(_number(value) for value in ask())
+            rewards = tuple(_number(value) for value in send())
+            problem = "" if len(rewards) == len(rows) else f"{len(rewards)} rewards came for {len(rows)} rows"
         except ConfigError as error:
-            return Observation(path, rows, problem=str(error))
+            problem = str(error)
         except (KeyError, IndexError, TypeError) as error:
-            return Observation(path, rows, problem=f"its answer has another form ({type(error).__name__}: {error})")
-        if len(rewards) != len(rows):
-            return Observation(path, rows, problem=f"{len(rewards)} rewards came for {len(rows)} rows")
+            problem = f"its answer has another form ({type(error).__name__}: {error})"
+        if problem:
+            yield Observation(path, rows, problem=problem)
+            continue
         expected = None
-        if calibrated and self.calibration is not None and self.calibration.changes_rewards:
-            expected = tuple(self.calibration.reward(self.golden.rows[row].reward) for row in rows)
-        dtype = self.golden.dtype  # the precision of other servers is unknown
-        if self.server.kind == "plaudit":
-            dtype = str(self.server.ask("/health").get("dtype", dtype))
-        return Observation(path, rows, rewards, expected=expected, dtype=dtype)
+        if server.kind in ("plaudit", "openrlhf") and calibration is not None and calibration.changes_rewards:
+            expected = tuple(calibration.reward(golden.rows[row].reward) for row in rows)
+        # The precision of other servers is unknown.
+        dtype = str(server.ask("/health").get("dtype", golden.dtype)) if server.kind == "plaudit" else golden.dtype
+        yield Observation(path, rows, rewards, expected=expected, dtype=dtype)
 
 
 def _number(value: Any) -> float:
@@ -142,76 +121,60 @@ def _number(value: Any) -> float:
     return float(value)
 
 
-def server_paths(talk: Conversation) -> Iterator[Observation]:
-    """Sends the golden rows in every form that the server takes."""
-    yield from _PATHS[talk.server.kind](talk)
+def _plaudit(server: Server, subject: Subject) -> Forms:
+    ids = [list(row.ids) for row in subject.golden.rows]
+    rows = [row_to_score(subject.golden.rows[index]) for index in subject.rows_with_text]
+    of_ids = [{"response_ids": [row_ids]} for row_ids in ids]
+    yield "/score, token ids", subject.rows, lambda: [rewards[0] for rewards in server.ask("/score", of_ids)["rewards"]]
+    yield "/score, messages or text", subject.rows_with_text, lambda: server.ask("/score", rows)["rewards"]
+    yield "/classify, token ids", subject.rows, lambda: _probs(server.ask("/classify", {"input": ids}))
+    yield from _openrlhf(server, subject)
 
 
-def _plaudit(talk: Conversation) -> Iterator[Observation]:
-    ask = talk.server.ask
+def _vllm(server: Server, subject: Subject) -> Forms:
+    ids = [list(row.ids) for row in subject.golden.rows]
 
-    def of_ids() -> list[Any]:
-        return [rewards[0] for rewards in ask("/score", [{"response_ids": [ids]} for ids in talk.ids])["rewards"]]
-
-    def of_rows() -> list[Any]:
-        return list(ask("/score", [row_to_score(talk.golden.rows[row]) for row in talk.with_text])["rewards"])
-
-    def classify() -> list[Any]:
-        return _probs(ask("/classify", {"input": talk.ids}))
-
-    yield talk.observe("/score, token ids", talk.every, of_ids, calibrated=True)
-    yield talk.observe("/score, messages or text", talk.with_text, of_rows, calibrated=True)
-    yield talk.observe("/classify, token ids", talk.every, classify, calibrated=True)
-    yield from _openrlhf(talk)
-
-
-def _vllm(talk: Conversation) -> Iterator[Observation]:
     def classify(body: Mapping[str, Any]) -> list[Any]:
-        model = talk.server.ask("/v1/models")["data"][0]["id"]
-        return _probs(talk.server.ask("/classify", {"model": model, "input": talk.ids, **body}))
+        model = server.ask("/v1/models")["data"][0]["id"]
+        return _probs(server.ask("/classify", {"model": model, "input": ids, **body}))
 
     raw = {"use_activation": False}
 
     def of_texts() -> list[Any]:
         rewards = []
-        for row in (talk.golden.rows[index] for index in talk.with_text):
-            special = needs_special_tokens(row, talk.tokenizer)
+        for row in (subject.golden.rows[index] for index in subject.rows_with_text):
+            special = needs_special_tokens(row, subject.tokenizer)
             rewards += classify({"input": [row.text], "add_special_tokens": special, **raw})
         return rewards
 
-    yield talk.observe("/classify, token ids", talk.every, lambda: classify({}))
-    yield talk.observe("/classify, token ids, use_activation false", talk.every, lambda: classify(raw))
-    yield talk.observe("/classify, texts, use_activation false", talk.with_text, of_texts)
+    yield "/classify, token ids", subject.rows, lambda: classify({})
+    yield "/classify, token ids, use_activation false", subject.rows, lambda: classify(raw)
+    yield "/classify, texts, use_activation false", subject.rows_with_text, of_texts
 
 
-def _sglang(talk: Conversation) -> Iterator[Observation]:
+_ONLY_IDS = "SGLang adds special tokens to every text, and these have theirs already: send token ids"
+
+
+def _sglang(server: Server, subject: Subject) -> Forms:
     def classify(body: Mapping[str, Any]) -> list[Any]:
-        answer = talk.server.ask("/classify", body)
+        answer = server.ask("/classify", body)
         return [entry["embedding"] for entry in (answer if isinstance(answer, list) else [answer])]
 
-    yield talk.observe("/classify, token ids", talk.every, lambda: classify({"input_ids": talk.ids}))
+    rows, tokenizer = subject.golden.rows, subject.tokenizer
     # SGLang always lets the tokenizer add its special tokens.
-    rows = talk.golden.rows
-    fitting = [index for index in talk.with_text if text_ids(rows[index], talk.tokenizer, True) == rows[index].ids]
-    if talk.with_text and not fitting:
-        reason = "SGLang adds special tokens to every text, and these have theirs already: send token ids"
-        yield Observation("sglang /classify, texts", skipped=reason)
-        return
+    fitting = [index for index in subject.rows_with_text if text_ids(rows[index], tokenizer, True) == rows[index].ids]
     texts = [rows[index].text for index in fitting]
-    yield talk.observe("/classify, texts", fitting, lambda: classify({"text": texts}))
+    yield "/classify, token ids", subject.rows, lambda: classify({"input_ids": [list(row.ids) for row in rows]})
+    yield "/classify, texts", fitting, lambda: classify({"text": texts})
 
 
-def _openrlhf(talk: Conversation) -> Iterator[Observation]:
-    texts = [talk.golden.rows[index].text for index in talk.with_text]
+def _openrlhf(server: Server, subject: Subject) -> Forms:
+    texts = [subject.golden.rows[index].text for index in subject.rows_with_text]
     body = {"query": texts, "prompts": texts, "labels": [""] * len(texts)}
-
-    def get_reward() -> list[Any]:
-        return list(talk.server.ask("/get_reward", body)["rewards"])
-
-    yield talk.observe("/get_reward, texts", talk.with_text, get_reward, calibrated=True)
+    yield "/get_reward, texts", subject.rows_with_text, lambda: server.ask("/get_reward", body)["rewards"]
 
 
-_PATHS: dict[ServerKind, Callable[[Conversation], Iterator[Observation]]] = {
+_FORMS: dict[ServerKind, Callable[[Server, Subject], Forms]] = {
     "plaudit": _plaudit,
     "vllm": _vllm,
     "sglang": _sglang,

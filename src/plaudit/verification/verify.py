@@ -11,27 +11,18 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
-from transformers import PreTrainedTokenizerBase
 
 from plaudit.data.load import load_preference_dataset
 from plaudit.errors import ConfigError
 from plaudit.export.export import plain_rewards
 from plaudit.inference.reward_model import RewardModel
-from plaudit.model.calibration import load_calibration
 from plaudit.model.golden import FORMAT, GoldenRow, GoldenRows, chat_template_hash, load_golden_rows, read_golden_rows
 from plaudit.model.load import Source, context_length, default_device, load_reward_model, load_tokenizer_of
 from plaudit.model.peft import base_model_of
 from plaudit.training.artifacts import choose_golden_rows, computed_in
 from plaudit.verification.diagnosis import Finding, Observation, Suspect, diagnose, suspects_of, tolerance_for
-from plaudit.verification.local_paths import (
-    ERRORS,
-    LocalModel,
-    export_path,
-    scorer_paths,
-    token_ids,
-    transformers_paths,
-)
-from plaudit.verification.servers import Conversation, Server, ServerKind, kind_of_server, server_paths
+from plaudit.verification.local_paths import ERRORS, Subject, export_path, scorer_paths, token_ids, transformers_paths
+from plaudit.verification.servers import Server, ServerKind, kind_of_server, server_paths
 from plaudit.version import installed_versions
 
 logger = logging.getLogger("plaudit")
@@ -162,50 +153,44 @@ def verify(
     """
     source = Source(str(model), revision, trust_remote_code)
     device = default_device() if device is None else torch.device(device)
-    asked = None if url is None else Server(url, server, api_key)
-    if asked is None and not local:
+    target = None if url is None else Server(url, server, api_key)
+    if target is None and not local:
         raise ConfigError("there is nothing to verify", fix="Pass the `url` of a server, or leave `local` on.")
     if save and not Path(source.name).is_dir():
         raise ConfigError(f"{source.name!r} is no folder to save golden rows in", fix="Pass the model's folder.")
     golden = _golden_rows(source, rows, device, dtype)
     if save:
         logger.info("Wrote %d golden rows: %s.", len(golden.rows), golden.save(source.name))
-    here = LocalModel(source, golden, device, dtype or _STORED.get(golden.dtype, golden.dtype), max_tokens_per_batch)
-    tokenizer = load_tokenizer_of(source)
-    seen: list[Observation] = []
-    suspects: list[Suspect] = []
-    if local:
-        seen, suspects = _run_locally(here, tokenizer, export=export)
-    if asked is not None:
-        known = Server(asked.url, kind_of_server(asked), api_key)
-        seen += server_paths(Conversation(known, golden, tokenizer, load_calibration(source.name, revision)))
+    tokenizer, stored = load_tokenizer_of(source), dtype or _STORED.get(golden.dtype, golden.dtype)
+    subject = Subject(source, golden, tokenizer, device, stored, max_tokens_per_batch)
+    seen, suspects = _run_locally(subject, export=export) if local else ([], [])
+    if target is not None:
+        seen += server_paths(Server(target.url, kind_of_server(target), api_key), subject)
     return Verification(source.name, golden, tuple(_judge(golden, each, suspects, tolerance) for each in seen))
 
 
-def _run_locally(
-    here: LocalModel, tokenizer: PreTrainedTokenizerBase, *, export: bool
-) -> tuple[list[Observation], list[Suspect]]:
+def _run_locally(subject: Subject, *, export: bool) -> tuple[list[Observation], list[Suspect]]:
     """Runs the model here in all ways; also returns the rewards that known mistakes would give."""
-    seen = [token_ids(here, tokenizer)]
+    seen = [token_ids(subject)]
     suspects: list[Suspect] = []
+    scorer: Any = None
     try:
-        model = here.load()
+        model: Any = load_reward_model(subject.source, device=subject.device, dtype=subject.dtype)
     except ERRORS as error:
-        return [*seen, Observation("loading the model", here.rows, problem=str(error))], suspects
-    seen += transformers_paths(here, model, tokenizer)
-    seen += scorer_paths(here, model, tokenizer)
+        return [*seen, Observation("loading the model", subject.rows, problem=str(error))], suspects
+    seen += [*transformers_paths(subject, model), *scorer_paths(subject, model)]
     try:
-        scorer = RewardModel(model, tokenizer, batch_layout="padded")
+        scorer = RewardModel(model, subject.tokenizer, batch_layout="padded")
 
         def score(ids: list[list[int]]) -> list[float]:
             return [rewards[0] for rewards in scorer.score([{"response_ids": [row_ids]} for row_ids in ids])]
 
-        suspects = suspects_of(here.golden, tokenizer, score)
+        suspects = suspects_of(subject.golden, subject.tokenizer, score)
     except ERRORS as error:
         logger.debug("No comparison with known mistakes: %s", error)
     if export:
         del model, scorer  # the export loads the model once more
-        seen.append(export_path(here))
+        seen.append(export_path(subject))
     return seen, suspects
 
 
@@ -235,7 +220,10 @@ def _judge(golden: GoldenRows, seen: Observation, suspects: Sequence[Suspect], t
 
 
 def _golden_rows(source: Source, rows: Any, device: torch.device, dtype: str | None) -> GoldenRows:
-    """Returns the golden rows beside the model, those that were passed, or new ones made of preferences."""
+    """Returns the golden rows beside the model, those that were passed, or new ones made of preferences.
+
+    Those of preferences get the rewards of plain transformers.
+    """
     if rows is None:
         golden = load_golden_rows(source.name, source.revision)
         if golden is None:
@@ -256,26 +244,21 @@ def _golden_rows(source: Source, rows: Any, device: torch.device, dtype: str | N
         dataset: Any = load_preference_dataset(rows)
     else:
         dataset = rows if isinstance(rows, Dataset | IterableDataset) else Dataset.from_list(list(rows))
-    return _make_golden_rows(source, dataset, device, dtype or "float32")
-
-
-def _make_golden_rows(source: Source, dataset: Any, device: torch.device, dtype: str) -> GoldenRows:
-    """Makes golden rows for a model that has none, with the rewards of plain transformers."""
     tokenizer = load_tokenizer_of(source)
-    model = load_reward_model(source, device=device, dtype=dtype)
+    model = load_reward_model(source, device=device, dtype=dtype or "float32")
     base_model = base_model_of(model)
     limit = context_length(base_model, tokenizer, decoder=True)
-    rows: tuple[GoldenRow, ...] = choose_golden_rows(tokenizer, (dataset,), _ROWS, max_length=limit)
-    if not rows:
+    chosen: tuple[GoldenRow, ...] = choose_golden_rows(tokenizer, (dataset,), _ROWS, max_length=limit)
+    if not chosen:
         raise ConfigError(
             "no row can be a golden row: none can be read as a preference, or all are too long",
             fix="Pass rows in one of the data formats, with few enough tokens for the model.",
         )
-    golden = GoldenRows(
-        rows,
+    made = GoldenRows(
+        chosen,
         chat_template=chat_template_hash(tokenizer),
         pad_token_id=tokenizer.pad_token_id,
         how="rewards of plain transformers, one response at a time",
         versions=installed_versions(),
     )
-    return golden.with_rewards(plain_rewards(model, [row.ids for row in rows]), computed_in(base_model))
+    return made.with_rewards(plain_rewards(model, [row.ids for row in chosen]), computed_in(base_model))
