@@ -12,13 +12,13 @@ import datasets.config
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from datasets import Dataset
+from datasets import ClassLabel, Dataset, Features, List, Value
 
 from model_builders import conversation_rows
 from plaudit import ConfigError, DataError, RewardModel
 from plaudit.data.report import Flag
 from plaudit.inference.files import WorkFolder, score_file, score_in_chunks
-from plaudit.inference.io import RowList
+from plaudit.inference.io import rows_in_memory
 from plaudit.inference.select import Bounds, best_of_n_file, filter_file
 from tolerances import REWARD
 
@@ -342,7 +342,7 @@ def test_what_changed_since_is_named_and_restart_starts_over(model, folder, tmp_
 def test_rows_in_memory_are_scored_in_chunks_and_resumed(folder, model, tmp_path, monkeypatch):
     rows = [*singles(5), {"chosen": "a", "rejected": None}, {"responses": ["a", "b" * 60]}, *singles(2)]
     short = RewardModel.from_pretrained(folder, device="cpu", max_length=40, overlong="truncate_left")
-    whole = list(score_in_chunks(short, RowList(rows, "rows"), errors="nan", chunk_size=2))
+    whole = list(score_in_chunks(short, rows_in_memory(rows, "rows"), errors="nan", chunk_size=2))
     assert [row.index for row in whole] == list(range(9))
     assert [row.shape for row in whole[4:7]] == ["one", "pair", "list"]
     close(whole[0].rewards, [model.score(rows[0])])
@@ -356,7 +356,7 @@ def test_rows_in_memory_are_scored_in_chunks_and_resumed(folder, model, tmp_path
         write(work, index, rows)
 
     def resume(rows=rows, model=short, **settings):
-        return list(score_in_chunks(model, RowList(rows, "rows"), tmp_path / "chunks", chunk_size=2, **settings))
+        return list(score_in_chunks(model, rows_in_memory(rows, "rows"), tmp_path / "chunks", chunk_size=2, **settings))
 
     with monkeypatch.context() as patch:
         patch.setattr(WorkFolder, "write", power_fails)
@@ -371,7 +371,7 @@ def test_rows_in_memory_are_scored_in_chunks_and_resumed(folder, model, tmp_path
     for row, other in zip(again, whole, strict=True):
         assert repr(row) == repr(other)
     with pytest.raises(DataError) as caught:
-        list(score_in_chunks(short, RowList(rows, "rows"), chunk_size=2))
+        list(score_in_chunks(short, rows_in_memory(rows, "rows"), chunk_size=2))
     assert caught.value.row == 5
 
 
@@ -482,6 +482,36 @@ def test_each_of_several_responses_is_kept_or_dropped(tmp_path, kind):
     assert together == {text for row in rows for text in row["responses"]}
     assert all(one >= 0.2 for row in found[0] for one in row["reward"])
     assert all(one is None or one < 0.2 for row in found[1] for one in row["reward"] or [])
+
+
+def test_types_of_other_columns_outlive_scoring_and_choosing(model, tmp_path):
+    types = {"label": ClassLabel(names=["a", "b"]), "responses": List(Value("large_string"))}
+    rows = {"label": [0, 1], "responses": [["4", "5"], ["6", "7"]]}
+    Dataset.from_dict(rows, Features(types)).to_parquet(tmp_path / "in.parquet")
+    score_file(model, tmp_path / "in.parquet", tmp_path / "scored.parquet")
+    best_of_n_file(tmp_path / "scored.parquet", tmp_path / "best.parquet")
+    filter_file(tmp_path / "scored.parquet", tmp_path / "kept.parquet", Bounds(quantile=0.5))
+    paths = [tmp_path / f"{name}.parquet" for name in ("scored", "best", "kept")]
+    scored, best, kept = (Dataset.from_parquet(str(path)) for path in paths)
+    number = Value("float64")
+    assert scored.features == kept.features == {**types, "reward": List(number)}
+    assert best.features == {"label": types["label"], "response": Value("large_string"), "reward": number}
+
+
+def test_rewards_of_a_type_that_cannot_be_reduced_are_refused(tmp_path):
+    rows = [{"responses": ["a", "b"], "reward": [1.0, 0.0]}]
+    with (tmp_path / "in.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([list(rows[0]), [json.dumps(value) for value in rows[0].values()]])
+    with pytest.raises(ConfigError, match="`reward` holds string") as caught:
+        best_of_n_file(tmp_path / "in.csv", tmp_path / "out.parquet")
+    assert caught.value.fix
+    best_of_n_file(tmp_path / "in.csv", tmp_path / "out.jsonl")
+    assert lines(tmp_path / "out.jsonl") == [{"response": "a", "reward": 1.0}]
+    alone = write(tmp_path / "in.jsonl", [{"response": "a", "reward": [1.0]}])
+    with pytest.raises(DataError) as caught:
+        filter_file(alone, tmp_path / "x.csv", Bounds(min_reward=0.0))
+    assert (caught.value.row, caught.value.field) == (0, "reward")
+    assert caught.value.fix
 
 
 def test_bounds_that_cannot_work():

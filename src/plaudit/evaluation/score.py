@@ -24,8 +24,8 @@ from plaudit.evaluation.results import SuiteEvaluation
 from plaudit.evaluation.suites.base import SuiteRow
 from plaudit.evaluation.suites.registry import LoadedSuite
 from plaudit.evaluation.table import SCHEMA, rewards_by_row
-from plaudit.inference.files import CHUNK_SIZE, Processes, RowScores, score_in_chunks
-from plaudit.inference.io import RowList
+from plaudit.inference.files import CHUNK_SIZE, RowScores, current_process, score_in_chunks
+from plaudit.inference.io import rows_in_memory
 from plaudit.inference.reward_model import RewardModel
 from plaudit.model.head import score_heads_of
 from plaudit.model.peft import base_model_of
@@ -171,11 +171,11 @@ def score_rows(
         # Other columns could be taken for responses, such as messages kept beside a pair.
         raws = [{name: value for name, value in row.raw.items() if name in RAW_COLUMNS} for row in members]
         # Chunks are worth keeping if there are several; several processes each score all rows.
-        resumable = folder is not None and len(members) > CHUNK_SIZE and Processes.current().count == 1
+        resumable = folder is not None and len(members) > CHUNK_SIZE and current_process()[1] == 1
         kept = folder / str(number) if folder is not None and resumable else None
         if kept is not None:
             kept.mkdir(parents=True, exist_ok=True)
-        given = RowList(raws, members[0].source, members[0].features)
+        given = rows_in_memory(raws, members[0].source, members[0].features)
         scores = score_in_chunks(model, given, kept, errors="nan", chunk_size=CHUNK_SIZE, progress=progress)
         scored = list(zip(members, scores, strict=True))
         for start in range(0, len(scored), CHUNK_SIZE):

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import logging
+import math
 import os
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch.distributed as dist
+from datasets import List, Value
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from plaudit.data.parse import shape_of
@@ -26,19 +27,9 @@ from plaudit.data.prepare import dump_error, load_error
 from plaudit.data.report import DataReport, Flag
 from plaudit.errors import ConfigError, DataError, PlauditError
 from plaudit.files import rename, write_atomically
-from plaudit.inference.io import (
-    Chunk,
-    RewardColumns,
-    RowInput,
-    add_to_table,
-    digests_of_model,
-    kind_of_output,
-    open_input,
-    open_output,
-    refuse_existing,
-)
+from plaudit.inference import io
 from plaudit.inference.reward_model import OnError, RewardModel
-from plaudit.schema import Shape
+from plaudit.schema import Shape, quoted
 
 logger = logging.getLogger("plaudit")
 CHUNK_SIZE = 1024
@@ -118,38 +109,33 @@ def score_file(
         raise ConfigError(f"`chunk_size` is {chunk_size}", field="chunk_size", fix="Use a positive number of rows.")
     if uncertainty:
         model.require_ensemble(k)
-    caution = k if uncertainty else None
-    columns = RewardColumns(column, overwrite_column, uncertainty)
-    processes = Processes.current()
-    jobs: list[_Job] = []
 
-    def examine() -> dict[str, Any]:
-        arrow = kind_of_output(path) == "parquet"
-        rows = open_input(input, config=config, split=split, streaming=streaming, arrow=arrow)
-        jobs.append(_Job(model, rows, errors, chunk_size, caution, columns))
-        return jobs[0].made_from()
+    def make_job() -> _Job:
+        arrow = io.kind_of_output(path) == "parquet"
+        rows = io.open_input(input, config=config, split=split, streaming=streaming, arrow=arrow)
+        caution = k if uncertainty else None
+        return _Job(model, rows, errors, chunk_size, caution, column, overwrite_column, patience, progress)
 
-    def open_folder(made_from: dict[str, Any]) -> tuple[WorkFolder, bool]:
+    def open_folder(made_from: dict[str, Any]) -> WorkFolder:
         folder = path.with_name(f"{path.name}.chunks")
         finished = not restart and path.exists() and WorkFolder(folder).is_finished()
         if not finished:
-            refuse_existing(path, overwrite)
-        return WorkFolder.open(folder, made_from, restart=restart, finished=finished), finished
+            io.refuse_existing(path, overwrite)
+        return WorkFolder.open(folder, made_from, restart=restart, finished=finished)
 
-    work, finished = processes.agree(examine, open_folder)
-    if not finished:
-        scored = _score_chunks(jobs[0], work, processes, patience, progress=progress)
-        if scored is None:
-            return None
-        _write_result(jobs[0], columns, work, path, *scored)
-    if processes.rank:
+    job, work = _begin(make_job, open_folder)
+    if not work.finished:
+        scored = _score_chunks(job, work)
+        if scored is not None:
+            _write_result(job, work, path, *scored)
+    if current_process()[0]:
         return None
     values = json.loads(work.result.read_text(encoding="utf-8"))
     work.remove()
     return FileScores(**{**values, "columns": tuple(values["columns"])}, seconds=time.monotonic() - started)
 
 
-def _write_result(job: _Job, columns: RewardColumns, work: WorkFolder, path: Path, chunks: int, resumed: int) -> None:
+def _write_result(job: _Job, work: WorkFolder, path: Path, chunks: int, resumed: int) -> None:
     """Writes the input's rows with the rewards of all chunks, and then gives the file its name."""
     rows, responses = job.rows, 0
     report = DataReport(rows.name, job.model.max_length, job.model.overlong, "score")
@@ -163,19 +149,22 @@ def _write_result(job: _Job, columns: RewardColumns, work: WorkFolder, path: Pat
             raise row.error  # an earlier run was told to write null
     # Rows that could not be scored count only where there is nothing else.
     shapes = sorted(scored_shapes or unscored_shapes)
-    names = columns.names(shapes)
-    if kind_of_output(path) == "parquet":
-        columns.require_one_type(shapes)
-    schema = None if rows.schema is None else add_to_table(rows.schema.empty_table(), names).schema
+    if io.kind_of_output(path) == "parquet" and {"one", "list"} <= set(shapes):
+        message = f"{quoted([job.column])} would hold numbers and lists, which Parquet cannot"
+        raise ConfigError(message, fix="Write JSON lines, or score single and several responses as two files.")
+    number = Value("float64")
+    types = {name: List(number) if shape == "list" else number for shape in shapes for name in job.columns_of(shape)}
+    schema = None if rows.schema is None else io.add_to_table(rows.schema.empty_table(), types).schema
 
     def header() -> list[str]:
-        return list(dict.fromkeys([*rows.column_names(), *names]))
+        return list(dict.fromkeys([*rows.column_names(), *types]))
 
-    with open_output(path, work.merged, columns=header, schema=schema) as write:
+    nothing = dict.fromkeys(types)  # a row that holds nothing to score may have a shape that no other row has
+    with io.open_output(path, work.merged, columns=header, schema=schema) as write:
         for chunk, scored in zip(rows.chunks(job.chunk_size), work.read_all(chunks), strict=True):
-            added = [columns.values(row.shape, row.values(), shapes) for row in scored]
+            added = [job.values_of(row) if row.shape in shapes else nothing for row in scored]
             if isinstance(chunk.kept, pa.Table):
-                write(add_to_table(chunk.kept, names, added))
+                write(io.add_to_table(chunk.kept, types, added))
             else:
                 write([{**row, **values} for row, values in zip(chunk.kept, added, strict=True)])
     report.log_unless_known(set())
@@ -186,7 +175,7 @@ def _write_result(job: _Job, columns: RewardColumns, work: WorkFolder, path: Pat
         "responses": responses,
         "unscored": report.rows_read - report.rows_kept,
         "truncated": truncated.count if truncated else 0,
-        "columns": list(names),
+        "columns": list(types),
         "resumed": resumed,
     }
     write_atomically(work.result, json.dumps(result))
@@ -205,26 +194,9 @@ class RowScores:
     rewards: list[float]  # one per response; NaN where the row could not be scored
     tokens: list[int]  # of each response with its prompt, as computed; empty where the row could not be scored
     flags: int = 0  # sum of its `Flag` values; a row with `OVERLONG` was truncated, or has an error
-    error: DataError | None = None  # why the row could not be scored
     std: Any = None  # of an ensemble, shaped like the rewards; for a pair, of its margin
     lower_bound: Any = None
-
-    def values(self) -> list[Any] | None:
-        """Returns what the row gets in a file: its rewards, then std and lower bound where there are any."""
-        if self.error is not None:
-            return None
-        rewards = [self.rewards] if self.shape == "list" else self.rewards
-        return [*rewards, *([] if self.std is None else [self.std, self.lower_bound])]
-
-    def dump(self) -> list[Any]:
-        """Returns the values that `load` reads, as JSON knows them."""
-        return [dump_error(value) if isinstance(value, DataError) else value for value in vars(self).values()]
-
-    @classmethod
-    def load(cls, values: Sequence[Any]) -> RowScores:
-        """Reads what `dump` returned."""
-        row = cls(*values)
-        return row if row.error is None else dataclasses.replace(row, error=load_error(str(row.error)))
+    error: DataError | None = None  # why the row could not be scored
 
 
 @dataclass(frozen=True)
@@ -232,30 +204,52 @@ class _Job:
     """Rows to score, and everything that their rewards depend on."""
 
     model: RewardModel
-    rows: RowInput
+    rows: io.RowInput
     errors: OnError
     chunk_size: int
-    k: float | None  # standard deviations to the lower bound; None without uncertainty
-    columns: RewardColumns | None = None  # that the rows must not have already
+    k: float | None = None  # standard deviations to the lower bound; None without uncertainty
+    column: str = ""  # that is added to the rows, if any
+    overwrite_column: bool = False
+    patience: float = PATIENCE
+    progress: bool = False
+
+    def columns_of(self, shape: Shape) -> list[str]:
+        """Returns the names of the columns that are added to rows of one shape."""
+        if shape == "pair":
+            rewards, uncertain = [f"chosen_{self.column}", f"rejected_{self.column}"], f"{self.column}_margin"
+        else:
+            rewards, uncertain = [self.column], self.column
+        return rewards if self.k is None else [*rewards, f"{uncertain}_std", f"{uncertain}_lower_bound"]
+
+    def values_of(self, row: RowScores) -> dict[str, Any]:
+        """Returns the columns that are added to a row: null where there is no reward, because JSON has no NaN."""
+        if row.error is not None:
+            return dict.fromkeys(self.columns_of(row.shape))
+        values: list[Any] = [row.rewards] if row.shape == "list" else list(row.rewards)
+        values += [] if self.k is None else [row.std, row.lower_bound]
+        return dict(zip(self.columns_of(row.shape), map(_without_nan, values), strict=True))
 
     def made_from(self) -> dict[str, Any]:
         """Returns digests of model and input, and the settings: finished chunks are reused if none changed."""
         model = self.model
         return {
-            **digests_of_model(model.model, model.processing_class),
+            **io.digests_of_model(model.model, model.processing_class),
             "input": self.rows.fingerprint(),
             "chunk_size": self.chunk_size,
             "max_length": model.max_length,
             "overlong": model.overlong,
-            "calibration": None if model.calibration is None else dataclasses.asdict(model.calibration),
+            "calibration": None if model.calibration is None else asdict(model.calibration),
             "k": self.k,
         }
 
-    def score(self, chunk: Chunk) -> list[RowScores]:
-        """Scores the rows of a chunk."""
-        if self.columns is not None:
+    def score(self, chunk: io.Chunk) -> list[RowScores]:
+        """Scores the rows of a chunk; raises `DataError` if one has a column already that may not be replaced."""
+        if self.column and not self.overwrite_column:
             for index, raw in enumerate(chunk.rows, start=chunk.start):
-                self.columns.check(raw, shape_of(raw)[0], index)
+                for name in self.columns_of(shape_of(raw)[0]):
+                    if name in raw:
+                        fix = "Use another name with `--column`, or pass `--overwrite-column` to replace it."
+                        raise DataError("exists already", row=index, field=name, fix=fix)
         options: dict[str, Any] = {"errors": self.errors, "features": self.rows.features, "k": self.k}
         scores = []
         for row, score in self.model.score_prepared(chunk.rows, first_row=chunk.start, **options):
@@ -265,64 +259,60 @@ class _Job:
                 rewards, std, lower_bound = score.mean, uncertain.std, uncertain.lower_bound
             rewards = [rewards] if row.shape == "one" else list(rewards)
             tokens = [len(ids) for ids in row.ids or ()]
-            scores.append(RowScores(row.index, row.shape, rewards, tokens, int(row.flags), row.error, std, lower_bound))
+            scores.append(RowScores(row.index, row.shape, rewards, tokens, int(row.flags), std, lower_bound, row.error))
         return scores
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if math.isnan(value) else value
 
 
 def score_in_chunks(
     model: RewardModel,
-    rows: RowInput,
+    rows: io.RowInput,
     folder: str | os.PathLike[str] | None = None,
     *,
     errors: OnError = "raise",
     chunk_size: int = CHUNK_SIZE,
-    k: float | None = None,
-    restart: bool = False,
     progress: bool = False,
-    patience: float = PATIENCE,
 ) -> Iterator[RowScores]:
     """Yields the scores of each row of an input, in order.
 
     A `folder` keeps finished chunks: a later call resumes there, and raises `ConfigError` if the model, the rows or a
     setting changed. The caller deletes the folder. Several processes share the chunks of a folder; then all rows are
     yielded in the first process, and none in the others. Without a folder nothing is kept, and each chunk is yielded
-    once it is scored. `errors` is ``"raise"``, or ``"nan"`` for rows that hold their error; with `k` the model's
-    ensemble adds std and lower bound.
+    once it is scored. `errors` is ``"raise"``, or ``"nan"`` for rows that hold their error.
     """
-    if k is not None:
-        model.require_ensemble(k)
-
-    job = _Job(model, rows, errors, chunk_size, k)
+    job = _Job(model, rows, errors, chunk_size, progress=progress)
     if folder is None:
         with tqdm(total=rows.length, unit=" rows", desc="Scoring", disable=not progress) as bar:
             for chunk in rows.chunks(chunk_size):
                 yield from job.score(chunk)
                 bar.update(chunk.count)
         return
-    processes, path = Processes.current(), Path(folder)
-    work = processes.agree(job.made_from, lambda made_from: WorkFolder.open(path, made_from, restart=restart))
-    scored = _score_chunks(job, work, processes, patience, progress=progress)
+    _, work = _begin(lambda: job, lambda made_from: WorkFolder.open(Path(folder), made_from))
+    scored = _score_chunks(job, work)
     if scored is not None:
         yield from itertools.chain.from_iterable(work.read_all(scored[0]))
 
 
-def _score_chunks(
-    job: _Job, work: WorkFolder, processes: Processes, patience: float, *, progress: bool
-) -> tuple[int, int] | None:
+def _score_chunks(job: _Job, work: WorkFolder) -> tuple[int, int] | None:
     """Scores this process's missing chunks; the first process waits for those of the others.
 
     Returns the number of chunks and of rows that earlier runs had scored; None in every process but the first.
     """
-    rows, stamp = job.rows, job.rows.stamp()
+    rows, stamp, (rank, processes) = job.rows, job.rows.stamp(), current_process()
     counts: list[int] = []
     resumed = 0
 
     def is_mine(index: int) -> bool:
-        return index % processes.count == processes.rank
+        return index % processes == rank
 
-    with _heartbeat(work.path, processes.rank, min(5.0, patience / 4)):
+    with _heartbeat(work.path, rank, min(5.0, job.patience / 4)):
         try:
-            with tqdm(total=rows.length, unit=" rows", desc="Scoring", disable=not progress) as bar:
+            with tqdm(total=rows.length, unit=" rows", desc="Scoring", disable=not job.progress) as bar:
                 for chunk in rows.chunks(job.chunk_size, lambda index: is_mine(index) and work.read(index) is None):
                     counts.append(chunk.count)
                     if chunk.rows:
@@ -333,16 +323,17 @@ def _score_chunks(
             if not counts:
                 raise DataError(f"{rows.name}: has no rows", fix="Pass a file with at least one row.")
         except BaseException as error:
-            if processes.rank:
-                work.report_failure(processes.rank, error)
-            elif processes.count == 1 and not work.count():
+            if rank:
+                text = str(error) if isinstance(error, PlauditError) else f"{type(error).__name__}: {error}"
+                write_atomically(work.path / f"rank-{rank:05d}.failed", text)
+            elif processes == 1 and not work.count():
                 work.remove()
             raise
         if resumed:
             logger.info("%d rows were scored by an earlier run.", resumed)
-        if processes.rank:
+        if rank:
             return None
-        _wait_for_others(work, processes, counts, patience)
+        _wait_for_others(work, processes, counts, job.patience)
     if rows.stamp() != stamp:
         raise DataError(f"{rows.name}: changed while it was scored", fix="Start over with `--restart`.")
     return len(counts), resumed
@@ -351,46 +342,52 @@ def _score_chunks(
 # --- several processes ----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Processes:
-    """This process among those that were started together."""
+def current_process() -> tuple[int, int]:
+    """Returns the rank of this process and the number of processes that were started together.
 
-    rank: int = 0
-    count: int = 1
+    Reads the process group, or the environment that `torchrun` and `accelerate launch` set.
+    """
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return int(os.environ.get("RANK", "0") or 0), int(os.environ.get("WORLD_SIZE", "1") or 1)
 
-    @classmethod
-    def current(cls) -> Processes:
-        """Reads the process group, or the environment that `torchrun` and `accelerate launch` set."""
-        if dist.is_available() and dist.is_initialized():
-            return cls(dist.get_rank(), dist.get_world_size())
-        return cls(int(os.environ.get("RANK", "0") or 0), int(os.environ.get("WORLD_SIZE", "1") or 1))
 
-    def agree(self, examine: Callable[[], Any], act: Callable[[Any], Any]) -> Any:
-        """Calls `examine` in every process, and `act` with its result in the first; returns what `act` returned.
+def _begin(make_job: Callable[[], _Job], open_folder: Callable[[Any], WorkFolder]) -> tuple[_Job, WorkFolder]:
+    """Makes the job in every process, and opens its folder in the first.
 
-        An error in either is raised in every process, as is a `ConfigError` if the results of `examine` differ.
-        """
-        if self.count == 1:
-            return act(examine())
-        mine = _result_or_error(examine)
-        with _cpu_group() as group:
-            everyone: list[Any] = [None] * self.count
-            dist.all_gather_object(everyone, mine, group=group)
-            answer: list[Any] = [None]
-            if self.rank == 0:
-                error = next((error for _, error in everyone if error is not None), None)
-                differing = [rank for rank, (result, _) in enumerate(everyone) if result != mine[0]]
-                if error is None and differing:
-                    error = ConfigError(
-                        f"process {differing[0]} has another input, model or setting than process 0",
-                        fix="Give all processes the same files, in a shared folder if there are several machines.",
-                    )
-                answer = [(None, error) if error is not None else _result_or_error(lambda: act(mine[0]))]
+    An error in either is raised in every process, as is a `ConfigError` if the jobs differ.
+    """
+
+    def examined() -> tuple[_Job, dict[str, Any]]:
+        job = make_job()
+        return job, job.made_from()
+
+    rank, processes = current_process()
+    job: Any
+    made_from: Any
+    if processes == 1:
+        job, made_from = examined()
+        return job, open_folder(made_from)
+    result, error = _result_or_error(examined)
+    job, made_from = result or (None, None)
+    with _cpu_group() as group:
+        everyone: list[Any] = [None] * processes
+        dist.all_gather_object(everyone, (made_from, error), group=group)
+        error = next((error for _, error in everyone if error is not None), None)
+        differing = [rank for rank, (other, _) in enumerate(everyone) if other != everyone[0][0]]
+        if error is None and differing:
+            error = ConfigError(
+                f"process {differing[0]} has another input, model or setting than process 0",
+                fix="Give all processes the same files, in a shared folder if there are several machines.",
+            )
+        answer: list[Any] = [None]
+        if error is None:
+            answer = [_result_or_error(lambda: open_folder(made_from)) if rank == 0 else None]
             dist.broadcast_object_list(answer, src=0, group=group)
-        result, error = answer[0]
-        if error is not None:
-            raise error
-        return result
+            work, error = answer[0]
+    if error is not None:
+        raise error
+    return job, work
 
 
 def _result_or_error(call: Callable[[], Any]) -> tuple[Any, PlauditError | None]:
@@ -403,24 +400,21 @@ def _result_or_error(call: Callable[[], Any]) -> tuple[Any, PlauditError | None]
 @contextmanager
 def _cpu_group() -> Iterator[Any]:
     """A group of all processes on the CPU, for as long as it takes to agree."""
+    group = None
     if dist.is_initialized():
         group = dist.new_group(backend="gloo")
+    else:
         try:
-            yield group
-        finally:
-            dist.destroy_process_group(group)
-        return
+            dist.init_process_group("gloo", timeout=timedelta(minutes=30))
+        except (RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"the processes do not find each other ({error})",
+                fix="Start them with `accelerate launch` or `torchrun`, or score in one process.",
+            ) from error
     try:
-        dist.init_process_group("gloo", timeout=timedelta(minutes=30))
-    except (RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"the processes do not find each other ({error})",
-            fix="Start them with `accelerate launch` or `torchrun`, or score in one process.",
-        ) from error
-    try:
-        yield None
+        yield group
     finally:
-        dist.destroy_process_group()
+        dist.destroy_process_group(group)
 
 
 @contextmanager
@@ -446,18 +440,20 @@ def _heartbeat(folder: Path, rank: int, interval: float) -> Iterator[None]:
         thread.join()
 
 
-def _wait_for_others(work: WorkFolder, processes: Processes, counts: Sequence[int], patience: float) -> None:
+def _wait_for_others(work: WorkFolder, processes: int, counts: Sequence[int], patience: float) -> None:
     """Waits until every chunk is there; raises `ConfigError` if another process failed or has no heartbeat."""
     fix = "Find out why, and run the same command again: finished chunks are kept."
     beats: dict[int, tuple[str, float]] = {}
     missing = set(range(len(counts)))
     while missing := {index for index in missing if not work.has(index, counts[index])}:
-        failure = work.failure()
-        if failure is not None:
-            raise ConfigError(failure, fix=fix)
-        for rank in {index % processes.count for index in missing}:
+        failed = sorted(work.path.glob("rank-*.failed"))
+        if failed:
+            rank, text = int(failed[0].stem.split("-")[1]), failed[0].read_text(encoding="utf-8")
+            raise ConfigError(f"process {rank} failed: {text}", fix=fix)
+        for rank in {index % processes for index in missing}:
+            file = work.path / f"rank-{rank:05d}.alive"
             # A clock is compared only with itself: those of different machines differ.
-            beat, now = work.heartbeat(rank), time.monotonic()
+            beat, now = file.read_text(encoding="utf-8") if file.exists() else "", time.monotonic()
             if beats.setdefault(rank, (beat, now))[0] != beat:
                 beats[rank] = (beat, now)
             elif now - beats[rank][1] > patience:
@@ -467,7 +463,7 @@ def _wait_for_others(work: WorkFolder, processes: Processes, counts: Sequence[in
 
 # --- the folder of finished chunks ----------------------------------------------------------------------------
 
-_VERSION = 1
+_VERSION = 2
 _INPUTS = {
     "weights": "the model's weights",
     "configuration": "the model's configuration",
@@ -481,22 +477,15 @@ _INPUTS = {
 }
 
 
-@dataclass(frozen=True)
 class WorkFolder:
     """The folder that holds the finished chunks of an input that is being scored."""
 
-    path: Path
-    run: str = ""  # tells chunks from those of a run that was started over
-
-    @property
-    def merged(self) -> Path:
-        """The scored file before it gets its name."""
-        return self.path / "merged.tmp"
-
-    @property
-    def result(self) -> Path:
-        """The outcome; it exists once the scored file is complete."""
-        return self.path / "result.json"
+    def __init__(self, path: Path, run: str = "", *, finished: bool = False) -> None:
+        self.path = path
+        self.run = run  # tells chunks from those of a run that was started over
+        self.finished = finished  # whether the scored file is complete and has its name, and only this folder is left
+        self.merged = path / "merged.tmp"  # the scored file before it gets its name
+        self.result = path / "result.json"  # the outcome; it exists once the scored file is complete
 
     @classmethod
     def open(
@@ -527,7 +516,7 @@ class WorkFolder:
         else:
             path.mkdir(parents=True, exist_ok=True)
             run = uuid.uuid4().hex
-        work = cls(path, run)
+        work = cls(path, run, finished=finished)
         if not finished:
             work.result.unlink(missing_ok=True)
         for stale in [*path.glob("rank-*"), *path.glob("*.tmp")]:
@@ -537,15 +526,16 @@ class WorkFolder:
 
     def write(self, index: int, rows: Sequence[RowScores]) -> None:
         """Keeps the scores of a chunk."""
-        text = json.dumps({"run": self.run, "rows": [row.dump() for row in rows]})
-        write_atomically(self.path / f"chunk-{index:08d}.json", text)
+        values = {"run": self.run, "rows": [list(vars(row).values()) for row in rows]}
+        write_atomically(self.path / f"chunk-{index:08d}.json", json.dumps(values, default=dump_error))
 
     def read(self, index: int) -> list[RowScores] | None:
         """Returns the scores of a chunk; None if they are missing, or of a run that was started over."""
-        values = _read_json(self.path / f"chunk-{index:08d}.json")
-        if values is None or values["run"] != self.run:
+        chunk = _read_json(self.path / f"chunk-{index:08d}.json")
+        if chunk is None or chunk["run"] != self.run:
             return None
-        return [RowScores.load(row) for row in values["rows"]]
+        rows = [RowScores(*values) for values in chunk["rows"]]
+        return [row if row.error is None else replace(row, error=load_error(str(row.error))) for row in rows]
 
     def read_all(self, count: int) -> Iterator[list[RowScores]]:
         """Yields the scores of every chunk, in order."""
@@ -586,22 +576,6 @@ class WorkFolder:
                 time.sleep(0.1)
         if self.path.is_dir():
             logger.warning("%s cannot be removed; nothing in it is needed any more.", self.path)
-
-    def heartbeat(self, rank: int) -> str:
-        """Returns a text that changes while another process is alive."""
-        file = self.path / f"rank-{rank:05d}.alive"
-        return file.read_text(encoding="utf-8") if file.exists() else ""
-
-    def report_failure(self, rank: int, error: BaseException) -> None:
-        """Tells the first process why this one failed."""
-        text = str(error) if isinstance(error, PlauditError) else f"{type(error).__name__}: {error}"
-        write_atomically(self.path / f"rank-{rank:05d}.failed", text)
-
-    def failure(self) -> str | None:
-        """Returns why another process failed, if one did."""
-        for file in sorted(self.path.glob("rank-*.failed")):
-            return f"process {int(file.stem.split('-')[1])} failed: {file.read_text(encoding='utf-8')}"
-        return None
 
 
 def _read_json(path: Path) -> Any:

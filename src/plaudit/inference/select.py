@@ -7,7 +7,7 @@ import json
 import math
 import os
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,23 +15,12 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import pyarrow as pa
-from datasets import Features
 
 from plaudit.errors import ConfigError, DataError
-from plaudit.files import rename
-from plaudit.inference.io import (
-    Chunk,
-    Row,
-    RowInput,
-    kind_of_output,
-    metadata_with,
-    open_input,
-    open_output,
-    refuse_existing,
-)
+from plaudit.files import appearing
+from plaudit.inference import io
 from plaudit.schema import quoted
 
-_CHUNK_SIZE = 1024
 Keep: TypeAlias = Literal["highest", "lowest"]
 Picks: TypeAlias = "list[int] | bool"
 """Indices of the responses of a row that are kept, in their new order; True or False for the whole row."""
@@ -84,11 +73,15 @@ def best_of_n_file(
     """
     if top is not None and top < 1:
         raise ConfigError(f"`top` is {top}", field="top", fix="Keep at least 1 response of each row.")
-    picker = _Picker(responses_column, reward_column, response_column if top is None else None)
+    columns = _Columns(responses_column, reward_column, response_column if top is None else None)
     selection = Selection(os.fspath(output))
 
-    def pick(row: Row, index: int) -> tuple[Picks, Picks]:
-        rewards = _response_rewards(row, index, picker)
+    def pick(row: io.Row, index: int) -> tuple[Picks, Picks]:
+        for name in (responses_column, reward_column):
+            if name not in row:
+                fix = "Score the file with `plaudit score` first, or pass the names of the columns."
+                raise DataError("is missing", row=index, field=name, fix=fix)
+        rewards = _response_rewards(row, index, columns)
         scored = [(-reward, position) for position, reward in enumerate(rewards) if reward is not None]
         best = [position for _, position in sorted(scored)[: top or 1]]
         selection.responses += len(rewards)
@@ -97,7 +90,7 @@ def best_of_n_file(
         selection.unscored += not best
         return (best or False), False
 
-    _select(input, [output], picker, pick, selection, overwrite=overwrite, config=config, split=split)
+    _select(input, [output], columns, pick, selection, overwrite, {"config": config, "split": split})
     return selection
 
 
@@ -178,78 +171,36 @@ def filter_file(
         DataError: A row has no rewards, or has no margin although a margin is bounded.
         ConfigError: A file exists, or there are no bounds.
     """
-    picker = _Picker(responses_column, reward_column)
+    columns = _Columns(responses_column, reward_column)
+    source: dict[str, Any] = {"config": config, "split": split}
     selection = Selection(os.fspath(output))
-    in_share: Callable[[float], bool] | None = None
+    in_share: Iterator[bool] | None = None
     if bounds.quantile is not None:
         values = array("d")
-        for chunk in open_input(input, config=config, split=split).chunks(_CHUNK_SIZE):
+        for chunk in io.open_input(input, **source).chunks():
             for index, row in enumerate(chunk.rows, start=chunk.start):
-                items = _rewards_and_margins(row, index, picker, bounds)
-                values.extend(_measure(item) for item in items if _within(item, bounds))
-        in_share = _share(values, bounds.quantile, bounds.keep)
+                values.extend(value for value in _measures(row, index, columns, bounds)[0] if value is not None)
+        # The nearest whole number of values; of equal values the first.
+        order = np.argsort(np.array(values) * (-1 if bounds.keep == "highest" else 1), kind="stable")
+        in_share_N = np.zeros(len(values), dtype=bool)
+        in_share_N[order[: int(bounds.quantile * len(values) + 0.5)]] = True
+        in_share = iter(in_share_N)
 
-    def pick(row: Row, index: int) -> tuple[Picks, Picks]:
-        items = _rewards_and_margins(row, index, picker, bounds)
-        within = [n for n, item in enumerate(items) if _within(item, bounds)]
-        kept = within if in_share is None else [n for n in within if in_share(_measure(items[n]))]
-        selection.unscored += all(reward is None for reward, _ in items)
-        has_list = isinstance(row.get(responses_column), list | tuple)
-        if not has_list or reward_column not in row or _is_pair(row, reward_column):
+    def pick(row: io.Row, index: int) -> tuple[Picks, Picks]:
+        measures, unscored = _measures(row, index, columns, bounds)
+        within = [position for position, value in enumerate(measures) if value is not None]
+        kept = within if in_share is None else [position for position in within if next(in_share)]
+        selection.unscored += unscored
+        if not isinstance(row.get(responses_column), list | tuple) or _pair_columns(row, reward_column):
             return bool(kept), not kept
-        left = [n for n in range(len(items)) if n not in kept]
-        selection.responses += len(items)
+        left = [position for position in range(len(measures)) if position not in kept]
+        selection.responses += len(measures)
         selection.kept_responses += len(kept)
         return (kept or False), (left or not kept)
 
     outputs = [output] if dropped is None else [output, dropped]
-    _select(input, outputs, picker, pick, selection, overwrite=overwrite, config=config, split=split)
+    _select(input, outputs, columns, pick, selection, overwrite, source)
     return selection
-
-
-Item: TypeAlias = tuple[float | None, float | None]
-"""Reward and margin of what is kept or dropped as one; None where there is none."""
-
-
-def _measure(item: Item) -> float:
-    reward, margin = item
-    value = reward if margin is None else margin
-    assert value is not None
-    return value
-
-
-def _within(item: Item, bounds: Bounds) -> bool:
-    reward, margin = item
-    limits = [(reward, bounds.min_reward, bounds.max_reward)]
-    if margin is not None:
-        limits.append((margin, bounds.min_margin, bounds.max_margin))
-    return all(
-        value is not None and (low is None or value >= low) and (high is None or value <= high)
-        for value, low, high in limits
-    )
-
-
-def _share(values: array[float], quantile: float, keep: Keep) -> Callable[[float], bool]:
-    """Returns a function that tells, for one value after the other, whether it is in the highest or lowest share.
-
-    The share has the nearest whole number of values; of equal values the first.
-    """
-    sign = 1.0 if keep == "highest" else -1.0
-    signed = sign * np.frombuffer(values, dtype=np.float64) if len(values) else np.empty(0)
-    count = int(np.floor(quantile * len(signed) + 0.5))
-    least, equal = float("inf"), 0
-    if count:
-        least = float(np.partition(signed, len(signed) - count)[len(signed) - count])
-        equal = count - int((signed > least).sum())
-
-    def takes(value: float) -> bool:
-        nonlocal equal
-        if sign * value == least and equal:
-            equal -= 1
-            return True
-        return sign * value > least
-
-    return takes
 
 
 # --- rewards of a row -----------------------------------------------------------------------------------------
@@ -273,41 +224,59 @@ def numbers_in(value: Any, row: int, field: str) -> Any:
     return float(value)
 
 
-def _response_rewards(row: Row, index: int, picker: _Picker) -> list[float | None]:
-    for name in (picker.responses, picker.rewards):
-        if name not in row:
-            fix = "Score the file with `plaudit score` first, or pass the names of the columns."
-            raise DataError("is missing", row=index, field=name, fix=fix)
-    rewards, responses = numbers_in(row[picker.rewards], index, picker.rewards), row[picker.responses]
+def _response_rewards(row: io.Row, index: int, columns: _Columns) -> list[float | None]:
+    rewards, responses = numbers_in(row[columns.rewards], index, columns.rewards), row[columns.responses]
     count = len(responses) if isinstance(responses, list | tuple) else 0
     if rewards is None:
         return [None] * count
     if not isinstance(rewards, list) or len(rewards) != count:
         message = f"has {len(rewards) if isinstance(rewards, list) else 1} rewards for {count} responses"
-        raise DataError(message, row=index, field=picker.rewards, fix="Score the file again.")
+        raise DataError(message, row=index, field=columns.rewards, fix="Score the file again.")
     return rewards
 
 
-def _is_pair(row: Row, name: str) -> bool:
-    return f"chosen_{name}" in row and f"rejected_{name}" in row and row.get(name) is None
+def _pair_columns(row: io.Row, name: str) -> list[str]:
+    """Returns the columns of a pair's rewards; none if the row is no pair."""
+    names = [f"chosen_{name}", f"rejected_{name}"]
+    return names if row.get(name) is None and all(column in row for column in names) else []
 
 
-def _rewards_and_margins(row: Row, index: int, picker: _Picker, bounds: Bounds) -> Sequence[Item]:
-    name = picker.rewards
-    if _is_pair(row, name):
-        columns = (f"chosen_{name}", f"rejected_{name}")
-        chosen, rejected = (numbers_in(row[column], index, column) for column in columns)
-        unscored = chosen is None or rejected is None
-        return [(None, None) if unscored else (chosen, chosen - rejected)]
-    if name not in row:
+def _measures(row: io.Row, index: int, columns: _Columns, bounds: Bounds) -> tuple[list[float | None], bool]:
+    """Returns what a quantile goes by, and whether the row has no reward.
+
+    That is the margin of a pair, or the rewards of the responses; None for those that are not within the bounds.
+    """
+    name, margin = columns.rewards, None
+    pair = [numbers_in(row[column], index, column) for column in _pair_columns(row, name)]
+    if pair:
+        rewards: list[Any] = [None if None in pair else pair[0]]
+        margin = None if None in pair else pair[0] - pair[1]
+    elif name not in row:
         fix = "Score the file with `plaudit score` first, or pass the column's name with `--reward-column`."
         raise DataError("is missing", row=index, field=name, fix=fix)
-    if bounds.min_margin is not None or bounds.max_margin is not None:
+    elif bounds.min_margin is not None or bounds.max_margin is not None:
         fix = "Bound the reward instead: only pairs have a margin."
         raise DataError("belongs to no pair", row=index, field=name, fix=fix)
-    if isinstance(row.get(picker.responses), list | tuple):
-        return [(reward, None) for reward in _response_rewards(row, index, picker)]
-    return [(numbers_in(row[name], index, name), None)]
+    elif isinstance(row.get(columns.responses), list | tuple):
+        rewards = _response_rewards(row, index, columns)
+    else:
+        rewards = [numbers_in(row[name], index, name)]
+        if isinstance(rewards[0], list):
+            message = "is a list, and the row has no list of responses"
+            fix = "Score the file again, or pass the column's name with `--responses-column`."
+            raise DataError(message, row=index, field=name, fix=fix)
+
+    def within(value: float | None, low: float | None, high: float | None) -> bool:
+        return value is not None and (low is None or value >= low) and (high is None or value <= high)
+
+    measures = [
+        (reward if margin is None else margin)
+        if within(reward, bounds.min_reward, bounds.max_reward)
+        and (margin is None or within(margin, bounds.min_margin, bounds.max_margin))
+        else None
+        for reward in rewards
+    ]
+    return measures, all(reward is None for reward in rewards)
 
 
 # --- reading and writing --------------------------------------------------------------------------------------
@@ -316,101 +285,104 @@ def _rewards_and_margins(row: Row, index: int, picker: _Picker, bounds: Bounds) 
 def _select(
     input: str | os.PathLike[str],
     outputs: Sequence[str | os.PathLike[str]],
-    picker: _Picker,
-    pick: Callable[[Row, int], tuple[Picks, Picks]],
+    columns: _Columns,
+    pick: Callable[[io.Row, int], tuple[Picks, Picks]],
     selection: Selection,
-    *,
     overwrite: bool,
-    config: str | None,
-    split: str,
+    source: dict[str, Any],
 ) -> None:
     """Writes what is kept of each row to the first output, and the rest to the second if there is one."""
     paths = [Path(output).expanduser() for output in outputs]
-    parquet = [kind_of_output(path) == "parquet" for path in paths]
+    parquet = [io.kind_of_output(path) == "parquet" for path in paths]
     if len(set(parquet)) > 1:
         raise ConfigError("one of the files is Parquet, and the other is not", fix="Write both in one format.")
     if len({path.resolve() for path in [*paths, Path(input).expanduser()]}) <= len(paths):
         raise ConfigError("two of the files are the same", fix="Give each a name of its own.")
     for path in paths:
-        refuse_existing(path, overwrite)
-    rows = open_input(input, config=config, split=split, arrow=parquet[0])
-    schema = picker.schema(rows) if parquet[0] else None
-    temporary = [path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in paths]
+        io.refuse_existing(path, overwrite)
+    rows = io.open_input(input, arrow=parquet[0], **source)
+    schema = None
+    if parquet[0]:
+        types = dict(zip(rows.schema.names, rows.schema.types, strict=True))
+        for name in (columns.responses, columns.rewards) if columns.responses in types else ():
+            kind = types.get(name, pa.null())
+            if not _is_list(kind) and (name == columns.responses or not _is_number(kind)):
+                message = f"{quoted([name])} holds {kind}, not lists of one type"
+                raise ConfigError(message, fix="Write JSON lines.")
+        schema = columns.reduce_table(rows.schema.empty_table(), []).schema
 
     def header() -> list[str]:
-        return [picker.name(column) for column in rows.column_names()]
+        return [columns.name(column) for column in rows.column_names()]
 
     with ExitStack() as stack:
+        temporary = [stack.enter_context(appearing(path)) for path in paths]
         writers = [
-            stack.enter_context(open_output(path, unfinished, columns=header, schema=schema))
+            stack.enter_context(io.open_output(path, unfinished, columns=header, schema=schema))
             for path, unfinished in zip(paths, temporary, strict=True)
         ]
-        for chunk in rows.chunks(_CHUNK_SIZE):
+        for chunk in rows.chunks():
             picks = [pick(row, index) for index, row in enumerate(chunk.rows, start=chunk.start)]
             selection.rows += chunk.count
             selection.kept += sum(kept is not False for kept, _ in picks)
             for write, picks_of_output in zip(writers, zip(*picks, strict=True), strict=False):
-                write(picker.apply(chunk, picks_of_output))
-    for path, unfinished in zip(paths, temporary, strict=True):
-        rename(unfinished, path)
+                if isinstance(chunk.kept, pa.Table):
+                    write(columns.reduce_table(chunk.kept, picks_of_output))
+                else:
+                    write(columns.reduce_rows(chunk, picks_of_output))
 
 
 @dataclass(frozen=True)
-class _Picker:
-    """Keeps some responses of each row, and reduces the lists beside them in the same way."""
+class _Columns:
+    """Columns of a scored file; keeps some responses of each row, and reduces the lists beside them in the same way."""
 
-    responses: str  # column
-    rewards: str  # column
-    single: str | None = None  # column for the only response that is kept of each row; None keeps lists
+    responses: str
+    rewards: str
+    single: str | None = None  # for the only response that is kept of each row; None keeps lists
 
     def name(self, column: str) -> str:
         """Returns the name of a column in the output."""
         return self.single if self.single is not None and column == self.responses else column
 
-    def apply(self, chunk: Chunk, picks: Sequence[Picks]) -> Any:
-        """Returns the kept rows of a chunk, as mappings or as a table, like the chunk itself."""
-        if isinstance(chunk.kept, pa.Table):
-            return self._reduce_table(chunk.kept, picks)
-        return [
-            kept if picked is True else self._reduce_row(kept, row, picked, index)
-            for index, (kept, row, picked) in enumerate(zip(chunk.kept, chunk.rows, picks, strict=True), chunk.start)
-            if picked is not False
-        ]
-
-    def _reduce_row(self, kept: Row, row: Row, picked: Any, index: int) -> Row:
-        self._require_free(kept, index)
-        count = len(row[self.responses])
-        reduced: Row = {}
-        for name, value in kept.items():
-            if self._is_beside(name):
-                values = numbers_in(row[name], index, name) if isinstance(row[name], str) else row[name]
-                if isinstance(values, list | tuple) and len(values) == count:
-                    value = [values[n] for n in picked] if self.single is None else values[picked[0]]
-            reduced[self.name(name)] = value
-        return reduced
-
-    def _is_beside(self, column: str) -> bool:
+    def is_beside(self, column: str) -> bool:
+        """Returns whether a column has one value for each response."""
         return column in (self.responses, self.rewards, "scores", "ranks")
 
-    def _require_free(self, columns: Any, index: int | None = None) -> None:
+    def require_free(self, columns: Iterable[str], index: int | None = None) -> None:
+        """Raises `DataError` if the column for the only response exists."""
         if self.single is not None and self.single != self.responses and self.single in columns:
             fix = "Use another name with `--response-column`."
             raise DataError("exists already", row=index, field=self.single, fix=fix)
 
-    def _reduce_table(self, table: pa.Table, picks: Sequence[Picks]) -> pa.Table:
-        kept = [n for n, picked in enumerate(picks) if picked is not False]
+    def reduce_rows(self, chunk: io.Chunk, picks: Sequence[Picks]) -> list[io.Row]:
+        """Returns the kept rows of a chunk."""
+        reduced: list[io.Row] = []
+        for index, (kept, row, picked) in enumerate(zip(chunk.kept, chunk.rows, picks, strict=True), chunk.start):
+            if isinstance(picked, bool):
+                reduced += [kept] if picked else []
+                continue
+            self.require_free(kept, index)
+            reduced.append({})
+            for name, value in kept.items():
+                if self.is_beside(name):
+                    values = numbers_in(row[name], index, name) if isinstance(row[name], str) else row[name]
+                    if isinstance(values, list | tuple) and len(values) == len(row[self.responses]):
+                        value = [values[n] for n in picked] if self.single is None else values[picked[0]]
+                reduced[-1][self.name(name)] = value
+        return reduced
+
+    def reduce_table(self, table: pa.Table, picks: Sequence[Picks]) -> pa.Table:
+        """Returns the kept rows of a table."""
+        kept = [index for index, picked in enumerate(picks) if picked is not False]
         result = table.take(pa.array(kept, pa.int64()))
-        kept_picks = [picks[n] for n in kept]
+        kept_picks = [picks[index] for index in kept]
         if (kept and all(picked is True for picked in kept_picks)) or self.responses not in table.column_names:
             return result
-        self._require_free(table.column_names)
-        reduced = []
-        for n, name in enumerate(table.column_names):
-            if self._is_beside(name) and _is_list(table.schema.field(name).type):
-                result = result.set_column(n, name, self._reduce_lists(result.column(name), kept_picks))
-                reduced.append(name)
+        self.require_free(table.column_names)
+        for index, field in enumerate(table.schema):
+            if self.is_beside(field.name) and _is_list(field.type):
+                result = result.set_column(index, field.name, self._reduce_lists(result.column(index), kept_picks))
         result = result.rename_columns([self.name(name) for name in result.column_names])
-        return result.replace_schema_metadata(self._metadata(table.schema, reduced))
+        return io.with_known_types(result.replace_schema_metadata(table.schema.metadata))
 
     def _reduce_lists(self, column: pa.ChunkedArray, picks: Sequence[Any]) -> pa.Array:
         """Returns the picked items of each list; a null list, such as the rewards of an unscored row, stays null."""
@@ -427,27 +399,10 @@ class _Picker:
         mask = lists.is_null() if lists.null_count else None
         return type(lists).from_arrays(pa.array(ends, lists.offsets.type), values, type=lists.type, mask=mask)
 
-    def _metadata(self, schema: pa.Schema, reduced: Sequence[str]) -> Any:
-        metadata = schema.metadata
-        if self.single is None or metadata is None or b"huggingface" not in metadata:
-            return metadata
-        known = Features.from_arrow_schema(schema)
-        features = {
-            self.name(name): kind.feature if name in reduced and hasattr(kind, "feature") else kind
-            for name, kind in known.items()
-        }
-        return metadata_with({**metadata}, features, without=known)
-
-    def schema(self, rows: RowInput) -> Any:
-        """Returns the column types of the output, where they are known; Parquet needs responses of a list type."""
-        if rows.schema is None:
-            return None
-        if self.responses in rows.schema.names and not _is_list(rows.schema.field(self.responses).type):
-            kind = rows.schema.field(self.responses).type
-            message = f"{quoted([self.responses])} holds {kind}, not lists of one type"
-            raise ConfigError(message, fix="Write JSON lines.")
-        return self._reduce_table(rows.schema.empty_table(), []).schema
-
 
 def _is_list(kind: Any) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def _is_number(kind: Any) -> bool:
+    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind))
