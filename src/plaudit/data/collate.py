@@ -46,13 +46,19 @@ import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
 from plaudit.prefix_tree import PrefixTree, common_prefix_length, share_prefixes
 from plaudit.schema import Batch, EncodedExample, Label, comparisons_of, ratings_of, ties_of
+
+Response: TypeAlias = tuple[int, int]
+"""Number of an example in a batch, and of the response in the example."""
+IndexOf: TypeAlias = Callable[[int, int, int], int]
+"""Returns the index of token t of response n of example g in the flattened ``input_ids``."""
 
 
 @dataclass
@@ -88,12 +94,10 @@ class DataCollatorForPreference:
         return batch
 
 
-@dataclass
-class PaddedCollator:
-    """Lays examples out as a padded rectangle."""
+@dataclass(kw_only=True)
+class _LayoutCollator:
+    """Lays examples out, and adds the keys that both layouts share."""
 
-    pad_token_id: int
-    pad_to_multiple_of: int | None = None
     ties: bool = False  # compare responses of equal scores, as ties
     text: bool = False  # add which positions predict the tokens of the best response
     content: bool = False  # add `content_of` each example
@@ -101,20 +105,54 @@ class PaddedCollator:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
         """Collates prepared rows."""
         examples = [tokenized_example(row) for row in rows]
-        # Rank by rank, so that the preferred responses of pairs come first: the rectangle of the reference.
-        order = sorted(_responses(examples), key=lambda response: (response[1], response[0]))
-        input_ids, attention_mask = pad_right(
-            [examples[g].response_ids[n] for g, n in order], self.pad_token_id, self.pad_to_multiple_of
-        )
-        width = input_ids.shape[1]
-        row_of = {response: row for row, response in enumerate(order)}
-        batch = {**_weights(rows), "input_ids": input_ids, "attention_mask": attention_mask}
-        batch |= _bookkeeping(examples, order, lambda g, n, t: row_of[g, n] * width + t, ties=self.ties, text=self.text)
+        responses = [(g, n) for g, example in enumerate(examples) for n in range(len(example.response_ids))]
+        inputs, order, index_of = self._lay_out(examples, responses)
+        own_starts = [
+            common_prefix_length(example.response_ids) if len(example.response_ids) > 1 else 0 for example in examples
+        ]
+        sized = [(g, n, len(examples[g].response_ids[n])) for g, n in order]
+        batch: Batch = {
+            **_weights(rows),
+            **inputs,
+            "reward_positions": torch.tensor([index_of(g, n, length - 1) for g, n, length in sized]),
+            "response_lengths": torch.tensor([length for _, _, length in sized]),
+            "response_tokens": torch.tensor([length - own_starts[g] for g, _, length in sized]),
+            "example_of_response": torch.tensor([g for g, _ in order]),
+            **_labels(examples, order, ties=self.ties),
+        }
+        if self.text:
+            batch |= _text(examples, own_starts, index_of)
         return batch | _content(examples) if self.content else batch
+
+    def _lay_out(
+        self, examples: Sequence[EncodedExample], responses: list[Response]
+    ) -> tuple[Batch, list[Response], IndexOf]:
+        """Returns the model's inputs, the order of the responses in them, and where their tokens are."""
+        raise NotImplementedError
 
 
 @dataclass
-class SharedPrefixCollator:
+class PaddedCollator(_LayoutCollator):
+    """Lays examples out as a padded rectangle."""
+
+    pad_token_id: int
+    pad_to_multiple_of: int | None = None
+
+    def _lay_out(
+        self, examples: Sequence[EncodedExample], responses: list[Response]
+    ) -> tuple[Batch, list[Response], IndexOf]:
+        # Rank by rank, so that the preferred responses of pairs come first: the rectangle of the reference.
+        order = sorted(responses, key=lambda response: (response[1], response[0]))
+        ids = [examples[g].response_ids[n] for g, n in order]
+        input_ids, attention_mask = pad_right(ids, self.pad_token_id, self.pad_to_multiple_of)
+        width = input_ids.shape[1]
+        start_of = {response: row * width for row, response in enumerate(order)}
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        return inputs, order, lambda g, n, t: start_of[g, n] + t
+
+
+@dataclass
+class SharedPrefixCollator(_LayoutCollator):
     """Lays examples out as one row without padding, in which all responses to a prompt share it.
 
     The prompt is found as the longest common prefix of the token ids, so implicit prompts are shared too; examples
@@ -122,37 +160,21 @@ class SharedPrefixCollator:
     response keeps at least one token of its own, at which its reward is read.
     """
 
-    ties: bool = False  # compare responses of equal scores, as ties
-    text: bool = False  # add which positions predict the tokens of the best response
-    content: bool = False  # add `content_of` each example
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
-        """Collates prepared rows."""
-        return {**_weights(rows), **self.lay_out([tokenized_example(row) for row in rows])}
-
-    def lay_out(self, examples: Sequence[EncodedExample]) -> Batch:
-        """Returns the batch of examples, without their weights."""
+    def _lay_out(
+        self, examples: Sequence[EncodedExample], responses: list[Response]
+    ) -> tuple[Batch, list[Response], IndexOf]:
         row = share_prefixes(examples)
-        tree = row.tree
-        position_ids = [
-            position
-            for length, depth in zip(tree.lengths, tree.depths, strict=True)
-            for position in range(depth, depth + length)
-        ]
-        batch: Batch = {
+        tree, leaves = row.tree, row.leaves
+        spans = [range(depth, depth + length) for length, depth in zip(tree.lengths, tree.depths, strict=True)]
+        inputs = {
             "input_ids": torch.tensor([row.input_ids]),
-            "position_ids": torch.tensor([position_ids]),
+            "position_ids": torch.tensor([[*chain.from_iterable(spans)]]),
             # Restarting positions without a mask make transformers build a T x T mask, and synchronise with the host.
             # A 4-D mask of this shape is passed on untouched and nothing is built.
             "attention_mask": torch.ones(1, 1, 1, 1),
             "nodes": tree.nodes,
         }
-
-        def index_of(g: int, n: int, t: int) -> int:
-            return tree.index_of(row.leaves[g, n], t)
-
-        batch |= _bookkeeping(examples, _responses(examples), index_of, ties=self.ties, text=self.text)
-        return batch | _content(examples) if self.content else batch
+        return inputs, responses, lambda g, n, t: tree.index_of(leaves[g, n], t)
 
 
 def shortest_examples(batch: Batch, count: int = 2) -> Batch:
@@ -165,8 +187,8 @@ def shortest_examples(batch: Batch, count: int = 2) -> Batch:
         key = path[-2] if len(path) > 1 else -1 - path[-1]
         prompts.setdefault(key, []).append([token for node in path for token in ids[node]])
     order = sorted(prompts, key=lambda key: (key < 0, sum(map(len, prompts[key]))))[:count]
-    examples = [EncodedExample(tuple(prompts[key]), Label((0.0,) * len(prompts[key]))) for key in order]
-    laid_out = SharedPrefixCollator().lay_out(examples)
+    rows = [{"response_ids": prompts[key], "scores": [0.0] * len(prompts[key])} for key in order]
+    laid_out = SharedPrefixCollator()(rows)
     device = batch["input_ids"].device
     return {key: value.to(device) if isinstance(value, torch.Tensor) else value for key, value in laid_out.items()}
 
@@ -239,15 +261,6 @@ def content_of(example: EncodedExample) -> int:
     return int.from_bytes(digest.digest(), "little", signed=True)
 
 
-def own_start(example: EncodedExample) -> int:
-    """Returns the index at which the own tokens of an example's responses start; 0 for a single response.
-
-    >>> own_start(EncodedExample(([1, 2, 3], [1, 4]))), own_start(EncodedExample(([1, 2, 3],)))
-    (1, 0)
-    """
-    return common_prefix_length(example.response_ids) if len(example.response_ids) > 1 else 0
-
-
 def pad_right(
     rows: Sequence[Sequence[int]], pad_token_id: int, pad_to_multiple_of: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -267,10 +280,6 @@ def pad_right(
     return input_ids, attention_mask
 
 
-def _responses(examples: Sequence[EncodedExample]) -> list[tuple[int, int]]:
-    return [(g, n) for g, example in enumerate(examples) for n in range(len(example.response_ids))]
-
-
 def _weights(rows: Sequence[Mapping[str, Any]]) -> Batch:
     weight = torch.tensor([float(row.get("example_weight", 1.0)) for row in rows])
     return {"example_weight": weight, "listed": True} if "response_ids" in rows[0] else {"example_weight": weight}
@@ -284,36 +293,7 @@ def _with_default(values: Sequence[float | None]) -> torch.Tensor:
     return torch.tensor([1.0 if value is None else value for value in values])
 
 
-def _bookkeeping(
-    examples: Sequence[EncodedExample],
-    order: Sequence[tuple[int, int]],
-    index_of: Callable[[int, int, int], int],
-    *,
-    ties: bool,
-    text: bool,
-) -> Batch:
-    """Returns the keys that both layouts share.
-
-    `order` names each response as (example, response); `index_of` returns the index of token t of response n of
-    example g in the flattened ``input_ids``.
-    """
-    starts = [own_start(example) for example in examples]
-    lengths = [len(examples[g].response_ids[n]) for g, n in order]
-    batch: Batch = {
-        "reward_positions": torch.tensor(
-            [index_of(g, n, length - 1) for (g, n), length in zip(order, lengths, strict=True)]
-        ),
-        "response_lengths": torch.tensor(lengths),
-        "response_tokens": torch.tensor([length - starts[g] for (g, _), length in zip(order, lengths, strict=True)]),
-        "example_of_response": torch.tensor([g for g, _ in order]),
-        **_labels(examples, order, ties=ties),
-    }
-    if text:
-        batch |= _text(examples, starts, index_of)
-    return batch
-
-
-def _labels(examples: Sequence[EncodedExample], order: Sequence[tuple[int, int]], *, ties: bool) -> Batch:
+def _labels(examples: Sequence[EncodedExample], order: Sequence[Response], *, ties: bool) -> Batch:
     """Returns which responses are compared, and what the labels say about it."""
     number_of = {response: number for number, response in enumerate(order)}
     better, worse, margin, preference_prob, share = [], [], [], [], []
@@ -344,20 +324,14 @@ def _labels(examples: Sequence[EncodedExample], order: Sequence[tuple[int, int]]
     return batch
 
 
-def _text(examples: Sequence[EncodedExample], starts: Sequence[int], index_of: Callable[[int, int, int], int]) -> Batch:
+def _text(examples: Sequence[EncodedExample], own_starts: Sequence[int], index_of: IndexOf) -> Batch:
     """Returns which positions predict the own tokens of each example's best response."""
-    positions: list[int] = []
-    targets: list[int] = []
-    owners: list[int] = []
+    columns: dict[str, list[int]] = {"text_positions": [], "text_targets": [], "text_example": []}
     for g, example in enumerate(examples):
         best = max(range(len(example.response_ids)), key=ratings_of(example.label).__getitem__)
         ids = example.response_ids[best]
-        first = max(1, starts[g])  # nothing predicts the first token of a row without a prompt
-        positions += [index_of(g, best, t - 1) for t in range(first, len(ids))]
-        targets += ids[first:]
-        owners += [g] * (len(ids) - first)
-    return {
-        "text_positions": torch.tensor(positions, dtype=torch.int64),
-        "text_targets": torch.tensor(targets, dtype=torch.int64),
-        "text_example": torch.tensor(owners, dtype=torch.int64),
-    }
+        first = max(1, own_starts[g])  # nothing predicts the first token of a row without a prompt
+        columns["text_positions"] += [index_of(g, best, t - 1) for t in range(first, len(ids))]
+        columns["text_targets"] += ids[first:]
+        columns["text_example"] += [g] * (len(ids) - first)
+    return {name: torch.tensor(values, dtype=torch.int64) for name, values in columns.items()}

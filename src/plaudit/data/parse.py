@@ -46,21 +46,10 @@ def read_example(
 ) -> Example:
     """Turns one row into an example: whole responses, and the label where it is asked for.
 
-    Training, scoring, evaluation, ``plaudit check`` and the server all read rows here.
-
-    Args:
-        row: The columns of the row; those in :data:`~plaudit.schema.RAW_COLUMNS` are read. Without labels it may also
-            be a text, a list of messages, or a mapping with ``completion`` or ``messages``.
-        row_number: Its index in the data set as it was passed in, counted from 0.
-        dataset_name: Which data set it is, for messages.
-        labels: Whether to read what the row says about its responses. Scoring does not need it.
-        tokenized: Whether the row holds token ids (None: decided by its columns).
-        conversational: What the first row was (True: messages, False: text); None accepts both.
-        features: Types of the columns as `datasets` declares them. They tell nulls that Arrow filled in, which are
-            removed, from those inside a JSON value, which are kept. None removes all.
-
-    Raises:
-        DataError: The row cannot be read.
+    Training, scoring, evaluation, ``plaudit check`` and the server all read rows here. Without `labels` a row may also
+    be a text, a list of messages, or a mapping with ``completion`` or ``messages``. `tokenized` and `conversational`
+    say what all rows hold (None: each row decides). `features`, the types of the columns, tell nulls that Arrow filled
+    in, which are removed, from those inside a JSON value, which are kept; without them all are removed.
 
     >>> read_example({"prompt": "2+2=", "chosen": "4", "rejected": "5"}, row_number=0).responses
     ('2+2=4', '2+2=5')
@@ -518,10 +507,10 @@ def survey(dataset: Dataset | IterableDataset) -> tuple[frozenset[RowKind], froz
         names = {name for name in names if not _nulls(dataset, name).all()}
         for name in names & _NEUTRAL.keys():
             column = _column(dataset, name)
-            if pa.types.is_boolean(column.type):
-                column = column.cast(pa.int8())
             is_number = pa.types.is_integer(column.type) or pa.types.is_floating(column.type)
-            if is_number and not pc.any(pc.not_equal(column, _NEUTRAL[name])).as_py():
+            if not is_number and not pa.types.is_boolean(column.type):
+                continue
+            if not pc.any(pc.not_equal(column.cast(pa.float64()), _NEUTRAL[name])).as_py():
                 names.remove(name)
     return row_kinds, frozenset(names)
 

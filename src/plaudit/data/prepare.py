@@ -306,33 +306,12 @@ def prepare_dataset(
     keep_columns: bool = False,
     objective: Objective | None = None,
 ) -> tuple[Dataset | IterableDataset, DataReport]:
-    """Reads, checks and tokenises preference data.
+    """Reads, checks and tokenises preference data; returns the prepared data set and a report.
 
-    Args:
-        dataset: Rows of any kind that :mod:`plaudit.data.parse` reads, or already tokenised ones.
-        tokenizer: Tokenises the responses; it is copied, not changed. Tokenised rows need none.
-        max_length: Limit for one response with its prompt, in tokens (None: no limit).
-        overlong: What happens to a row with a longer response. ``"drop"`` drops it, ``"error"`` raises,
-            ``"truncate_right"`` truncates each response at ``max_length``. ``"truncate_left"`` removes the same
-            number of leading tokens from all responses of a row, as many as the longest has too many, so that they
-            still share what is left of their prompt; a response no longer than that keeps its last token only.
-        dataset_name: Which data set it is, for messages.
-        purpose: ``"train"`` drops rows with identical responses; ``"eval"`` and ``"predict"`` keep them;
-            ``"predict"`` adds the column ``row``, the row's index in ``dataset``.
-        num_proc: Maximum number of worker processes (None: this process; a stream is always read in one). Each gets
-            at least `ROWS_PER_PROCESS` rows.
-        keep_columns: Keep the columns that preferences are not read from (of a table; a stream's are dropped).
-        objective: What the rows are for (None: Bradley-Terry); it decides which kinds of rows can be read.
-
-    Returns:
-        The prepared data set and a report. The data set has ``chosen_ids`` and ``rejected_ids`` if all rows are
-        pairs, otherwise ``response_ids`` (lists of lists) and ``scores``; and, where the source has them, ``margin``,
-        ``preference_prob`` (0.5 for ties) and ``weight``. The rows of a stream are read, checked and counted as they
-        are requested; row numbers count them in the order in which the stream gives them.
-
-    Raises:
-        DataError: A row cannot be read, the data set is empty, or nothing is left of it.
-        ConfigError: The settings or the tokenizer do not suit the data.
+    The data set has ``chosen_ids`` and ``rejected_ids`` if all rows are pairs, otherwise ``response_ids`` and
+    ``scores``; where the source has them, ``margin``, ``preference_prob`` (0.5 for ties) and ``weight``; to predict,
+    ``row``, the row's index; and, of a table with `keep_columns`, the columns that preferences are not read from.
+    Rows of a stream are read, checked and counted as they are requested, in this process.
     """
     if max_length is not None and max_length <= 0:
         fix = "Set it to at least 1 token, or to None for no limit."
@@ -362,8 +341,11 @@ def prepare_dataset(
         return _prepare_stream(source, preparer, row_schema, report), report
     read = {*(schema.columns_read("pairs") if row_schema.pairs else schema.READ_COLUMNS)}
     read |= {*TOKENIZED_COLUMNS, *schema.LEGACY_COLUMNS, "row"}
-    others = dataset.remove_columns(sorted({*dataset.column_names} & read)) if keep_columns else None
-    return _prepare_table(source, preparer, row_schema, report, num_proc, others), report
+    prepared, kept = _prepare_table(source, preparer, row_schema, report, num_proc)
+    others = [name for name in dataset.column_names if name not in read] if keep_columns else []
+    if others:
+        prepared = concatenate_datasets([prepared, dataset.select_columns(others).select(kept)], axis=1)
+    return prepared, report
 
 
 def _open(dataset: Any, dataset_name: str) -> tuple[Dataset | IterableDataset, RowSchema, Example]:
@@ -452,13 +434,9 @@ def load_error(text: str) -> DataError:
 
 
 def _prepare_table(
-    dataset: Dataset,
-    preparer: RowPreparer,
-    row_schema: RowSchema,
-    report: DataReport,
-    num_proc: int | None,
-    others: Dataset | None,
-) -> Dataset:
+    dataset: Dataset, preparer: RowPreparer, row_schema: RowSchema, report: DataReport, num_proc: int | None
+) -> tuple[Dataset, np.ndarray]:
+    """Returns the prepared rows that are kept, and which these are."""
     prepared = _map_cached(dataset, preparer, row_schema, num_proc)
     columns = {name: prepared.data.column(name).combine_chunks() for name in ("flags", "lengths", "prompt")}
     flags, lengths = columns["flags"].to_numpy(), columns["lengths"]
@@ -477,10 +455,7 @@ def _prepare_table(
     report.prompts = columns["prompt"].to_numpy()[kept]
     if len(kept) < len(prepared):
         prepared = prepared.select(kept)
-    prepared = prepared.select_columns(result_columns(row_schema) + ["row"] * (report.purpose == "predict"))
-    if others is None or not others.column_names:
-        return prepared
-    return concatenate_datasets([prepared, others.select(kept)], axis=1)
+    return prepared.select_columns(result_columns(row_schema) + ["row"] * (report.purpose == "predict")), kept
 
 
 def _map_cached(dataset: Dataset, preparer: RowPreparer, row_schema: RowSchema, num_proc: int | None) -> Dataset:

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Sampler
 
-Place = tuple[int, float]
+WeightedRow = tuple[int, float]
 """Index of a row, and its weight: 1, or 0 for a filler."""
 Order = Callable[[int], Sequence[int]]
 """Returns the order of the rows in an epoch."""
 _STRETCH = 1000  # rows among which those of similar width are put together
 
 
-class ExampleBatchSampler(Sampler[list[Place]]):
+class ExampleBatchSampler(Sampler[list[WeightedRow]]):
     """Yields the micro-batches of one process, `batch_size` rows each, as lists of row indices with weights.
 
     `drop_last` drops the rows that do not fill a batch on every process.
@@ -53,7 +53,7 @@ class ExampleBatchSampler(Sampler[list[Place]]):
         step = self.batch_size * self.num_processes
         return self.num_rows // step if self.drop_last else -(-self.num_rows // step)
 
-    def __iter__(self) -> Iterator[list[Place]]:
+    def __iter__(self) -> Iterator[list[WeightedRow]]:
         rows = list(self.order(self.epoch))
         step = self.batch_size * self.num_processes
         for start in range(0, len(self) * step, step):
@@ -75,14 +75,11 @@ class WeightedRows(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, place: Place) -> dict[str, Any]:
-        return self.__getitems__([place])[0]
-
-    def __getitems__(self, places: Sequence[Place]) -> list[dict[str, Any]]:
-        columns = self.rows[[row for row, _ in places]]
+    def __getitems__(self, weighted: Sequence[WeightedRow]) -> list[dict[str, Any]]:
+        columns = self.rows[[row for row, _ in weighted]]
         return [
             {**{name: values[index] for name, values in columns.items()}, "example_weight": weight}
-            for index, (_, weight) in enumerate(places)
+            for index, (_, weight) in enumerate(weighted)
         ]
 
     def set_epoch(self, epoch: int) -> None:
@@ -159,7 +156,7 @@ class RowCost:
         return sum(self.tokens[row] for row in rows)
 
 
-class TokenBatchSampler(Sampler[list[Place]]):
+class TokenBatchSampler(Sampler[list[WeightedRow]]):
     """Yields the micro-batches of one process, each under `max_tokens`, as lists of row indices with weights.
 
     The seed decides once which rows go together, and in each epoch anew which of these batches come when. So every
@@ -187,7 +184,9 @@ class TokenBatchSampler(Sampler[list[Place]]):
         if order is None:
             order = range(len(cost.tokens)) if seed is None else shuffled(len(cost.tokens), seed)(0)
             if cost.padded and seed is not None:
-                order = _by_width(cost, order)
+                # Rows of similar width side by side: a rectangle is padded to the longest.
+                stretches = [order[start : start + _STRETCH] for start in range(0, len(order), _STRETCH)]
+                order = [row for rows in stretches for row in sorted(rows, key=cost.widths.__getitem__, reverse=True)]
         batches = _fill(cost, order, max_tokens)
         self.steps = _deal(cost, batches, num_processes, in_order=seed is None)
 
@@ -198,20 +197,12 @@ class TokenBatchSampler(Sampler[list[Place]]):
     def __len__(self) -> int:
         return len(self.steps)
 
-    def __iter__(self) -> Iterator[list[Place]]:
+    def __iter__(self) -> Iterator[list[WeightedRow]]:
         order: Sequence[int] = range(len(self.steps))
         if self.seed is not None:
             order = shuffled(len(self.steps), self.seed + 1)(self.epoch)
         for step in order:
             yield self.steps[step][self.process_index]
-
-
-def _by_width(cost: RowCost, order: Sequence[int]) -> list[int]:
-    """Puts rows of similar width side by side: a rectangle is padded to the longest."""
-    rows: list[int] = []
-    for start in range(0, len(order), _STRETCH):
-        rows += sorted(order[start : start + _STRETCH], key=lambda row: cost.widths[row], reverse=True)
-    return rows
 
 
 def _fill(cost: RowCost, order: Sequence[int], max_tokens: int) -> list[list[int]]:
@@ -228,7 +219,7 @@ def _fill(cost: RowCost, order: Sequence[int], max_tokens: int) -> list[list[int
     return batches
 
 
-def _deal(cost: RowCost, batches: list[list[int]], processes: int, *, in_order: bool) -> list[list[list[Place]]]:
+def _deal(cost: RowCost, batches: list[list[int]], processes: int, *, in_order: bool) -> list[list[list[WeightedRow]]]:
     """Returns one batch per step and process: halves the largest, or adds fillers, until their number is even."""
     while len(batches) % processes:
         largest = max(range(len(batches)), key=lambda index: (len(batches[index]) > 1, cost.of(batches[index])))
@@ -238,7 +229,6 @@ def _deal(cost: RowCost, batches: list[list[int]], processes: int, *, in_order: 
         batches[largest : largest + 1] = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
     if not in_order:
         batches = sorted(batches, key=cost.of, reverse=True)
-    places = [[(row, 1.0) for row in rows] for rows in batches]
-    while len(places) % processes:
-        places.append([(batches[-1][-1], 0.0)])
-    return [places[start : start + processes] for start in range(0, len(places), processes)]
+    weighted = [[(row, 1.0) for row in rows] for rows in batches]
+    weighted += [[(batches[-1][-1], 0.0)]] * (-len(weighted) % processes)
+    return [weighted[start : start + processes] for start in range(0, len(weighted), processes)]
