@@ -11,17 +11,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 
 def bradley_terry_loss(
-    better_P: torch.Tensor,
-    worse_P: torch.Tensor,
-    margin_P: torch.Tensor | None = None,
+    better_P: Tensor,
+    worse_P: Tensor,
+    margin_P: Tensor | None = None,
     *,
-    preference_prob_P: torch.Tensor | None = None,
+    preference_prob_P: Tensor | None = None,
     label_smoothing: float = 0.0,
-) -> torch.Tensor:
+) -> Tensor:
     r"""Negative log-likelihood of each comparison under the Bradley-Terry model.
 
     .. math:: \ell = -p \log \sigma(r^+ - r^- - m) - (1 - p) \log \sigma(m - r^+ + r^-)
@@ -55,7 +56,7 @@ def bradley_terry_loss(
     return -p * logsigmoid(difference_P) - (1 - p) * logsigmoid(-difference_P)
 
 
-def scaled_bradley_terry_loss(better_P: torch.Tensor, worse_P: torch.Tensor, margin_P: torch.Tensor) -> torch.Tensor:
+def scaled_bradley_terry_loss(better_P: Tensor, worse_P: Tensor, margin_P: Tensor) -> Tensor:
     r"""Bradley-Terry loss of each comparison times its margin: a clearly better response counts for more.
 
     .. math:: \ell = -m \log \sigma(r^+ - r^-)
@@ -74,11 +75,8 @@ def scaled_bradley_terry_loss(better_P: torch.Tensor, worse_P: torch.Tensor, mar
 
 
 def rao_kupper_loss(
-    better_P: torch.Tensor,
-    worse_P: torch.Tensor,
-    log_threshold: torch.Tensor,
-    preference_prob_P: torch.Tensor | None = None,
-) -> torch.Tensor:
+    better_P: Tensor, worse_P: Tensor, log_threshold: Tensor, preference_prob_P: Tensor | None = None
+) -> Tensor:
     r"""Negative log-likelihood of each comparison with ties: rewards closer than a threshold look alike.
 
     .. math:: P(i \succ j) = \sigma(r_i - r_j - \eta), \quad
@@ -110,11 +108,8 @@ def rao_kupper_loss(
 
 
 def davidson_loss(
-    better_P: torch.Tensor,
-    worse_P: torch.Tensor,
-    log_tie_weight: torch.Tensor,
-    preference_prob_P: torch.Tensor | None = None,
-) -> torch.Tensor:
+    better_P: Tensor, worse_P: Tensor, log_tie_weight: Tensor, preference_prob_P: Tensor | None = None
+) -> Tensor:
     r"""Negative log-likelihood of each comparison, with a tie as a third outcome of learned weight.
 
     .. math:: P(i \succ j) \propto e^{r_i}, \quad P(j \succ i) \propto e^{r_j}, \quad
@@ -140,16 +135,14 @@ def davidson_loss(
     return _three_outcomes(win_P, tie_P, loss_P, preference_prob_P)
 
 
-def _three_outcomes(
-    win_P: torch.Tensor, tie_P: torch.Tensor, loss_P: torch.Tensor, preference_prob_P: torch.Tensor | None
-) -> torch.Tensor:
+def _three_outcomes(win_P: Tensor, tie_P: Tensor, loss_P: Tensor, preference_prob_P: Tensor | None) -> Tensor:
     if preference_prob_P is None:
         return -win_P
     decided_P = preference_prob_P * win_P + (1 - preference_prob_P) * loss_P
     return -torch.where(preference_prob_P == 0.5, tie_P, decided_P)
 
 
-def hinge_loss(better_P: torch.Tensor, worse_P: torch.Tensor, margin_P: torch.Tensor | None = None) -> torch.Tensor:
+def hinge_loss(better_P: Tensor, worse_P: Tensor, margin_P: Tensor | None = None) -> Tensor:
     r"""Hinge loss of each comparison: zero once the preferred reward leads by the margin, linear below.
 
     .. math:: \ell = \max(0, \; m - (r^+ - r^-))
@@ -164,13 +157,13 @@ def hinge_loss(better_P: torch.Tensor, worse_P: torch.Tensor, margin_P: torch.Te
     tensor([0.5000, 0.0000])
     """
     _require_same_shape(better_P, worse_P, margin_P)
-    margin: torch.Tensor | float = 1.0 if margin_P is None else margin_P
+    margin: Tensor | float = 1.0 if margin_P is None else margin_P
     return (margin - (better_P - worse_P)).clamp_min(0)
 
 
 def plackett_luce_loss(
-    rewards_N: torch.Tensor, scores_N: torch.Tensor, example_of_response: torch.Tensor, top_k: int | None = None
-) -> torch.Tensor:
+    rewards_N: Tensor, scores_N: Tensor, example_of_response: Tensor, top_k: int | None = None
+) -> Tensor:
     r"""Negative log-likelihood of each choice in a ranking: a response out of itself and all ranked below.
 
     .. math:: \ell_i = -r_i + \log \Big( e^{r_i} + \sum_{j:\, s_j < s_i} e^{r_j} \Big)
@@ -203,7 +196,7 @@ def plackett_luce_loss(
     return torch.where(better_N < top_k, loss_N, 0)
 
 
-def regression_loss(rewards_N: torch.Tensor, ratings_N: torch.Tensor) -> torch.Tensor:
+def regression_loss(rewards_N: Tensor, ratings_N: Tensor) -> Tensor:
     r"""Squared error of each reward as an estimate of its rating.
 
     .. math:: \ell = (r - g)^2
@@ -220,9 +213,7 @@ def regression_loss(rewards_N: torch.Tensor, ratings_N: torch.Tensor) -> torch.T
     return (rewards_N - ratings_N) ** 2
 
 
-def binary_cross_entropy_loss(
-    rewards_N: torch.Tensor, labels_N: torch.Tensor, *, label_smoothing: float = 0.0
-) -> torch.Tensor:
+def binary_cross_entropy_loss(rewards_N: Tensor, labels_N: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
     r"""Negative log-likelihood of each label, with the reward as the logit of a good response.
 
     .. math:: \ell = -y \log \sigma(r) - (1 - y) \log \sigma(-r)
@@ -242,15 +233,13 @@ def binary_cross_entropy_loss(
     return binary_cross_entropy_with_logits(rewards_N, target_N, reduction="none")
 
 
-def _require_same_shape(*tensors: torch.Tensor | None) -> None:
+def _require_same_shape(*tensors: Tensor | None) -> None:
     shapes = [tuple(tensor.shape) for tensor in tensors if tensor is not None]
     if len(set(shapes)) != 1 or len(shapes[0]) != 1:
         raise ValueError(f"all tensors must have one and the same 1-D shape, got {shapes}")
 
 
-def center_rewards_penalty(
-    rewards_N: torch.Tensor, example_of_response: torch.Tensor, num_examples: int
-) -> torch.Tensor:
+def center_rewards_penalty(rewards_N: Tensor, example_of_response: Tensor, num_examples: int) -> Tensor:
     r"""Twice the mean reward of each example, squared: keeps rewards near zero; comparisons fix no level.
 
     .. math:: \Big( \frac{2}{K} \sum_{k=1}^{K} r_k \Big)^2
@@ -276,7 +265,7 @@ def center_rewards_penalty(
     return (2 * total_G / responses_G) ** 2
 
 
-def length_correlation(rewards_N: torch.Tensor, lengths_N: torch.Tensor, weight_N: torch.Tensor) -> torch.Tensor:
+def length_correlation(rewards_N: Tensor, lengths_N: Tensor, weight_N: Tensor) -> Tensor:
     r"""Pearson's correlation of rewards with lengths: a penalty on it keeps the reward from favouring long responses.
 
     .. math:: \rho = \frac{\sum_i w_i (r_i - \bar r)(l_i - \bar l)}
@@ -308,7 +297,7 @@ def length_correlation(rewards_N: torch.Tensor, lengths_N: torch.Tensor, weight_
     return torch.where(variance > 0, (weight_N * reward_N * length_N).sum() / spread, 0)
 
 
-def _deviations(values_N: torch.Tensor, weight_N: torch.Tensor) -> torch.Tensor:
+def _deviations(values_N: Tensor, weight_N: Tensor) -> Tensor:
     """Returns values less one of them, in units of the largest: a correlation and its gradient stay the same.
 
     Equal values become exact zeros (less a rounded mean they would not), and squares neither overflow nor vanish.
@@ -319,9 +308,7 @@ def _deviations(values_N: torch.Tensor, weight_N: torch.Tensor) -> torch.Tensor:
     return deviation_N / torch.where(largest > 0, largest, 1)
 
 
-def load_balancing_loss(
-    router_logits: Sequence[torch.Tensor], top_k: int, weight_T: torch.Tensor | None = None
-) -> torch.Tensor:
+def load_balancing_loss(router_logits: Sequence[Tensor], top_k: int, weight_T: Tensor | None = None) -> Tensor:
     r"""Auxiliary loss of mixture-of-experts models: smallest where all experts get the same share of tokens.
 
     .. math:: E \sum_{k} \sum_{e} f_{ke} \, p_e

@@ -16,19 +16,11 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import torch
+from torch import Tensor
 from torch.nn.functional import softplus
 
+from plaudit import losses
 from plaudit.errors import ConfigError
-from plaudit.losses import (
-    binary_cross_entropy_loss,
-    bradley_terry_loss,
-    davidson_loss,
-    hinge_loss,
-    plackett_luce_loss,
-    rao_kupper_loss,
-    regression_loss,
-    scaled_bradley_terry_loss,
-)
 from plaudit.schema import Batch, Label, RowKind
 
 # In the order in which `choose_objective` prefers them.
@@ -55,9 +47,9 @@ ROW_KIND_NAMES: dict[RowKind, str] = {
 class Terms:
     """Losses of a batch, one entry for each of the units U that an objective learns from."""
 
-    loss_U: torch.Tensor  # of each comparison, response or example
-    count_U: torch.Tensor  # what each counts for in the mean; 0 for fillers
-    example_U: torch.Tensor  # the example that each belongs to
+    loss_U: Tensor  # of each comparison, response or example
+    count_U: Tensor  # what each counts for in the mean; 0 for fillers
+    example_U: Tensor  # the example that each belongs to
 
 
 class Objective(ABC):
@@ -85,41 +77,35 @@ class Objective(ABC):
     learns_ties: ClassVar[bool] = False
     pointwise: ClassVar[Literal["ratings", "labels"] | None] = None
 
-    def units(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def units(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Returns what each unit counts for, and the example it belongs to, both of shape (U,)."""
         example_P = batch["example_of_response"][batch["better"]]
         real_P = batch["example_weight"][example_P]
         return (real_P * batch["comparison_share"] if "comparison_share" in batch else real_P), example_P
 
     @abstractmethod
-    def losses(self, rewards_N: torch.Tensor, batch: Batch, tie_parameter: torch.Tensor | None) -> torch.Tensor:
-        """Returns the loss of each unit, shape (U,).
-
-        Args:
-            rewards_N: Rewards of the batch, shape (N,).
-            batch: The batch; its keys are listed in :mod:`plaudit.data.collate`.
-            tie_parameter: The learned parameter for ties, shape (1,); None for objectives without one.
-        """
+    def losses(self, rewards_N: Tensor, batch: Batch, tie_parameter: Tensor | None) -> Tensor:
+        """Returns the loss of each unit, shape (U,); the parameter for ties, shape (1,), is None where not learned."""
 
     def problem(self, label: Label) -> tuple[str, str, str] | None:
         """Returns why a label of a kind that the objective reads cannot be learned from: field, message and fix."""
         return None
 
-    def terms(self, rewards_N: torch.Tensor, batch: Batch, tie_parameter: torch.Tensor | None = None) -> Terms:
+    def terms(self, rewards_N: Tensor, batch: Batch, tie_parameter: Tensor | None = None) -> Terms:
         """Returns losses and counts of a batch; see `losses` for the arguments."""
         count_U, example_U = self.units(batch)
         return Terms(self.losses(rewards_N, batch, tie_parameter), count_U, example_U)
 
-    def tie_width(self, tie_parameter: torch.Tensor) -> torch.Tensor:
+    def tie_width(self, tie_parameter: Tensor) -> Tensor:
         """Returns the difference of rewards below which a tie is the likeliest outcome; at most 0 where it never is."""
         raise NotImplementedError(f"{self.name} does not model ties")
 
 
-def _pair_rewards(rewards_N: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+def _pair_rewards(rewards_N: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     return rewards_N[batch["better"]], rewards_N[batch["worse"]]
 
 
-def _margin(batch: Batch, default: float) -> torch.Tensor | None:
+def _margin(batch: Batch, default: float) -> Tensor | None:
     """Returns the margins, with a default for rows of a mixed set that have none."""
     margin_P = batch.get("margin")
     return None if margin_P is None else torch.where(margin_P.isnan(), default, margin_P)
@@ -134,9 +120,9 @@ class BradleyTerry(Objective):
     columns = frozenset(("margin", "preference_prob"))
     label_smoothing: float = 0.0
 
-    def losses(self, rewards_N: torch.Tensor, batch: Batch, tie_parameter: torch.Tensor | None) -> torch.Tensor:
+    def losses(self, rewards_N: Tensor, batch: Batch, tie_parameter: Tensor | None) -> Tensor:
         """Comparisons are the units."""
-        return bradley_terry_loss(
+        return losses.bradley_terry_loss(
             *_pair_rewards(rewards_N, batch),
             _margin(batch, 0.0),
             preference_prob_P=batch.get("preference_prob"),
@@ -160,12 +146,12 @@ class ScaledBradleyTerry(Objective):
         message = f"is {label.margin:g}, and {self.name} multiplies by it"
         return "margin", message, "Use 0 or more; to reverse a preference, swap `chosen` and `rejected`."
 
-    def losses(self, rewards_N: torch.Tensor, batch: Batch, tie_parameter: torch.Tensor | None) -> torch.Tensor:
+    def losses(self, rewards_N: Tensor, batch: Batch, tie_parameter: Tensor | None) -> Tensor:
         """See `plaudit.losses.scaled_bradley_terry_loss`."""
         margin_P = batch["scores"][batch["better"]] - batch["scores"][batch["worse"]]
         if "margin" in batch:
             margin_P = torch.where(batch["margin"].isnan(), margin_P, batch["margin"])
-        return scaled_bradley_terry_loss(*_pair_rewards(rewards_N, batch), margin_P)
+        return losses.scaled_bradley_terry_loss(*_pair_rewards(rewards_N, batch), margin_P)
 
 
 @dataclass(frozen=True)
@@ -177,12 +163,14 @@ class RaoKupper(Objective):
     columns = frozenset(("preference_prob", "tie"))
     learns_ties = True
 
-    def losses(self, rewards_N: torch.Tensor, batch: Batch, tie_parameter: torch.Tensor | None) -> torch.Tensor:
+    def losses(self, rewards_N: Tensor, batch: Batch, tie_parameter: Tensor | None) -> Tensor:
         """See `plaudit.losses.rao_kupper_loss`; the threshold is the softplus of the parameter."""
         assert tie_parameter is not None
-        return rao_kupper_loss(*_pair_rewards(rewards_N, batch), softplus(tie_parameter), batch.get("preference_prob"))
+        return losses.rao_kupper_loss(
+            *_pair_rewards(rewards_N, batch), softplus(tie_parameter), batch.get("preference_prob")
+        )
 
-    def tie_width(self, tie_parameter: torch.Tensor) -> torch.Tensor:
+    def tie_width(self, tie_parameter: Tensor) -> Tensor:
         """Solves P(tie) = P(win) for the difference of rewards."""
         eta = softplus(tie_parameter)
         return torch.log((eta.exp() - 2 * (-eta).exp()).clamp_min(1e-30))
@@ -197,12 +185,12 @@ class Davidson(Objective):
     columns = frozenset(("preference_prob", "tie"))
     learns_ties = True
 
-    def losses(self, rewards_N: torch.Tensor, batch: Batch, tie_parameter: torch.Tensor | None) -> torch.Tensor:
+    def losses(self, rewards_N: Tensor, batch: Batch, tie_parameter: Tensor | None) -> Tensor:
         """See `plaudit.losses.davidson_loss`; the parameter is the logarithm of the tie's weight."""
         assert tie_parameter is not None
-        return davidson_loss(*_pair_rewards(rewards_N, batch), tie_parameter, batch.get("preference_prob"))
+        return losses.davidson_loss(*_pair_rewards(rewards_N, batch), tie_parameter, batch.get("preference_prob"))
 
-    def tie_width(self, tie_parameter: torch.Tensor) -> torch.Tensor:
+    def tie_width(self, tie_parameter: Tensor) -> Tensor:
         """Solves P(tie) = P(win) for the difference of rewards."""
         return 2 * tie_parameter
 
@@ -215,9 +203,9 @@ class Hinge(Objective):
     card = "Trained on comparisons with the hinge loss."
     columns = frozenset(("margin",))
 
-    def losses(self, rewards_N: torch.Tensor, batch: Batch, tie_parameter: torch.Tensor | None) -> torch.Tensor:
+    def losses(self, rewards_N: Tensor, batch: Batch, tie_parameter: Tensor | None) -> Tensor:
         """See `plaudit.losses.hinge_loss`."""
-        return hinge_loss(*_pair_rewards(rewards_N, batch), _margin(batch, 1.0))
+        return losses.hinge_loss(*_pair_rewards(rewards_N, batch), _margin(batch, 1.0))
 
 
 @dataclass(frozen=True)
@@ -228,7 +216,7 @@ class PlackettLuce(Objective):
     card = "Trained on rankings with the Plackett-Luce loss."
     top_k: int | None = None
 
-    def units(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def units(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Examples with a comparison are the units."""
         weight_G = batch["example_weight"]
         examples_G = torch.arange(len(weight_G), device=weight_G.device)
@@ -236,10 +224,10 @@ class PlackettLuce(Objective):
         compared_G[batch["example_of_response"][batch["better"]]] = 1.0
         return weight_G * compared_G, examples_G
 
-    def losses(self, rewards_N: torch.Tensor, batch: Batch, tie_parameter: torch.Tensor | None) -> torch.Tensor:
+    def losses(self, rewards_N: Tensor, batch: Batch, tie_parameter: Tensor | None) -> Tensor:
         """See `plaudit.losses.plackett_luce_loss`, summed over the responses of an example."""
         example_N = batch["example_of_response"]
-        loss_N = plackett_luce_loss(rewards_N, batch["scores"], example_N, self.top_k)
+        loss_N = losses.plackett_luce_loss(rewards_N, batch["scores"], example_N, self.top_k)
         zeros_G = torch.zeros(len(batch["example_weight"]), device=loss_N.device, dtype=loss_N.dtype)
         return zeros_G.index_add(0, example_N, loss_N)
 
@@ -247,7 +235,7 @@ class PlackettLuce(Objective):
 class _Pointwise(Objective):
     compares = False
 
-    def units(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def units(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Responses are the units."""
         example_N = batch["example_of_response"]
         return batch["example_weight"][example_N], example_N
@@ -263,9 +251,9 @@ class Regression(_Pointwise):
     row_kinds = frozenset(("ratings", "scores"))
     pointwise = "ratings"
 
-    def losses(self, rewards_N: torch.Tensor, batch: Batch, tie_parameter: torch.Tensor | None) -> torch.Tensor:
+    def losses(self, rewards_N: Tensor, batch: Batch, tie_parameter: Tensor | None) -> Tensor:
         """See `plaudit.losses.regression_loss`."""
-        return regression_loss(rewards_N, batch["scores"])
+        return losses.regression_loss(rewards_N, batch["scores"])
 
 
 @dataclass(frozen=True)
@@ -289,44 +277,29 @@ class BinaryCrossEntropy(_Pointwise):
             return None
         return "scores", f"holds {wrong[0]:g}, and {self.name} reads probabilities", "Use 1 for good and 0 for bad."
 
-    def losses(self, rewards_N: torch.Tensor, batch: Batch, tie_parameter: torch.Tensor | None) -> torch.Tensor:
+    def losses(self, rewards_N: Tensor, batch: Batch, tie_parameter: Tensor | None) -> Tensor:
         """See `plaudit.losses.binary_cross_entropy_loss`."""
-        return binary_cross_entropy_loss(rewards_N, batch["scores"], label_smoothing=self.label_smoothing)
+        return losses.binary_cross_entropy_loss(rewards_N, batch["scores"], label_smoothing=self.label_smoothing)
 
 
-OBJECTIVES: dict[str, type[Any]] = {
-    objective.name: objective
-    for objective in (
-        BradleyTerry,
-        ScaledBradleyTerry,
-        RaoKupper,
-        Davidson,
-        Hinge,
-        PlackettLuce,
-        Regression,
-        BinaryCrossEntropy,
-    )
-}
+_ALL = (BradleyTerry, ScaledBradleyTerry, RaoKupper, Davidson, Hinge, PlackettLuce, Regression, BinaryCrossEntropy)
+OBJECTIVES: dict[str, type[Any]] = {objective.name: objective for objective in _ALL}
 assert tuple(OBJECTIVES) == get_args(ObjectiveName)
 
 
 def make_objective(name: str, *, label_smoothing: float = 0.0, top_k: int | None = None) -> Objective:
     """Makes the objective of a name; raises `ConfigError` where there is none, or it does not have an option."""
     if name not in OBJECTIVES:
-        raise ConfigError(
-            f"there is no objective {name!r}", field="objective", fix=f"Use auto or one of {', '.join(OBJECTIVES)}."
-        )
+        fix = f"Use auto or one of {', '.join(OBJECTIVES)}."
+        raise ConfigError(f"there is no objective {name!r}", field="objective", fix=fix)
     given = {option: value for option, value in (("label_smoothing", label_smoothing), ("top_k", top_k)) if value}
     options_of = {known: {field.name for field in fields(objective)} for known, objective in OBJECTIVES.items()}
     for option in given:
         if option not in options_of[name]:
             able = [known for known, options in options_of.items() if option in options]
             setting = {"label_smoothing": "label_smoothing_factor", "top_k": "plackett_luce_top_k"}[option]
-            raise ConfigError(
-                f"`{setting}` is set, which the objective {name} does not have",
-                field=setting,
-                fix=f"Remove `{setting}`, or use {' or '.join(able)}.",
-            )
+            message = f"`{setting}` is set, which the objective {name} does not have"
+            raise ConfigError(message, field=setting, fix=f"Remove `{setting}`, or use {' or '.join(able)}.")
     objective: Objective = OBJECTIVES[name](**given)
     return objective
 
@@ -352,9 +325,8 @@ def choose_objective(row_kinds: Collection[RowKind], columns: Collection[str]) -
     """
     fitting = objectives_for(row_kinds, columns)
     if not fitting:
-        raise ConfigError(
-            _nothing_fits(row_kinds, columns), fix="Train on them one after the other, or remove some of them."
-        )
+        fix = "Train on them one after the other, or remove some of them."
+        raise ConfigError(_nothing_fits(row_kinds, columns), fix=fix)
     found = " and ".join([*sorted(row_kinds), *(f"`{column}`" for column in sorted(columns))])
     return fitting[0], f"the data has {found}" if found else "the data is tokenised"
 
@@ -363,25 +335,18 @@ def check_objective(name: str, row_kinds: Collection[RowKind], columns: Collecti
     """Raises `ConfigError` where an objective cannot learn from all rows of a data set."""
     objective = OBJECTIVES[name]
     if "pairs" in row_kinds and (missing := sorted(objective.needs - set(columns))):
-        raise ConfigError(
-            f"the objective {name} needs `{missing[0]}`, and the pairs of the {dataset_name} data have none",
-            field=missing[0],
-            fix=f"Add a column `{missing[0]}`, or use bradley_terry.",
-        )
+        message = f"the objective {name} needs `{missing[0]}`, and the pairs of the {dataset_name} data have none"
+        raise ConfigError(message, field=missing[0], fix=f"Add a column `{missing[0]}`, or use bradley_terry.")
     unread = [ROW_KIND_NAMES[row_kind] for row_kind in sorted(set(row_kinds) - objective.row_kinds)]
     unread += [f"the column `{column}`" for column in sorted(set(columns) - objective.columns)]
     if unread:
         fitting = objectives_for(row_kinds, columns)
         fix = f"Use {' or '.join(fitting)}" if fitting else _nothing_fits(row_kinds, columns)
-        raise ConfigError(
-            f"the objective {name} cannot learn from {' and '.join(unread)} of the {dataset_name} data",
-            fix=fix + (f", or remove {unread[0]}." if columns else "."),
-        )
+        message = f"the objective {name} cannot learn from {' and '.join(unread)} of the {dataset_name} data"
+        raise ConfigError(message, fix=fix + (f", or remove {unread[0]}." if columns else "."))
 
 
 def _nothing_fits(row_kinds: Collection[RowKind], columns: Collection[str]) -> str:
-    parts = [
-        f"{ROW_KIND_NAMES[row_kind]}: {', '.join(objectives_for([row_kind], []))}" for row_kind in sorted(row_kinds)
-    ]
+    parts = [f"{ROW_KIND_NAMES[kind]}: {', '.join(objectives_for([kind], []))}" for kind in sorted(row_kinds)]
     parts += [f"`{column}`: {', '.join(objectives_for([], [column]))}" for column in sorted(columns)]
     return "No objective can learn from all of it: " + "; ".join(parts)

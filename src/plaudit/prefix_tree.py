@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import accumulate, islice, pairwise
 from typing import TypeAlias
 
@@ -19,7 +18,6 @@ responses of the batch it belongs to."""
 SHORTEST_NODE = 8
 
 
-@dataclass
 class PrefixTree:
     """The nodes of a row in the order in which they lie there, each directly followed by its first branch.
 
@@ -31,64 +29,30 @@ class PrefixTree:
     ([[0, 1], [0, 2]], [0, 3, 5], [0, 3, 3], 6)
     """
 
-    nodes: tuple[Node, ...]
-
-    @cached_property
-    def lengths(self) -> list[int]:
-        """Tokens of each node."""
-        return [length for length, _, _ in self.nodes]
-
-    @cached_property
-    def copies(self) -> list[int]:
-        """How many responses of the batch each node belongs to."""
-        return [copies for _, _, copies in self.nodes]
-
-    @cached_property
-    def starts(self) -> list[int]:
-        """Index in the row at which each node starts."""
-        return [0, *accumulate(self.lengths)][:-1]
-
-    @cached_property
-    def depths(self) -> list[int]:
-        """Tokens before each node in a response: the position at which it starts."""
-        depths: list[int] = []
+    def __init__(self, nodes: Iterable[Node]) -> None:
+        self.nodes = tuple(nodes)
+        self.lengths = [length for length, _, _ in self.nodes]  # tokens of each node
+        self.copies = [copies for _, _, copies in self.nodes]  # how many responses of the batch each node belongs to
+        *self.starts, self.tokens = [0, *accumulate(self.lengths)]  # where each node starts in the row; its length
+        self.depths: list[int] = []  # tokens before each node in a response: the position at which it starts
         for _, parent, _ in self.nodes:
-            depths.append(0 if parent < 0 else depths[parent] + self.lengths[parent])
-        return depths
-
-    @cached_property
-    def paths(self) -> list[list[int]]:
-        """Nodes of each response, from the first to its leaf, in the order of the leaves in the row."""
-        paths: list[list[int]] = []
+            self.depths.append(0 if parent < 0 else self.depths[parent] + self.lengths[parent])
+        # Nodes of each response, from the first to its leaf, in the order of the leaves in the row.
+        self.paths: list[list[int]] = []
+        # For each path, how many of its last nodes no path before it has: they are neighbours in the row.
+        self.own: list[int] = []
         parents = {parent for _, parent, _ in self.nodes}
+        seen: set[int] = set()
         for leaf in range(len(self.nodes)):
             if leaf in parents:
                 continue
             path = [leaf]
             while (parent := self.nodes[path[-1]][1]) >= 0:
                 path.append(parent)
-            paths.append(path[::-1])
-        return paths
-
-    @cached_property
-    def own(self) -> list[int]:
-        """For each path, how many of its last nodes no path before it has: they are neighbours in the row."""
-        seen: set[int] = set()
-        counts = []
-        for path in self.paths:
-            counts.append(sum(node not in seen for node in path))
+            self.paths.append(path[::-1])
+            self.own.append(sum(node not in seen for node in path))
             seen.update(path)
-        return counts
-
-    @cached_property
-    def response_lengths(self) -> list[int]:
-        """Tokens of each path."""
-        return [self.depths[path[-1]] + self.lengths[path[-1]] for path in self.paths]
-
-    @property
-    def tokens(self) -> int:
-        """Tokens of the row."""
-        return sum(self.lengths)
+        self.response_lengths = [self.depths[path[-1]] + self.lengths[path[-1]] for path in self.paths]
 
     def index_of(self, leaf: int, token: int) -> int:
         """Returns the index in the row of a token of the response that ends with a leaf, counted with its prompt.
@@ -151,7 +115,7 @@ def share_prefixes(examples: Sequence[EncodedExample]) -> SharedRow:
     leaves = {
         (g, n): leaf_of[tuple(ids)] for g, example in enumerate(examples) for n, ids in enumerate(example.response_ids)
     }
-    return SharedRow(PrefixTree(tuple(nodes)), input_ids, leaves)
+    return SharedRow(PrefixTree(nodes), input_ids, leaves)
 
 
 def _branches(responses: Sequence[tuple[int, ...]]) -> list[_Branch]:
@@ -163,23 +127,19 @@ def _branches(responses: Sequence[tuple[int, ...]]) -> list[_Branch]:
         before = common[n - 1] if n else 0
         while path and branches[path[-1]].depth > before:
             path.pop()
-        # A branch of this depth may be open already; deeper ones begin here.
-        for depth in _new_depths(islice(common, n, None), branches[path[-1]].depth if path else 0):
+        # A branch of this depth may be open already; deeper ones begin here, where later responses part from this one.
+        above = branches[path[-1]].depth if path else 0
+        depths: list[int] = []
+        for depth in islice(common, n, None):
+            if depth <= above:
+                break
+            if not depths or depth < depths[-1]:
+                depths.append(depth)
+        for depth in reversed(depths):
             branches.append(_Branch(depth, n, path[-1] if path else -1, leaf=False))
             path.append(len(branches) - 1)
         branches.append(_Branch(len(ids), n, path[-1] if path else -1, leaf=True))
     return branches
-
-
-def _new_depths(common: Iterable[int], above: int) -> list[int]:
-    """Returns the depths, rising, of the branches that begin at a response: where later responses part from it."""
-    depths: list[int] = []
-    for depth in common:
-        if depth <= above:
-            break
-        if not depths or depth < depths[-1]:
-            depths.append(depth)
-    return depths[::-1]
 
 
 def _without_short_nodes(branches: Sequence[_Branch]) -> list[_Branch]:

@@ -174,11 +174,6 @@ def estimate_memory(trainer, rows, tokens):
     return memory.estimate_memory(trainer.model, trainer.args, rows, tokens, layout=layout, loss_of_rows=loss_of_rows)
 
 
-def activation_bytes(trainer, rows, tokens):
-    layout, loss_of_rows = trainer.batch_layout, trainer.loss_of_rows
-    return memory.activation_bytes(trainer.model, trainer.args, rows, tokens, layout=layout, loss_of_rows=loss_of_rows)
-
-
 def test_token_counts_are_those_of_the_collators(make_trainer):
     trainer = make_trainer()
     for rows in memory.sample_batches(trainer.train_dataset, trainer.args):
@@ -241,14 +236,14 @@ def test_counted_activations_are_what_a_real_batch_of_that_size_keeps(make_train
     tokens = memory.count_tokens(rows)[trainer.batch_layout]
     assert tokens > 1000
     saved = memory.saved_bytes(trainer.model, trainer.loss_of_rows, rows)
-    assert activation_bytes(trainer, rows, tokens) == pytest.approx(saved, rel=0.15)
+    assert estimate_memory(trainer, rows, tokens)["activations"] == pytest.approx(saved, rel=0.15)
 
 
 def test_weights_are_not_counted_as_activations(make_trainer):
     trainer = make_trainer(gradient_checkpointing=False)
     rows = memory.sample_batches(trainer.train_dataset, trainer.args)[0]
     weights = sum(parameter.numel() * 4 for parameter in trainer.model.parameters())
-    assert activation_bytes(trainer, rows, 0) < weights / 4
+    assert estimate_memory(trainer, rows, 0)["activations"] < weights / 4
 
 
 @pytest.mark.parametrize(

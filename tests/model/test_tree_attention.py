@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from plaudit.model import cpu_tree as module
 from plaudit.model.attention import SharedPrefixLayout, shared_prefix_attention
-from plaudit.model.cpu_tree import tree_attention, why_not_tree_attention
+from plaudit.model.cpu_tree import tree_attention, tree_attention_applies
 from plaudit.model.varlen import AttentionSettings
 from plaudit.prefix_tree import PrefixTree, share_prefixes
 from plaudit.schema import EncodedExample
@@ -29,7 +29,7 @@ def drawn(tree, dtype=torch.float64, heads=4, key_heads=2, size=8, seed=0):
 
 def by_the_loop(inputs, tree, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("plaudit.model.attention.why_not_tree_attention", lambda *args, **kwargs: "not now")
+        patch.setattr("plaudit.model.attention.tree_attention_applies", lambda *args, **kwargs: False)
         return shared_prefix_attention(*inputs, SharedPrefixLayout(tree), AttentionSettings(0.3))
 
 
@@ -104,7 +104,7 @@ def test_it_is_used_where_it_can_be_and_only_there(monkeypatch):
 def test_kernels_that_are_gone_or_wrong_are_not_used(monkeypatch):
     query, _, value = drawn(TREE)
     call = (query, value, TREE, AttentionSettings(0.3))
-    assert why_not_tree_attention(*call) is None
+    assert tree_attention_applies(*call)
     original = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
     def gone(*args, **kwargs):
@@ -116,14 +116,14 @@ def test_kernels_that_are_gone_or_wrong_are_not_used(monkeypatch):
     for kernel in (gone, wrong):
         module._kernels_are_as_expected.cache_clear()
         monkeypatch.setattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward", kernel)
-        assert why_not_tree_attention(*call) == "this torch has other kernels"
+        assert not tree_attention_applies(*call)
     monkeypatch.undo()
     module._kernels_are_as_expected.cache_clear()
     # The question may come up while nothing is being learned, or in mixed precision.
     for context in (torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)):
         module._kernels_are_as_expected.cache_clear()
         with context:
-            assert why_not_tree_attention(*call) is None
+            assert tree_attention_applies(*call)
 
 
 def test_under_autocast_it_computes_in_half_precision():

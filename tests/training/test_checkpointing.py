@@ -160,7 +160,8 @@ def test_free_memory_respects_the_limit_of_a_container(tmp_path):
     assert free_bytes(torch.device("meta")) is None
     (tmp_path / "memory.max").write_text("1000\n")
     (tmp_path / "memory.current").write_text("400\n")
-    assert memory._left_in_container(tmp_path) == 600
+    assert free_bytes(torch.device("cpu"), container=tmp_path) == 600
+    assert free_bytes(torch.device("cpu"), 3, container=tmp_path) == 200
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory._left_in_container(tmp_path) > 2**60
-    assert memory._left_in_container(tmp_path / "none") > 2**60
+    assert free_bytes(torch.device("cpu"), container=tmp_path) > 2**20
+    assert free_bytes(torch.device("cpu"), container=tmp_path / "none") > 2**20

@@ -3,7 +3,7 @@
 import torch
 
 from model_builders import tiny_reward_model
-from plaudit.training.memory import offload_saved_tensors
+from plaudit.training.memory import offload_activations
 
 
 def test_gradients_are_the_same_and_activations_leave():
@@ -20,7 +20,7 @@ def test_gradients_are_the_same_and_activations_leave():
     empty = torch.empty
     torch.empty, keep = (lambda *args, **kwargs: moved.append(args[0]) or empty(*args, **kwargs)), torch.empty
     try:
-        with offload_saved_tensors(model, pin_memory=False):
+        with offload_activations(model, pin_memory=False):
             offloaded = gradients()
     finally:
         torch.empty = keep

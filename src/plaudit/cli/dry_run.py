@@ -258,12 +258,12 @@ def measure_speed(trainer: RewardTrainer, rows: Sequence[memory.Row]) -> tuple[f
     model.train()
     checkpointing = memory.uses_checkpointing(model, trainer.args)
     if checkpointing:
-        memory.checkpointing_method(model, "enable")(trainer.args.gradient_checkpointing_kwargs)
+        memory.switch_checkpointing(model, trainer.args, True)
     try:
         seconds = _second_run(lambda: trainer.loss_of_rows(rows).backward(), trainer.args.device)
     finally:
         if checkpointing:
-            memory.checkpointing_method(model, "disable")()
+            memory.switch_checkpointing(model, trainer.args, False)
         model.zero_grad(set_to_none=True)
     tokens = memory.count_tokens(rows, trainer.args.pad_to_multiple_of)[trainer.batch_layout]
     weight = nn.Parameter(torch.zeros(2**22, device=trainer.args.device))

@@ -18,22 +18,24 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention as sdpa
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from plaudit.errors import ConfigError
-from plaudit.model.cpu_tree import tree_attention, why_not_tree_attention
+from plaudit.model.cpu_tree import tree_attention, tree_attention_applies
 from plaudit.model.flex import FlexPlan, attend_with_flex, why_not_flex
 from plaudit.model.varlen import (
     AUTOMATIC,
     KERNELS,
     AttentionSettings,
     VarlenPlan,
+    dense_attention,
     varlen_attention,
     why_not_varlen,
 )
@@ -41,15 +43,9 @@ from plaudit.prefix_tree import PrefixTree
 
 logger = logging.getLogger("plaudit")
 Plan = TypeVar("Plan", VarlenPlan, FlexPlan)
+AttentionCall: TypeAlias = tuple[tuple[int, ...] | None, int | None]
+"""Shape of the mask and sliding window that an attention layer was called with: evidence for `compare_with_padded`."""
 _PREFIX = "shared_prefix_over_"
-
-
-@dataclass
-class AttentionCall:
-    """What one attention layer was called with: evidence for `plaudit.model.shared_prefix.compare_with_padded`."""
-
-    mask_shape: tuple[int, ...] | None
-    sliding_window: int | None
 
 
 @dataclass
@@ -60,7 +56,7 @@ class SharedPrefixLayout:
     backend: str = "auto"
     calls: list[AttentionCall] | None = None  # if a list, each attention layer appends what it was called with
     _plans: dict[tuple[type, torch.device], Any] = field(default_factory=dict, repr=False)
-    _masks: dict[tuple[Any, ...], torch.Tensor] = field(default_factory=dict, repr=False)
+    _masks: dict[tuple[Any, ...], Tensor] = field(default_factory=dict, repr=False)
 
     def plan(self, kind: type[Plan], device: torch.device) -> Plan:
         """Returns the index arithmetic of a kernel, made once per batch and device."""
@@ -69,11 +65,11 @@ class SharedPrefixLayout:
         plan: Plan = self._plans[kind, device]
         return plan
 
-    def multiplicity(self, device: torch.device) -> torch.Tensor:
+    def multiplicity(self, device: torch.device) -> Tensor:
         """Returns how many responses each token belongs to, shape (T,)."""
         return torch.tensor(self.tree.copies).repeat_interleave(torch.tensor(self.tree.lengths)).to(device)
 
-    def mask(self, queries: int, keys: int, window: int | None, like: torch.Tensor) -> torch.Tensor | None:
+    def mask(self, queries: int, keys: int, window: int | None, like: Tensor) -> Tensor | None:
         """Returns the additive mask (queries, keys) of a causal problem; None where `is_causal` says the same."""
         if window is not None and window >= keys:
             window = None
@@ -106,16 +102,16 @@ def use_shared_prefix_attention(base_implementation: str) -> str:
     return name
 
 
-def _attention_over(base_implementation: str) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
+def _attention_over(base_implementation: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
     def attention_forward(
         module: nn.Module,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
         shared_prefix_layout: SharedPrefixLayout | None = None,
         **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None]:
         if shared_prefix_layout is not None:
             return _attend_in_layout(query, key, value, attention_mask, shared_prefix_layout, **kwargs), None
         # Eager attention is not in the registry: each model's file has its own.
@@ -132,34 +128,30 @@ def _attention_over(base_implementation: str) -> Callable[..., tuple[torch.Tenso
 # The layout differs from batch to batch: torch.compile would compile for each of them anew.
 @torch.compiler.disable
 def _attend_in_layout(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
     layout: SharedPrefixLayout,
     *,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    s_aux: torch.Tensor | None = None,
+    s_aux: Tensor | None = None,
     **kwargs: Any,
-) -> torch.Tensor:
+) -> Tensor:
     if layout.calls is not None:
         mask_shape = None if attention_mask is None else tuple(attention_mask.shape)
-        layout.calls.append(AttentionCall(mask_shape, sliding_window))
+        layout.calls.append((mask_shape, sliding_window))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     settings = AttentionSettings(scaling, dropout, sliding_window, softcap, sinks=s_aux)
     return shared_prefix_attention(query, key, value, layout, settings)
 
 
 def shared_prefix_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    layout: SharedPrefixLayout,
-    settings: AttentionSettings,
-) -> torch.Tensor:
+    query: Tensor, key: Tensor, value: Tensor, layout: SharedPrefixLayout, settings: AttentionSettings
+) -> Tensor:
     """Attends within each response and its prompt.
 
     Args:
@@ -178,14 +170,12 @@ def shared_prefix_attention(
         return varlen_attention(query, key, value, plan, KERNELS[backend], settings)
     if backend == "flex":
         return attend_with_flex(query, key, value, layout.plan(FlexPlan, query.device), settings)
-    if why_not_tree_attention(query, value, layout.tree, settings) is None:
+    if tree_attention_applies(query, value, layout.tree, settings):
         return tree_attention(query, key, value, layout.tree, settings.scaling)
     return _attend_in_a_loop(query, key, value, layout, settings)
 
 
-def _choose_backend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, wanted: str, settings: AttentionSettings
-) -> str:
+def _choose_backend(query: Tensor, key: Tensor, value: Tensor, wanted: str, settings: AttentionSettings) -> str:
     """Returns the backend of a call; raises `ConfigError` where the one that the user set cannot compute it."""
     if wanted == "sdpa":
         return "sdpa"
@@ -215,12 +205,8 @@ def _log_once(backend: str) -> None:
 
 
 def _attend_in_a_loop(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    layout: SharedPrefixLayout,
-    settings: AttentionSettings,
-) -> torch.Tensor:
+    query: Tensor, key: Tensor, value: Tensor, layout: SharedPrefixLayout, settings: AttentionSettings
+) -> Tensor:
     """Attends response by response: a dense T x T mask would be more than ten times slower."""
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
@@ -232,43 +218,15 @@ def _attend_in_a_loop(
         before = sum(layout.tree.lengths[node] for node in path[:-own])
         # Where it is less work than a mask, compute the queries of the shared part once more and need no mask.
         again = 2 * before < sum(layout.tree.lengths[node] for node in path)
-        query_i = _join([queries[node] for node in (path if again else path[-own:])])
-        key_i, value_i = _join([keys[node] for node in path]), _join([values[node] for node in path])
+        query_i, key_i, value_i = (
+            parts[nodes[0]] if len(nodes) == 1 else torch.cat([parts[node] for node in nodes], dim=2)
+            for parts, nodes in ((queries, path if again else path[-own:]), (keys, path), (values, path))
+        )
         mask = layout.mask(query_i.shape[2], key_i.shape[2], settings.sliding_window, query)
-        output = _attend(query_i, key_i, value_i, mask, settings)
+        if settings.softcap is None and settings.sinks is None:
+            causal, dropout = mask is None, settings.dropout
+            output = sdpa(query_i, key_i, value_i, mask, dropout, causal, scale=settings.scaling)
+        else:
+            output = dense_attention(query_i, key_i, value_i, mask, settings)
         outputs.append(output[:, :, before:] if again else output)
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
-
-
-def _join(parts: list[torch.Tensor]) -> torch.Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
-
-
-def _attend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    settings: AttentionSettings,
-) -> torch.Tensor:
-    """Attends in one causal problem: (1, heads, Tq, D) against (1, heads, Tk, D)."""
-    scaling, dropout, softcap, sinks = settings.scaling, settings.dropout, settings.softcap, settings.sinks
-    if softcap is None and sinks is None:
-        return nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, dropout_p=dropout, scale=scaling, is_causal=mask is None
-        )
-    scores = query @ key.transpose(2, 3) * scaling
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    if mask is None:
-        causal = torch.ones(scores.shape[2:], dtype=torch.bool, device=query.device).tril()
-        scores = scores.masked_fill(~causal, -math.inf)
-    else:
-        scores = scores + mask
-    if sinks is not None:
-        sink_scores = sinks.reshape(1, -1, 1, 1).expand(1, -1, query.shape[2], 1).to(scores.dtype)
-        scores = torch.cat((scores, sink_scores), dim=-1)
-    wide = torch.promote_types(scores.dtype, torch.float32)
-    weights = scores.softmax(dim=-1, dtype=wide).to(value.dtype)
-    weights = nn.functional.dropout(weights[..., : key.shape[2]], p=dropout, training=dropout > 0)
-    return weights @ value

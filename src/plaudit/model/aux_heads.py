@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -52,7 +52,7 @@ class TrainingHeads(nn.Module):
         length: bool = False,
         ensemble_size: int = 0,
         seed: int = 0,
-        language_model_weight: torch.Tensor | None = None,
+        language_model_weight: Tensor | None = None,
     ) -> None:
         super().__init__()
         # One dimension: FSDP2 cannot shard a scalar.
@@ -68,20 +68,20 @@ class TrainingHeads(nn.Module):
 
     def forward(
         self,
-        pooled_NH: torch.Tensor,
-        states_TH: torch.Tensor,
-        score_weight: torch.Tensor,
-        text_positions: torch.Tensor | None = None,
-        text_targets: torch.Tensor | None = None,
-        embedding_weight: torch.Tensor | None = None,
-    ) -> dict[str, torch.Tensor]:
+        pooled_NH: Tensor,
+        states_TH: Tensor,
+        score_weight: Tensor,
+        text_positions: Tensor | None = None,
+        text_targets: Tensor | None = None,
+        embedding_weight: Tensor | None = None,
+    ) -> dict[str, Tensor]:
         """Returns the outputs of the heads at hand, in float32.
 
         These are ``tie_parameter`` (1,), ``length_rewards`` (N,), ``head_overlap`` (a scalar, the product of the
         directions of reward head and length head), ``deviations`` (N, K) of the members from the reward, and
         ``text_losses`` (S,) of the states at ``text_positions`` (S,), which predict ``text_targets`` (S,).
         """
-        outputs: dict[str, torch.Tensor] = {}
+        outputs: dict[str, Tensor] = {}
         if self.tie_parameter is not None:
             # A copy: FSDP2 may free the parameter itself once the forward is over.
             outputs["tie_parameter"] = self.tie_parameter.float().clone()
@@ -107,7 +107,7 @@ class TrainingHeads(nn.Module):
         return outputs
 
 
-def _text_losses(states_SH: torch.Tensor, weight_VH: torch.Tensor, targets_S: torch.Tensor) -> torch.Tensor:
+def _text_losses(states_SH: Tensor, weight_VH: Tensor, targets_S: Tensor) -> Tensor:
     return cross_entropy((states_SH @ weight_VH.to(states_SH.dtype).T).float(), targets_S, reduction="none")
 
 
@@ -135,7 +135,7 @@ def heads_of(model: Any) -> TrainingHeads | None:
     return heads if isinstance(heads, TrainingHeads) else None
 
 
-def save_heads(heads: TrainingHeads, folder: Path, state: Mapping[str, torch.Tensor] | None, objective: str) -> None:
+def save_heads(heads: TrainingHeads, folder: Path, state: Mapping[str, Tensor] | None, objective: str) -> None:
     """Writes what was learned beside the model, if anything.
 
     `state` is that of the whole model where an engine has gathered it; None takes the heads' own.
@@ -153,7 +153,7 @@ def load_heads(heads: TrainingHeads | None, folder: Path, objective: str) -> Non
     """Reads what `save_heads` wrote into heads of the same kind; raises `ConfigError` where it is of another run."""
     expected = {} if heads is None else heads.state_dict()
     path = folder / FILE_NAME
-    state: dict[str, torch.Tensor] = {}
+    state: dict[str, Tensor] = {}
     learned_for = objective
     if path.is_file():
         with safe_open(path, framework="pt") as file:
@@ -172,7 +172,7 @@ def load_heads(heads: TrainingHeads | None, folder: Path, objective: str) -> Non
             value.copy_(state[name])
 
 
-def _describe(state: Mapping[str, torch.Tensor], objective: str) -> str:
+def _describe(state: Mapping[str, Tensor], objective: str) -> str:
     sizes = {name: f" of {len(value)} members" if name == "ensemble.weight" else "" for name, value in state.items()}
     return f"{', '.join(f'`{name}`{sizes[name]}' for name in state)} for {objective}" if state else "no training heads"
 
@@ -190,7 +190,7 @@ def ensemble_in(path: Path) -> TrainingHeads | None:
     return heads
 
 
-def language_model_weight(model: PreTrainedModel) -> torch.Tensor | None:
+def language_model_weight(model: PreTrainedModel) -> Tensor | None:
     """Returns the head (V, H) of the language model under a reward model; None where it is tied to the embeddings."""
     if model.config.get_text_config().tie_word_embeddings:
         return None
@@ -206,8 +206,6 @@ def language_model_weight(model: PreTrainedModel) -> torch.Tensor | None:
         with safe_open(path, framework="pt") as weights:
             if "lm_head.weight" in weights.keys():  # noqa: SIM118 (no mapping)
                 return weights.get_tensor("lm_head.weight").to(model.dtype)
-    raise ConfigError(
-        f"`lm_loss_coefficient` needs the language-model head, and {source or 'the model'} has none",
-        field="lm_loss_coefficient",
-        fix="Start from a causal language model, or remove `lm_loss_coefficient`.",
-    )
+    message = f"`lm_loss_coefficient` needs the language-model head, and {source or 'the model'} has none"
+    fix = "Start from a causal language model, or remove `lm_loss_coefficient`."
+    raise ConfigError(message, field="lm_loss_coefficient", fix=fix)

@@ -15,44 +15,37 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from plaudit.model.varlen import AttentionSettings
 from plaudit.prefix_tree import PrefixTree
 
 
-def tree_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tree: PrefixTree, scaling: float
-) -> torch.Tensor:
+def tree_attention(query: Tensor, key: Tensor, value: Tensor, tree: PrefixTree, scaling: float) -> Tensor:
     """Attends within each response and what it branches off from; see `shared_prefix_attention` for shapes."""
     if torch.is_autocast_enabled("cpu"):
         query, key, value = (tensor.to(torch.get_autocast_dtype("cpu")) for tensor in (query, key, value))
-    output: torch.Tensor = _TreeAttention.apply(query, key, value, tree, scaling)
+    output: Tensor = _TreeAttention.apply(query, key, value, tree, scaling)
     return output
 
 
-def why_not_tree_attention(
-    query: torch.Tensor, value: torch.Tensor, tree: PrefixTree, settings: AttentionSettings
-) -> str | None:
-    """Returns why a call needs another way to attend; None if `tree_attention` computes it."""
-    if query.device.type != "cpu":
-        return "it is for CPUs"
-    if settings.softcap is not None or settings.sinks is not None:
-        return "scores are capped or have sinks"
-    if settings.dropout > 0:
-        return "attention has dropout"
-    if query.shape[-1] != value.shape[-1]:
-        return "values have another size than queries"
-    if settings.sliding_window is not None and settings.sliding_window < max(tree.response_lengths):
-        return "a sliding window is shorter than the longest response"
-    return None if _kernels_are_as_expected() else "this torch has other kernels"
+def tree_attention_applies(query: Tensor, value: Tensor, tree: PrefixTree, settings: AttentionSettings) -> bool:
+    """Returns whether `tree_attention` computes a call of an attention layer."""
+    window = settings.sliding_window
+    return (
+        query.device.type == "cpu"
+        and settings.softcap is None
+        and settings.sinks is None
+        and settings.dropout == 0
+        and query.shape[-1] == value.shape[-1]
+        and (window is None or window >= max(tree.response_lengths))
+        and _kernels_are_as_expected()  # those of another torch may not be
+    )
 
 
 class _TreeAttention(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tree: PrefixTree, scaling: float
-    ) -> torch.Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, tree: PrefixTree, scaling: float) -> Tensor:
         wide = torch.promote_types(query.dtype, torch.float32)
         heads, tokens, size = query.shape[1:]
         output_1THD = query.new_empty(1, tokens, heads, size, dtype=wide)
@@ -75,7 +68,7 @@ class _TreeAttention(torch.autograd.Function):
         return output_1THD
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, output_1THD, sums_1TH = ctx.saved_tensors
         gradient, output, sums = (tensor.transpose(1, 2) for tensor in (gradients[0], output_1THD, sums_1TH))
         query_gradient, key_gradient, value_gradient = (torch.empty_like(tensor) for tensor in (query, key, value))

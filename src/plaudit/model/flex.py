@@ -19,9 +19,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_mask, flex_attention
 
-from plaudit.model.varlen import AttentionSettings
+from plaudit.model.varlen import AttentionSettings, dense_attention
 from plaudit.prefix_tree import PrefixTree
 
 logger = logging.getLogger("plaudit")
@@ -40,8 +41,8 @@ class FlexPlan:
     """
 
     tokens: int  # of the row, filling included
-    end_T: torch.Tensor  # where the branches of each token's node end, shape (T,), int32, on the CPU
-    position_T: torch.Tensor  # position of each token in its response, shape (T,), int32, on the CPU
+    end_T: Tensor  # where the branches of each token's node end, shape (T,), int32, on the CPU
+    position_T: Tensor  # position of each token in its response, shape (T,), int32, on the CPU
     device: torch.device  # where masks are needed
     _masks: dict[int | None, BlockMask] = field(default_factory=dict, repr=False)
 
@@ -66,18 +67,18 @@ class FlexPlan:
         position_T = (torch.arange(tokens) - shift_T.repeat_interleave(lengths)).int()
         return cls(tokens, end_T, position_T, device)
 
-    def first_visible(self, window: int | None) -> torch.Tensor:
+    def first_visible(self, window: int | None) -> Tensor:
         """Returns the first position that each token sees, shape (T,), int32, on the CPU."""
         return torch.zeros_like(self.position_T) if window is None else self.position_T - (window - 1)
 
-    def mask_function(self, window: int | None) -> Callable[..., torch.Tensor]:
+    def mask_function(self, window: int | None) -> Callable[..., Tensor]:
         """Returns FlexAttention's `mask_mod`. It reads tensors only: one compiled kernel serves every batch."""
         end_T, position_T, first_T = (
             tensor.to(self.device, non_blocking=True)
             for tensor in (self.end_T, self.position_T, self.first_visible(window))
         )
 
-        def sees(batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
             return (key <= query) & (query < end_T[key]) & (position_T[key] >= first_T[query])
 
         return sees
@@ -92,9 +93,7 @@ class FlexPlan:
         return self._masks[window]
 
 
-def visible_blocks(
-    end_T: torch.Tensor, position_T: torch.Tensor, first_T: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
+def visible_blocks(end_T: Tensor, position_T: Tensor, first_T: Tensor) -> tuple[Tensor, Tensor]:
     """Returns of which pairs of blocks (queries, keys) something is visible, and of which everything.
 
     No mask of all pairs of tokens is made. Where the extremes of two blocks cannot tell, something counts as visible:
@@ -110,32 +109,13 @@ def visible_blocks(
     return some, every
 
 
-def _in_order(pairs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _in_order(pairs: Tensor) -> tuple[Tensor, Tensor]:
     """Returns how many blocks of keys each block of queries meets, and their indices with those first."""
     counts = pairs.sum(-1, dtype=torch.int32)
     return counts[None, None], pairs.int().argsort(dim=-1, descending=True, stable=True).int()[None, None]
 
 
-def score_function(softcap: float | None) -> Callable[..., torch.Tensor] | None:
-    """Returns FlexAttention's `score_mod`, ``softcap * tanh(score / softcap)`` (Gemma 2); None without a cap."""
-    if softcap is None:
-        return None
-
-    def cap(
-        score: torch.Tensor, batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor
-    ) -> torch.Tensor:
-        return softcap * torch.tanh(score / softcap)
-
-    return cap
-
-
-def attend_with_flex(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    plan: FlexPlan,
-    settings: AttentionSettings,
-) -> torch.Tensor:
+def attend_with_flex(query: Tensor, key: Tensor, value: Tensor, plan: FlexPlan, settings: AttentionSettings) -> Tensor:
     """Attends within each response and its prompt, in one call; see `shared_prefix_attention` for shapes.
 
     A sink with score ``s`` takes weight and gives no value: with the log-sum-exp ``l`` of a query's scores all its
@@ -148,18 +128,23 @@ def attend_with_flex(
     options: dict[str, Any] = {"scale": settings.scaling, "enable_gqa": query.shape[1] != key.shape[1]}
     if settings.sinks is not None:
         options["return_aux"] = AuxRequest(lse=True)
-    score_mod, block_mask = score_function(settings.softcap), plan.mask(settings.sliding_window)
+    cap: Any = settings.softcap
+
+    def capped(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return cap * torch.tanh(score / cap)
+
     with torch.autocast(kind, enabled=False):
-        output = _kernel(kind)(query, key, value, score_mod, block_mask, **options)
+        block_mask = plan.mask(settings.sliding_window)
+        output = _kernel(kind)(query, key, value, None if cap is None else capped, block_mask, **options)
         if settings.sinks is not None:
             unshared, aux = output
             share = torch.sigmoid(aux.lse - settings.sinks.to(aux.lse.dtype)[:, None])[..., None]
             output = (unshared * share).to(unshared.dtype)
-    attended: torch.Tensor = output[:, :, :tokens].transpose(1, 2)
+    attended: Tensor = output[:, :, :tokens].transpose(1, 2)
     return attended
 
 
-def _fill_up(tensor: torch.Tensor, tokens: int) -> torch.Tensor:
+def _fill_up(tensor: Tensor, tokens: int) -> Tensor:
     """Appends zeros to (1, heads, T, D), always with the same strides: the kernel is compiled anew for others."""
     zeros = tensor.new_zeros(1, tokens - tensor.shape[2], tensor.shape[1], tensor.shape[3])
     return torch.cat((tensor.transpose(1, 2), zeros), dim=1).transpose(1, 2)
@@ -182,32 +167,16 @@ def _compiled() -> Callable[..., Any]:
     return torch.compile(flex_attention, dynamic=True)
 
 
-def attend_densely(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    plan: FlexPlan,
-    settings: AttentionSettings,
-) -> torch.Tensor:
+def attend_densely(query: Tensor, key: Tensor, value: Tensor, plan: FlexPlan, settings: AttentionSettings) -> Tensor:
     """Computes what `attend_with_flex` does with the full matrix of scores: the reference of the trial and tests."""
     tokens, groups = query.shape[2], query.shape[1] // key.shape[1]
     visible = create_mask(plan.mask_function(settings.sliding_window), 1, 1, tokens, tokens, plan.device)
-    scores = query @ key.repeat_interleave(groups, dim=1).transpose(2, 3) * settings.scaling
-    cap = score_function(settings.softcap)
-    if cap is not None:
-        nothing = torch.zeros((), device=plan.device)
-        scores = cap(scores, nothing, nothing, nothing, nothing)
-    scores = scores.masked_fill(~visible, -math.inf)
-    if settings.sinks is not None:
-        sink_scores = settings.sinks.to(scores.dtype)[None, :, None, None].expand(1, -1, tokens, 1)
-        scores = torch.cat((scores, sink_scores), dim=-1)
-    weights = scores.softmax(dim=-1)[..., :tokens]
-    return (weights @ value.repeat_interleave(groups, dim=1)).transpose(1, 2)
+    mask = torch.zeros_like(visible, dtype=query.dtype).masked_fill(~visible, -math.inf)
+    key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+    return dense_attention(query, key, value, mask, settings).transpose(1, 2)
 
 
-def why_not_flex(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, settings: AttentionSettings
-) -> str | None:
+def why_not_flex(query: Tensor, key: Tensor, value: Tensor, settings: AttentionSettings) -> str | None:
     """Returns why FlexAttention cannot compute a call; None if it can. The first call of a kind tries it out."""
     if query.device.type != "cuda":
         return "flex needs a CUDA device"
@@ -267,12 +236,8 @@ def _problem_in_a_trial(
 
 
 def _output_and_gradients(
-    attend: Callable[..., torch.Tensor],
-    inputs: list[torch.Tensor],
-    weight: torch.Tensor,
-    plan: FlexPlan,
-    settings: AttentionSettings,
-) -> list[torch.Tensor]:
+    attend: Callable[..., Tensor], inputs: list[Tensor], weight: Tensor, plan: FlexPlan, settings: AttentionSettings
+) -> list[Tensor]:
     leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
     sinks = leaves[3] if len(leaves) == 4 else None
     output = attend(*leaves[:3], plan, replace(settings, sinks=sinks))

@@ -8,13 +8,14 @@ module's forward, so that the hooks of DDP, FSDP, DeepSpeed and PEFT run.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MethodType
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -27,10 +28,10 @@ from plaudit.prefix_tree import Node, PrefixTree
 class RewardOutput(ModelOutput):
     """What a reward model returns when it is called with ``reward_positions``."""
 
-    logits: torch.Tensor | None = None  # rewards, shape (N, 1), float32
-    pooled_states: torch.Tensor | None = None  # the states that they were read from, shape (N, H)
-    aux_loss: torch.Tensor | None = None  # load-balancing loss of a mixture of experts that asks for it, a scalar
-    extras: dict[str, torch.Tensor] | None = None  # outputs of the training heads, see `plaudit.model.aux_heads`
+    logits: Tensor | None = None  # rewards, shape (N, 1), float32
+    pooled_states: Tensor | None = None  # the states that they were read from, shape (N, H)
+    aux_loss: Tensor | None = None  # load-balancing loss of a mixture of experts that asks for it, a scalar
+    extras: dict[str, Tensor] | None = None  # outputs of the training heads, see `plaudit.model.aux_heads`
 
 
 def backbone_of(model: PreTrainedModel) -> nn.Module | None:
@@ -48,6 +49,19 @@ def score_heads_of(model: nn.Module) -> list[nn.Linear]:
     copies = getattr(head, "modules_to_save", None)
     layers = [head] if copies is None else [head.original_module, *copies.values()]
     return [layer for layer in layers if isinstance(layer, nn.Linear)]
+
+
+@contextmanager
+def evaluating(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Context in which a model is in evaluation mode; its modes and the random states are restored."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
+            model.eval()
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def initialize_head(head: nn.Linear, seed: int) -> None:
@@ -78,7 +92,7 @@ def install_reward_forward(model: PreTrainedModel) -> bool:
     return True
 
 
-def _float32_linear_forward(self: nn.Linear, hidden: torch.Tensor) -> torch.Tensor:
+def _float32_linear_forward(self: nn.Linear, hidden: Tensor) -> Tensor:
     # In bfloat16 close rewards become ties.
     with torch.autocast(hidden.device.type, enabled=False):
         bias = None if self.bias is None else self.bias.float()
@@ -89,14 +103,14 @@ def _float32_linear_forward(self: nn.Linear, hidden: torch.Tensor) -> torch.Tens
 @torch.compiler.disable(recursive=False)
 def _reward_forward(
     self: Any,
-    input_ids: torch.Tensor | None = None,
-    attention_mask: torch.Tensor | None = None,
-    position_ids: torch.Tensor | None = None,
-    reward_positions: torch.Tensor | None = None,
+    input_ids: Tensor | None = None,
+    attention_mask: Tensor | None = None,
+    position_ids: Tensor | None = None,
+    reward_positions: Tensor | None = None,
     nodes: Sequence[Node] | None = None,
     attention_calls: list[AttentionCall] | None = None,
-    text_positions: torch.Tensor | None = None,
-    text_targets: torch.Tensor | None = None,
+    text_positions: Tensor | None = None,
+    text_targets: Tensor | None = None,
     skip_logits: bool | None = None,  # Liger passes it
     past_key_values: Any = None,  # by name, because prefix tuning looks for it in the signature
     **kwargs: Any,
@@ -111,7 +125,7 @@ def _reward_forward(
     layout = None
     if input_ids is None:
         # Prompt learning passes embeddings, those of its virtual tokens in front.
-        reward_positions = last_attended(cast(torch.Tensor, attention_mask))
+        reward_positions = last_attended(cast(Tensor, attention_mask))
     elif nodes is not None and getattr(self, "expand_shared_prefix", False):
         pad_token_id = self.config.get_text_config().pad_token_id or 0
         input_ids, attention_mask, index_T = expand_to_padded(input_ids, nodes, pad_token_id)
@@ -119,9 +133,7 @@ def _reward_forward(
         text_positions = None if text_positions is None else index_T.index_select(0, text_positions)
         position_ids = None
     elif nodes is not None:
-        layout = SharedPrefixLayout(
-            PrefixTree(tuple(nodes)), getattr(self, "shared_prefix_backend", "auto"), attention_calls
-        )
+        layout = SharedPrefixLayout(PrefixTree(nodes), getattr(self, "shared_prefix_backend", "auto"), attention_calls)
         kwargs["shared_prefix_layout"] = layout
     if position_ids is not None:
         kwargs["position_ids"] = position_ids
@@ -146,7 +158,7 @@ def _reward_forward(
     return RewardOutput(logits=self.score(pooled_NH), pooled_states=pooled_NH, aux_loss=aux_loss, extras=extras)
 
 
-def last_attended(attention_mask: torch.Tensor) -> torch.Tensor:
+def last_attended(attention_mask: Tensor) -> Tensor:
     """Returns the index of each row's last attended token in the flattened rectangle, wherever the padding is.
 
     >>> last_attended(torch.tensor([[1, 1, 0], [0, 1, 1]])).tolist()
@@ -157,15 +169,13 @@ def last_attended(attention_mask: torch.Tensor) -> torch.Tensor:
     return torch.arange(rows, device=attention_mask.device) * width + last
 
 
-def expand_to_padded(
-    input_ids: torch.Tensor, nodes: Sequence[Node], pad_token_id: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def expand_to_padded(input_ids: Tensor, nodes: Sequence[Node], pad_token_id: int) -> tuple[Tensor, Tensor, Tensor]:
     """Turns a shared-prefix row (1, T) back into a padded rectangle, one response per row.
 
     Returns ``input_ids`` (N, T'), ``attention_mask`` (N, T'), and the index of each token of the row in the flattened
     rectangle, shape (T,): of a shared prompt in its first copy.
     """
-    tree = PrefixTree(tuple(nodes))
+    tree = PrefixTree(nodes)
     ids = input_ids[0].split(tree.lengths)
     rows = [torch.cat([ids[node] for node in path]) for path in tree.paths]
     padded = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_token_id)

@@ -7,7 +7,7 @@ import importlib.util
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,11 @@ class Source:
         return find_file(self.name, file, self.revision) is not None
 
     @property
+    def revision_kwargs(self) -> dict[str, str]:
+        """The revision as keyword arguments: PEFT does not take None."""
+        return {} if self.revision is None else {"revision": self.revision}
+
+    @property
     def is_adapter(self) -> bool:
         """Whether there is an adapter and no weights of a model."""
         return self.has(ADAPTER_FILE) and not any(self.has(file) for file in _WEIGHTS)
@@ -67,64 +72,79 @@ class Source:
 
 
 def load_model(
-    name_or_path: str,
-    init_kwargs: Mapping[str, Any] | None = None,
-    *,
-    trust_remote_code: bool = False,
-    seed: int = 42,
+    name_or_path: str, init_kwargs: Mapping[str, Any] | None = None, *, trust_remote_code: bool = False, seed: int = 42
 ) -> PreTrainedModel:
     """Loads a model to be trained, with one output; a head that the checkpoint lacks is drawn afresh with `seed`."""
     model, missing = load_checkpoint(name_or_path, init_kwargs, trust_remote_code=trust_remote_code)
     fresh_head = {key for key in missing if key.split(".")[0] == "score"}
     if fresh_head:
         for head in score_heads_of(model):
-            with _gathered(head):
+            with ExitStack() as stack:
+                # DeepSpeed ZeRO-3 makes sharded parameters whole while they are written.
+                if sharded := [parameter for parameter in head.parameters() if hasattr(parameter, "ds_id")]:
+                    import deepspeed
+
+                    stack.enter_context(deepspeed.zero.GatheredParameters(sharded, modifier_rank=0))
                 initialize_head(head, seed)
         logger.info("%s has no reward head yet: a fresh one was drawn (seed %d).", name_or_path, seed)
-    if missing - fresh_head:
-        names = sorted(missing - fresh_head)
+    if names := sorted(missing - fresh_head):
         logger.warning("%s lacks %d weights, which start at random: %s", name_or_path, len(names), ", ".join(names[:5]))
     return model
 
 
 def load_checkpoint(
-    name_or_path: str, init_kwargs: Mapping[str, Any] | None = None, *, trust_remote_code: bool = False
+    name_or_path: str,
+    init_kwargs: Mapping[str, Any] | None = None,
+    *,
+    trust_remote_code: bool = False,
+    needs_head: bool = False,
 ) -> tuple[PreTrainedModel, frozenset[str]]:
     """Loads a sequence-classification model with one output; returns also which weights are random.
 
-    `init_kwargs` go to ``from_pretrained``; weights are float32 unless ``dtype`` is among them.
+    `init_kwargs` go to ``from_pretrained``; weights are float32 unless ``dtype`` is among them. With `needs_head`
+    language models are refused before their weights are loaded.
     """
-    kwargs: dict[str, Any] = {"trust_remote_code": trust_remote_code, **(init_kwargs or {})}
+    kwargs: dict[str, Any] = {"trust_remote_code": trust_remote_code, **(init_kwargs or {}), "num_labels": 1}
     if "dtype" not in kwargs and "torch_dtype" not in kwargs:
         kwargs["dtype"] = torch.float32
     folder = Path(name_or_path)
-    if folder.is_dir() and not any((folder / name).exists() for name in ("config.json", ADAPTER_FILE)):
+    has_config, has_adapter = (folder / "config.json").exists(), (folder / ADAPTER_FILE).exists()
+    if folder.is_dir() and not has_config and not has_adapter:
         raise ConfigError(
             f"the folder {name_or_path!r} holds no model: there is no config.json in it",
             fix="Pass a folder written by `save_pretrained` (perhaps one of its checkpoint-* folders), or a model id.",
         )
-    if not (folder / ADAPTER_FILE).exists() or (folder / "config.json").exists():
-        config_kwargs = {k: kwargs[k] for k in ("revision", "trust_remote_code", "token", "cache_dir") if k in kwargs}
-        with _loading(name_or_path):
-            config = AutoConfig.from_pretrained(name_or_path, **config_kwargs)
-        classifier = any("ForSequenceClassification" in name for name in config.architectures or ())
-        if classifier and config.num_labels != 1:
-            raise ConfigError(
-                f"{name_or_path!r} is a classifier with `num_labels={config.num_labels}`, "
-                "but reward models require `num_labels=1`",
-                fix="Start from the language model underneath, or from a reward model.",
-            )
-    kwargs["num_labels"] = 1
     level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()  # it would report missing weights, which callers do in better words
-    try:
-        with _loading(name_or_path):
+    with _loading(name_or_path):
+        if has_config or not has_adapter:
+            names = ("revision", "trust_remote_code", "token", "cache_dir")
+            config = AutoConfig.from_pretrained(
+                name_or_path, **{name: kwargs[name] for name in names if name in kwargs}
+            )
+            _check_architecture(name_or_path, config, needs_head=needs_head)
+        transformers_logging.set_verbosity_error()  # it would report missing weights, which callers do in better words
+        try:
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 name_or_path, output_loading_info=True, **kwargs
             )
-    finally:
-        transformers_logging.set_verbosity(level)
+        finally:
+            transformers_logging.set_verbosity(level)
     return model, frozenset(str(key) for key in info["missing_keys"])
+
+
+def _check_architecture(name: str, config: Any, *, needs_head: bool) -> None:
+    architectures = config.architectures or []
+    if any("ForSequenceClassification" in kind for kind in architectures) and config.num_labels != 1:
+        raise ConfigError(
+            f"{name!r} is a classifier with `num_labels={config.num_labels}`, but reward models require `num_labels=1`",
+            fix="Start from the language model underneath, or from a reward model.",
+        )
+    if needs_head and any(kind.endswith(_LANGUAGE_MODELS) for kind in architectures):
+        raise ConfigError(
+            f"{name!r} is a language model ({', '.join(architectures)}): it has no reward head, and a fresh one "
+            "would score at random",
+            fix="Train a reward model from it with `plaudit train` or `RewardTrainer`, and pass that model's folder.",
+        )
 
 
 def load_reward_model(
@@ -142,40 +162,39 @@ def load_reward_model(
     kwargs: dict[str, Any] = {"dtype": dtype or ("float32" if device.type == "cpu" else "auto")}
     if quantization_config is not None:
         kwargs |= {"quantization_config": quantization_config, "device_map": {"": device}}
+    is_adapter = source.is_adapter
+    model: Any
     with _loading(source.name):
-        if source.is_adapter:
-            model = _load_adapter(source, kwargs, merge_adapter=merge_adapter)
-        else:
-            if source.has("config.json"):
-                _refuse_language_model(source)
-            model, missing = load_checkpoint(
-                source.name, kwargs | _revision_of(source), trust_remote_code=source.trust_remote_code
+        base = base_source_of(source) if is_adapter else source
+        model, missing = load_checkpoint(
+            base.name,
+            kwargs | base.revision_kwargs,
+            trust_remote_code=source.trust_remote_code,
+            needs_head=not is_adapter,
+        )
+        if is_adapter:
+            from peft import PeftModel
+            from peft.utils import load_peft_weights
+
+            weights = load_peft_weights(source.name, device="cpu", **source.revision_kwargs)
+            missing = frozenset(name for name in missing if not any(key.endswith(name) for key in weights))
+        if missing:
+            names = ", ".join(sorted(missing)[:5]) + (", ..." if len(missing) > 5 else "")
+            raise ConfigError(
+                f"{source.name!r} lacks {len(missing)} weights of a reward model ({names}): they would be drawn at "
+                "random, and so would the rewards",
+                fix="Pass a trained reward model. If this is one, it was saved without its head.",
             )
-            _require_all_weights(source.name, missing)
+        if is_adapter:
+            for head in score_heads_of(model):
+                head.float()  # as the adapter keeps it, whatever the backbone has: loaded into less, it is rounded
+            if source.has("tokenizer_config.json") and (size := len(load_tokenizer_of(source))) > embedding_rows(model):
+                model.resize_token_embeddings(size)  # the chat template that it was trained with added tokens
+            model = PeftModel.from_pretrained(model, source.name, is_trainable=False, **source.revision_kwargs)
+            model = model.merge_and_unload() if merge_adapter else model
     if quantization_config is None:
         model = model.to(device)
     return model.eval().requires_grad_(False)
-
-
-def _load_adapter(source: Source, kwargs: Mapping[str, Any], *, merge_adapter: bool) -> nn.Module:
-    base_source = base_source_of(source)
-    from peft import PeftModel
-    from peft.utils import load_peft_weights
-
-    base, missing = load_checkpoint(
-        base_source.name, {**kwargs, **_revision_of(base_source)}, trust_remote_code=source.trust_remote_code
-    )
-    weights = load_peft_weights(source.name, device="cpu", **_revision_of(source))
-    _require_all_weights(source.name, {name for name in missing if not any(key.endswith(name) for key in weights)})
-    for head in score_heads_of(base):
-        # An adapter keeps its trained head in float32, whatever the backbone has: loaded into less, it is rounded.
-        head.float()
-    if source.has("tokenizer_config.json"):
-        tokens = len(load_tokenizer_of(source))
-        if tokens > embedding_rows(base):
-            base.resize_token_embeddings(tokens)  # the chat template that it was trained with added tokens
-    model: Any = PeftModel.from_pretrained(base, source.name, is_trainable=False, **_revision_of(source))
-    return model.merge_and_unload() if merge_adapter else model
 
 
 def base_source_of(source: Source) -> Source:
@@ -185,7 +204,7 @@ def base_source_of(source: Source) -> Source:
         raise ConfigError(message, fix="pip install 'plaudit[peft]'")
     from peft import PeftConfig
 
-    config = PeftConfig.from_pretrained(source.name, **_revision_of(source))
+    config = PeftConfig.from_pretrained(source.name, **source.revision_kwargs)
     task = getattr(config.task_type, "value", config.task_type)
     if task not in (None, "SEQ_CLS"):
         raise ConfigError(
@@ -193,39 +212,9 @@ def base_source_of(source: Source) -> Source:
             fix="Pass an adapter that was trained with task_type='SEQ_CLS', such as those of `RewardTrainer`.",
         )
     if not config.base_model_name_or_path:
-        raise ConfigError(
-            f"{source.name!r} is an adapter that does not name the model it belongs to",
-            fix=f"Set `base_model_name_or_path` in its {ADAPTER_FILE}.",
-        )
+        message = f"{source.name!r} is an adapter that does not name the model it belongs to"
+        raise ConfigError(message, fix=f"Set `base_model_name_or_path` in its {ADAPTER_FILE}.")
     return Source(config.base_model_name_or_path, config.revision, source.trust_remote_code)
-
-
-def _revision_of(source: Source) -> dict[str, str]:
-    # PEFT does not take None.
-    return {} if source.revision is None else {"revision": source.revision}
-
-
-def _refuse_language_model(source: Source) -> None:
-    config = AutoConfig.from_pretrained(
-        source.name, revision=source.revision, trust_remote_code=source.trust_remote_code
-    )
-    architectures = config.architectures or []
-    if any(name.endswith(_LANGUAGE_MODELS) for name in architectures):
-        raise ConfigError(
-            f"{source.name!r} is a language model ({', '.join(architectures)}): it has no reward head, and a fresh one "
-            "would score at random",
-            fix="Train a reward model from it with `plaudit train` or `RewardTrainer`, and pass that model's folder.",
-        )
-
-
-def _require_all_weights(name: str, missing: set[str] | frozenset[str]) -> None:
-    if missing:
-        names = ", ".join(sorted(missing)[:5]) + (", ..." if len(missing) > 5 else "")
-        raise ConfigError(
-            f"{name!r} lacks {len(missing)} weights of a reward model ({names}): they would be drawn at random, and so "
-            "would the rewards",
-            fix="Pass a trained reward model. If this is one, it was saved without its head.",
-        )
 
 
 def require_reward_model(model: nn.Module) -> None:
@@ -253,19 +242,6 @@ def _loading(name_or_path: str) -> Iterator[None]:
             fix=f"Check that it is a {kind} with a config.json and weights that transformers knows: of a language "
             "model to train, of a classifier with one output, or of an adapter.",
         ) from error
-
-
-@contextmanager
-def _gathered(module: nn.Module) -> Iterator[None]:
-    """Makes sharded parameters whole while they are written (DeepSpeed ZeRO-3)."""
-    parameters = [p for p in module.parameters(recurse=False) if hasattr(p, "ds_id")]
-    if not parameters:
-        yield
-        return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0):
-        yield
 
 
 def default_device() -> torch.device:
@@ -316,11 +292,9 @@ def set_chat_template(
         return []
     source = load_tokenizer(path, trust_remote_code=trust_remote_code)
     if not source.chat_template:
-        raise ConfigError(
-            f"the tokenizer {path!r} has no chat template",
-            field="chat_template_path",
-            fix="Use another tokenizer in `chat_template_path`, or a .jinja file.",
-        )
+        message = f"the tokenizer {path!r} has no chat template"
+        fix = "Use another tokenizer in `chat_template_path`, or a .jinja file."
+        raise ConfigError(message, field="chat_template_path", fix=fix)
     known = tokenizer.get_vocab()
     missing = [token for token in source.added_tokens_decoder.values() if str(token) not in known]
     tokenizer.add_tokens(missing)
@@ -337,11 +311,7 @@ def set_chat_template(
 
 
 def set_pad_token(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    pad_token: str | None = None,
-    *,
-    may_resize: bool = True,
+    model: Any, tokenizer: PreTrainedTokenizerBase, pad_token: str | None = None, *, may_resize: bool = True
 ) -> PreTrainedTokenizerBase:
     """Sets a padding token that is no end-of-sequence token in the model's configuration and a copy of the tokenizer.
 
@@ -355,22 +325,23 @@ def set_pad_token(
     eos_ids = eos_token_ids(tokenizer, text_config)
     chosen = pad_token if pad_token is not None else tokenizer.pad_token
     if pad_token is not None and pad_token not in tokenizer.get_vocab():
-        raise ConfigError(
-            f"the pad token {pad_token!r} is not in the tokenizer's vocabulary",
-            field="pad_token",
-            fix="Use a token of the vocabulary, or remove `pad_token`.",
-        )
+        message = f"the pad token {pad_token!r} is not in the tokenizer's vocabulary"
+        raise ConfigError(message, field="pad_token", fix="Use a token of the vocabulary, or remove `pad_token`.")
     if pad_token is None and (chosen is None or tokenizer.convert_tokens_to_ids(chosen) in eos_ids):
-        chosen = _reserved_token(tokenizer, eos_ids) or _add_pad_token(model, tokenizer, may_resize)
+        chosen = _reserved_token(tokenizer, eos_ids)
+        has_spare_row = len(tokenizer) < embedding_rows(model)
+        if chosen is None and (has_spare_row or may_resize):
+            chosen = _NEW_PAD_TOKEN
+            tokenizer.add_special_tokens({"pad_token": chosen})
+            if not has_spare_row:
+                model.resize_token_embeddings(len(tokenizer))
         if chosen is not None:
             logger.info("Padding token: %r (the tokenizer's own was %r).", chosen, tokenizer.pad_token)
         else:
             chosen = tokenizer.eos_token
     if chosen is None:
-        raise ConfigError(
-            "the tokenizer has neither a padding nor an eos token",
-            fix="Set `tokenizer.pad_token` to a token that no text contains.",
-        )
+        message = "the tokenizer has neither a padding nor an eos token"
+        raise ConfigError(message, fix="Set `tokenizer.pad_token` to a token that no text contains.")
     tokenizer.pad_token = chosen
     if tokenizer.pad_token_id in eos_ids:
         logger.warning(
@@ -388,16 +359,6 @@ def _reserved_token(tokenizer: PreTrainedTokenizerBase, eos_ids: set[int]) -> st
     free = sorted(token for token in special if tokenizer.convert_tokens_to_ids(token) not in taken)
     matches = (token for pattern in _RESERVED_TOKENS for token in free if re.fullmatch(pattern, token))
     return next(matches, None)
-
-
-def _add_pad_token(model: Any, tokenizer: PreTrainedTokenizerBase, may_resize: bool) -> str | None:
-    spare = len(tokenizer) < embedding_rows(model)
-    if not spare and not may_resize:
-        return None
-    tokenizer.add_special_tokens({"pad_token": _NEW_PAD_TOKEN})
-    if not spare:
-        model.resize_token_embeddings(len(tokenizer))
-    return _NEW_PAD_TOKEN
 
 
 def eos_token_ids(tokenizer: PreTrainedTokenizerBase, config: Any) -> set[int]:
@@ -480,7 +441,11 @@ def apply_liger(model: Any, config: Mapping[str, Any] | None, *, use_cpu: bool) 
     if not is_liger_kernel_available():
         raise ConfigError("it needs liger-kernel 0.3.0 or newer", field=field, fix="pip install liger-kernel")
     base_model = base_model_of(model)
-    forward, replaced_before = base_model.forward, _replaced_forwards(base_model)
+
+    def replaced_forwards() -> set[str]:
+        return {name for name, module in base_model.named_modules() if "forward" in vars(module)}
+
+    forward, replaced_before = base_model.forward, replaced_forwards()
     try:
         apply_liger_kernel(model, liger_settings(config))
     except (TypeError, ValueError, AttributeError) as error:
@@ -489,13 +454,8 @@ def apply_liger(model: Any, config: Mapping[str, Any] | None, *, use_cpu: bool) 
     if base_model.forward != forward:
         message = f"Liger has replaced the forward of the {type(base_model).__name__}"
         raise ConfigError(message, field=field, fix=fix)
-    count, kind = len(_replaced_forwards(base_model) - replaced_before), base_model.config.model_type
+    count, kind = len(replaced_forwards() - replaced_before), base_model.config.model_type
     if count:
         logger.info("Liger kernels: in %d modules of the %s model.", count, kind)
     else:
         logger.warning("`use_liger_kernel` does nothing: Liger has no kernels for models of type %s.", kind)
-
-
-def _replaced_forwards(model: nn.Module) -> set[str]:
-    """Returns the modules whose forward is not that of their class."""
-    return {name for name, module in model.named_modules() if "forward" in vars(module)}

@@ -68,10 +68,8 @@ def wrap_with_adapter(model: nn.Module, peft_config: Any, *, trained_tokens: Seq
     from peft import PeftConfig, get_peft_model
 
     if not isinstance(peft_config, PeftConfig):
-        raise ConfigError(
-            f"`peft_config` must be a PEFT configuration, got {type(peft_config).__name__}",
-            fix="Pass for example `peft.LoraConfig(r=16)`.",
-        )
+        message = f"`peft_config` must be a PEFT configuration, got {type(peft_config).__name__}"
+        raise ConfigError(message, fix="Pass for example `peft.LoraConfig(r=16)`.")
     if is_peft_model(model):
         raise ConfigError(
             "the model is wrapped in adapters already, and a `peft_config` was passed as well",
@@ -95,10 +93,8 @@ def wrap_with_adapter(model: nn.Module, peft_config: Any, *, trained_tokens: Seq
     try:
         wrapped: Any = get_peft_model(model, peft_config)
     except ValueError as error:
-        raise ConfigError(
-            f"the adapter does not fit {type(model).__name__}: {error}",
-            fix="Name modules of the model in `target_modules`, or use 'all-linear'.",
-        ) from error
+        message = f"the adapter does not fit {type(model).__name__}: {error}"
+        raise ConfigError(message, fix="Name modules of the model in `target_modules`, or use 'all-linear'.") from error
     for config in wrapped.peft_config.values():
         if getattr(config, "modules_to_save", None):
             config.modules_to_save = list(dict.fromkeys(config.modules_to_save))  # PEFT adds the head once more

@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from plaudit.data.collate import shortest_examples
 from plaudit.errors import ConfigError
 from plaudit.metrics import Gather
 from plaudit.model.attention import AttentionCall, use_shared_prefix_attention
-from plaudit.model.head import backbone_of, expand_to_padded, score_heads_of
+from plaudit.model.head import backbone_of, evaluating, expand_to_padded, score_heads_of
 from plaudit.model.peft import base_model_of, is_prompt_learning
 from plaudit.model.varlen import AttentionBackend
 from plaudit.prefix_tree import PrefixTree
@@ -104,11 +104,11 @@ def enable_shared_prefix(model: PreTrainedModel, backend: AttentionBackend = "au
 class Rewards:
     """What a reward model returns for a batch."""
 
-    rewards_N: torch.Tensor  # float32, shape (N,)
+    rewards_N: Tensor  # float32, shape (N,)
     tokens_computed: int  # tokens that went through the model, padding included, shared prompts once
-    aux_loss: torch.Tensor | None = None  # auxiliary loss of a mixture of experts, a scalar
+    aux_loss: Tensor | None = None  # auxiliary loss of a mixture of experts, a scalar
     aux_loss_weight: float = 0.0  # its coefficient in the loss, from the model's configuration
-    extras: Mapping[str, torch.Tensor] = field(default_factory=dict)  # outputs of the training heads, by name
+    extras: Mapping[str, Tensor] = field(default_factory=dict)  # outputs of the training heads, by name
 
 
 class RewardForward:
@@ -130,12 +130,7 @@ class RewardForward:
         self._unchecked = layout == "shared_prefix"
 
     def __call__(
-        self,
-        model: nn.Module,
-        batch: Batch,
-        *,
-        compute_dtype: torch.dtype | None = None,
-        gather: Gather | None = None,
+        self, model: nn.Module, batch: Batch, *, compute_dtype: torch.dtype | None = None, gather: Gather | None = None
     ) -> Rewards:
         """Returns the rewards of a batch on the model's device.
 
@@ -170,11 +165,8 @@ class RewardForward:
             return
         reason = reason or "another process found a difference"
         if self._required:
-            raise ConfigError(
-                f"batch_layout='shared_prefix' would be wrong for this model: {reason}",
-                field="batch_layout",
-                fix="Use batch_layout='auto'.",
-            )
+            message = f"batch_layout='shared_prefix' would be wrong for this model: {reason}"
+            raise ConfigError(message, field="batch_layout", fix="Use batch_layout='auto'.")
         # Batches still arrive in the layout; the model turns each of them into a rectangle.
         self._base_model.expand_shared_prefix = True  # type: ignore[assignment]
         self.layout, self.reason = "padded", reason
@@ -194,13 +186,10 @@ def compare_with_padded(
     input_ids, attention_mask, index_T = expand_to_padded(batch["input_ids"], batch["nodes"], pad_token_id)
     positions_N = index_T.index_select(0, batch["reward_positions"])
     calls: list[AttentionCall] = []
-    modes = [(module, module.training) for module in model.modules()]
-    devices = [batch["input_ids"].device] if batch["input_ids"].device.type == "cuda" else []
-    model.eval()
     try:
         # Nothing is worth compiling for two rows.
         eager = torch.compiler.set_stance("force_eager")
-        with torch.no_grad(), torch.random.fork_rng(devices=devices), eager:
+        with evaluating(model, batch["input_ids"].device), torch.no_grad(), eager:
             shared_states = model(**inputs, attention_calls=calls).pooled_states
             padded_states = model(
                 input_ids=input_ids, attention_mask=attention_mask, reward_positions=positions_N
@@ -209,9 +198,6 @@ def compare_with_padded(
         if isinstance(error, torch.OutOfMemoryError | ConfigError):
             raise
         return f"the model failed on a shared-prefix batch ({type(error).__name__}: {error})"
-    finally:
-        for module, training in modes:
-            module.training = training
     if problem := _unexpected_calls(base_model, calls):
         return problem
     tolerance = max(_TOLERANCE.get(dtype, 1e-2) for dtype in (shared_states.dtype, compute_dtype) if dtype is not None)
@@ -228,7 +214,7 @@ def _unexpected_calls(model: PreTrainedModel, calls: list[AttentionCall]) -> str
     if len(calls) != layers:
         return f"{len(calls)} of {layers} layers attend through the attention interface"
     # transformers passes the collator's placeholder on and builds no mask. Any other one hides tokens of its own.
-    if any(call.mask_shape != (1, 1, 1, 1) for call in calls):
+    if any(mask_shape != (1, 1, 1, 1) for mask_shape, _ in calls):
         return "the model builds an attention mask of its own"
     types = getattr(config, "layer_types", None)
     window = getattr(config, "sliding_window", None)
@@ -236,6 +222,6 @@ def _unexpected_calls(model: PreTrainedModel, calls: list[AttentionCall]) -> str
         return None
     expected = [window if types is None or kind == "sliding_attention" else None for kind in types or [None] * layers]
     # Short rows would not show a window that a layer does not pass on.
-    if [call.sliding_window for call in calls] != expected:
+    if [window for _, window in calls] != expected:
         return "its layers do not say which of them have a sliding window"
     return None

@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -19,10 +20,11 @@ from itertools import accumulate
 from typing import Any, Literal, TypeAlias
 
 import torch
+from torch import Tensor, nn
 
 from plaudit.prefix_tree import PrefixTree
 
-Kernel: TypeAlias = Callable[..., torch.Tensor]
+Kernel: TypeAlias = Callable[..., Tensor]
 AttentionBackend: TypeAlias = Literal["auto", "sdpa", "varlen", "flash_attn", "flash_attn_3", "kernels", "flex"]
 
 
@@ -34,7 +36,7 @@ class AttentionSettings:
     dropout: float = 0.0  # probability of dropping an attention weight
     sliding_window: int | None = None  # a query sees this many positions, its own included
     softcap: float | None = None  # scores become ``softcap * tanh(scores / softcap)`` (Gemma 2)
-    sinks: torch.Tensor | None = None  # one more score per head, (heads,), takes weight and gives no value (GPT-OSS)
+    sinks: Tensor | None = None  # one more score per head, (heads,), takes weight and gives no value (GPT-OSS)
 
     @property
     def kernel_window(self) -> tuple[int, int]:
@@ -46,11 +48,11 @@ class AttentionSettings:
 class VarlenPlan:
     """Index arithmetic of one batch, on its device."""
 
-    key_index: torch.Tensor  # which position of the row each gathered key is, shape (Tk,)
+    key_index: Tensor  # which position of the row each gathered key is, shape (Tk,)
     # Cumulative lengths from 0, shape (problems + 1,), int32. They end with the row: tensors longer than the last of
     # them give NaN gradients in `varlen_attn` (pytorch 176793). No problem is empty: every response has own tokens.
-    query_ends: torch.Tensor
-    key_ends: torch.Tensor
+    query_ends: Tensor
+    key_ends: Tensor
     longest_query: int
     longest_key: int
 
@@ -76,23 +78,32 @@ class VarlenPlan:
         return cls(torch.tensor(key_index).to(device, non_blocking=True), query_ends, key_ends, max(queries), max(keys))
 
 
+def dense_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, settings: AttentionSettings
+) -> Tensor:
+    """Attends in one problem, (1, heads, Tq, D) against (1, heads, Tk, D), with all settings; no mask means causal."""
+    scores = query @ key.transpose(2, 3) * settings.scaling
+    if settings.softcap is not None:
+        scores = settings.softcap * torch.tanh(scores / settings.softcap)
+    scores = scores + (torch.full_like(scores[0, 0], -math.inf).triu(1) if mask is None else mask)
+    if settings.sinks is not None:
+        sink_scores = settings.sinks.reshape(1, -1, 1, 1).expand(1, -1, query.shape[2], 1).to(scores.dtype)
+        scores = torch.cat((scores, sink_scores), dim=-1)
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    weights = scores.softmax(dim=-1, dtype=wide).to(value.dtype)[..., : key.shape[2]]
+    return nn.functional.dropout(weights, p=settings.dropout, training=settings.dropout > 0) @ value
+
+
 def varlen_attention(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    plan: VarlenPlan,
-    kernel: Kernel,
-    settings: AttentionSettings,
-) -> torch.Tensor:
+    query: Tensor, key: Tensor, value: Tensor, plan: VarlenPlan, kernel: Kernel, settings: AttentionSettings
+) -> Tensor:
     """Attends within each response and its prompt in one call of a kernel; see `shared_prefix_attention` for shapes."""
     query_THD, key_THD, value_THD = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     key_THD, value_THD = key_THD.index_select(0, plan.key_index), value_THD.index_select(0, plan.key_index)
     return kernel(query_THD, key_THD, value_THD, plan, settings)[None]
 
 
-def _torch_varlen(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: VarlenPlan, settings: AttentionSettings
-) -> torch.Tensor:
+def _torch_varlen(query: Tensor, key: Tensor, value: Tensor, plan: VarlenPlan, settings: AttentionSettings) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
     # Its signature changed between releases of torch.
@@ -116,15 +127,13 @@ def _torch_varlen(
 def _flash(load_module: Callable[[], Any], *, has_dropout: bool = True) -> Kernel:
     """Returns the kernel of a module with FlashAttention's `flash_attn_varlen_func`, loaded at the first call."""
 
-    def kernel(
-        query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: VarlenPlan, settings: AttentionSettings
-    ) -> torch.Tensor:
+    def kernel(query: Tensor, key: Tensor, value: Tensor, plan: VarlenPlan, settings: AttentionSettings) -> Tensor:
         ends = (plan.query_ends, plan.key_ends, plan.longest_query, plan.longest_key)
         options = {"softmax_scale": settings.scaling, "causal": True, "window_size": settings.kernel_window}
         options |= {"dropout_p": settings.dropout} if has_dropout else {}
         output = load_module().flash_attn_varlen_func(query, key, value, *ends, **options)
         # Some releases of FlashAttention 3 return the sums of scores as well.
-        attended: torch.Tensor = output[0] if isinstance(output, tuple) else output
+        attended: Tensor = output[0] if isinstance(output, tuple) else output
         return attended
 
     return kernel
@@ -163,7 +172,7 @@ def _varlen_has_windows() -> bool:
     return "window_size" in inspect.signature(varlen_attn).parameters
 
 
-def why_not_varlen(backend: str, query: torch.Tensor, settings: AttentionSettings) -> str | None:
+def why_not_varlen(backend: str, query: Tensor, settings: AttentionSettings) -> str | None:
     """Returns why one of `KERNELS` cannot compute a call; None if it can."""
     package, head_size = _PACKAGES[backend], query.shape[-1]
     if query.device.type != "cuda":

@@ -11,14 +11,14 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import TrainerState
@@ -34,10 +34,10 @@ from plaudit.errors import ConfigError, DataError
 from plaudit.files import write_atomically
 from plaudit.model.card import render_card
 from plaudit.model.golden import FILE_NAME, GoldenRow, GoldenRows, chat_template_hash
-from plaudit.model.peft import is_peft_model
+from plaudit.model.head import evaluating
 from plaudit.model.shared_prefix import RewardForward
-from plaudit.objectives import OBJECTIVES, ObjectiveName
-from plaudit.schema import LEGACY_COLUMNS
+from plaudit.objectives import OBJECTIVES
+from plaudit.schema import LEGACY_COLUMNS, Example
 from plaudit.training.config import OBJECTIVE_SETTINGS, RewardConfig
 from plaudit.version import installed_versions
 
@@ -61,13 +61,11 @@ def is_complete(checkpoint: Path) -> bool:
     except (OSError, ValueError):
         return False
     shards_exist = all((checkpoint / name).exists() for name in set(weight_map.values()))
+    weights, *to_resume = (
+        any(any(checkpoint.glob(pattern)) for pattern in patterns) for patterns in (_WEIGHTS, *_NEEDED_TO_RESUME)
+    )
     # A checkpoint of the model alone (`save_only_model`) has nothing of what is needed to resume, any other all of it.
-    to_resume = {_has_file(checkpoint, *patterns) for patterns in _NEEDED_TO_RESUME}
-    return written and _has_file(checkpoint, *_WEIGHTS) and shards_exist and len(to_resume) == 1
-
-
-def _has_file(folder: Path, *patterns: str) -> bool:
-    return any(any(folder.glob(pattern)) for pattern in patterns)
+    return written and weights and shards_exist and len(set(to_resume)) == 1
 
 
 def newest_complete_checkpoint(run_folder: str | os.PathLike[str]) -> Path:
@@ -82,11 +80,9 @@ def newest_complete_checkpoint(run_folder: str | os.PathLike[str]) -> Path:
         if is_complete(checkpoint):
             return checkpoint
         logger.warning("Skipping %s: it was not written to its end, or is half deleted.", checkpoint)
-    raise ConfigError(
-        f"there is no complete checkpoint in {str(folder)!r}",
-        field="resume_from_checkpoint",
-        fix="Name a checkpoint folder in `resume_from_checkpoint`, or start from the beginning.",
-    )
+    message = f"there is no complete checkpoint in {str(folder)!r}"
+    fix = "Name a checkpoint folder in `resume_from_checkpoint`, or start from the beginning."
+    raise ConfigError(message, field="resume_from_checkpoint", fix=fix)
 
 
 def mark_incomplete(checkpoint: Path) -> None:
@@ -102,16 +98,7 @@ _STATE = ("global_step", "epoch", "max_steps", "num_train_epochs", "best_metric"
 
 
 def run_record(
-    args: RewardConfig,
-    state: TrainerState,
-    *,
-    model: Any,
-    base_model: Any,
-    sharded: bool,
-    objective: ObjectiveName,
-    batch_layout: str,
-    batch_layout_reason: str,
-    reports: Mapping[str, DataReport],
+    args: RewardConfig, state: TrainerState, reports: Mapping[str, DataReport], about_model: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Returns what can be known about a run without its data set, as plain values."""
     settings, device = args.to_dict(), args.device
@@ -119,18 +106,10 @@ def run_record(
         "format": FORMAT,
         "version": VERSION,
         "saved": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "base_model": getattr(base_model.config, "name_or_path", "") or None,
-        "architecture": type(base_model).__name__,
-        "adapter": is_peft_model(model),
-        # A process of sharded training holds only some parameters.
-        "parameters": None if sharded else base_model.num_parameters(),
-        "trainable_parameters": None if sharded else base_model.num_parameters(only_trainable=True),
-        "objective": objective,
-        "batch_layout": batch_layout,
-        "batch_layout_reason": batch_layout_reason,
+        **about_model,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "processes": args.world_size,
-        "data": {name: report_as_dict(report) for name, report in reports.items()},
+        "data": {name: _report_as_dict(report) for name, report in reports.items()},
         "settings": settings,
         "changed_settings": changed_settings(settings),
         "versions": installed_versions(),
@@ -139,24 +118,19 @@ def run_record(
     }
 
 
+def _report_as_dict(report: DataReport) -> dict[str, Any]:
+    # The prompts are one number per row.
+    values = dataclasses.asdict(dataclasses.replace(report, prompts=None, first_error=None))
+    del values["prompts"], values["first_error"]
+    return {**values, "lengths": {**values["lengths"], "mean": report.lengths.mean}, "summary": report.summary()}
+
+
 def write_run_record(folder: Path, record: Mapping[str, Any]) -> None:
     """Writes the record beside the weights; that of a checkpoint leaves the logs to its ``trainer_state.json``."""
     if folder.name.startswith(f"{PREFIX_CHECKPOINT_DIR}-"):
         record = {key: value for key, value in record.items() if key != "log_history"}
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / RUN_RECORD, json.dumps(record, indent=1, default=str, ensure_ascii=False) + "\n")
-
-
-def report_as_dict(report: DataReport) -> dict[str, Any]:
-    """Returns a report on a data set as plain values, without `prompts` (one number per row).
-
-    >>> report = DataReport("train", 1024, "drop", "train")
-    >>> report.add(0, 1), report_as_dict(report)["dropped"]
-    (False, {'overlong': {'count': 1, 'first_rows': [0]}})
-    """
-    values = dataclasses.asdict(dataclasses.replace(report, prompts=None, first_error=None))
-    del values["prompts"], values["first_error"]
-    return {**values, "lengths": {**values["lengths"], "mean": report.lengths.mean}, "summary": report.summary()}
 
 
 def changed_settings(settings: Mapping[str, Any]) -> list[str]:
@@ -192,12 +166,11 @@ def choose_golden_rows(
     """
     for dataset in datasets if count else ():
         for rows in dataset.values() if isinstance(dataset, Mapping) else (dataset,):
-            if not isinstance(rows, Dataset | IterableDataset):
-                continue
-            candidates = [responses[:count] for responses in _responses_of_some_rows(tokenizer, rows)]
-            fitting = [row for row in candidates if max_length is None or _tokens(row) <= max_length]
-            if fitting:
-                return _spread(fitting, count)
+            if isinstance(rows, Dataset | IterableDataset):
+                candidates = [responses[:count] for responses in _responses_of_some_rows(tokenizer, rows)]
+                fitting = [row for row in candidates if max_length is None or _tokens(row) <= max_length]
+                if fitting:
+                    return _spread(fitting, count)
     return ()
 
 
@@ -208,7 +181,7 @@ def _tokens(responses: Sequence[GoldenRow]) -> int:
 def _responses_of_some_rows(tokenizer: Any, dataset: Dataset | IterableDataset) -> Iterator[tuple[GoldenRow, ...]]:
     """Yields one or two responses of up to 64 rows from all over a table, or of the first 16 of a stream."""
     plain = dataset.with_format(None)
-    encoders: dict[bool, Any] = {}
+    encoder_of = functools.cache(lambda conversational: (TextEncoder, ConversationEncoder)[conversational](tokenizer))
     numbered: Iterable[tuple[int, Any]]
     if isinstance(plain, Dataset):
         numbers = range(0, len(plain), max(1, -(-len(plain) // _CANDIDATES)))
@@ -218,24 +191,19 @@ def _responses_of_some_rows(tokenizer: Any, dataset: Dataset | IterableDataset) 
     for number, row in numbered:
         renamed = {LEGACY_COLUMNS.get(name, name): value for name, value in row.items()}
         try:
-            yield _first_and_last(renamed, number, plain.features, tokenizer, encoders)
+            yield _first_and_last(read_example(renamed, row_number=number, features=plain.features), number, encoder_of)
         except (DataError, ConfigError, *RENDER_ERRORS) as error:
             # The preparation of the data reports what is wrong with such rows.
             logger.debug("Row %d cannot be a golden row: %s", number, error)
 
 
-def _first_and_last(
-    row: Mapping[str, Any], number: int, features: Any, tokenizer: Any, encoders: dict[bool, Any]
-) -> tuple[GoldenRow, ...]:
+def _first_and_last(example: Example, number: int, encoder_of: Callable[[bool], Any]) -> tuple[GoldenRow, ...]:
     """Returns the first and the last response of a row, or one response where both are the same."""
-    example = read_example(row, row_number=number, features=features)
     if example.response_ids is not None:
         distinct = dict.fromkeys((tuple(example.response_ids[0]), tuple(example.response_ids[-1])))
         return tuple(GoldenRow(ids, 0.0, number) for ids in distinct)
     ends = example.responses[:1] if len(example.responses) == 1 else (example.responses[0], example.responses[-1])
-    if example.conversational not in encoders:
-        encoders[example.conversational] = (ConversationEncoder if example.conversational else TextEncoder)(tokenizer)
-    encoder = encoders[example.conversational]
+    encoder = encoder_of(example.conversational)
     texts = encoder.render([dataclasses.replace(example, responses=ends)])[0]
     golden: dict[tuple[int, ...], GoldenRow] = {}
     for response, text, ids in zip(ends, texts, encoder.tokenize(texts), strict=True):
@@ -276,17 +244,20 @@ def write_golden_rows(
     fsdp: bool,
     step: int,
 ) -> None:
-    """Writes the golden rows beside the weights that were just saved.
-
-    Rewards are computed one response at a time, as the saved weights give them: in evaluation mode and without mixed
-    precision. Neither modes nor random states are changed. Where no rewards can be computed the log says why.
-    """
+    """Writes the golden rows beside the weights that were just saved; where none can be written the log says why."""
     path = folder / FILE_NAME
+    path.unlink(missing_ok=True)  # those of an earlier step, or run into this folder, belong to other weights
     if not args.golden_rows:
-        path.unlink(missing_ok=True)  # those of an earlier run into this folder belong to other weights
         return
+    weights = list(model.parameters())
+    problems = {
+        "no row of the data can be read as a golden row, or all are too long": not rows,
+        "with FSDP the weights lie in shards on all processes": fsdp,
+        "with DeepSpeed ZeRO-3 the weights lie in shards on all processes": any(hasattr(w, "ds_id") for w in weights),
+        "the weights lie in shards on all processes": any(hasattr(w, "device_mesh") for w in weights),
+    }
+    problem = next((text for text, applies in problems.items() if applies), None)
     rewards: list[float] = []
-    problem = _why_no_rewards(model, rows, fsdp)
     if problem is None:
         try:
             rewards = _golden_rewards(rows, model, base_model, reads_positions, tokenizer.pad_token_id)
@@ -294,12 +265,8 @@ def write_golden_rows(
         except RuntimeError as error:  # out of memory, or a model that only works in mixed precision
             problem = f"the model cannot be called without mixed precision ({error})"
     if problem is not None:
-        logger.warning(
-            "No %s beside this checkpoint: %s. `plaudit verify MODEL --rows FILE --save` writes it afterwards.",
-            FILE_NAME,
-            problem,
-        )
-        path.unlink(missing_ok=True)
+        advice = "`plaudit verify MODEL --rows FILE --save` writes it afterwards."
+        logger.warning("No %s beside this checkpoint: %s. %s", FILE_NAME, problem, advice)
         return
     golden = GoldenRows(
         rows,
@@ -324,50 +291,22 @@ def _log_golden_rows(output_dir: str, count: int, public: bool) -> None:
     )
 
 
-def _why_no_rewards(model: nn.Module, rows: Sequence[GoldenRow], fsdp: bool) -> str | None:
-    if not rows:
-        return "no row of the data can be read as a golden row, or all are too long"
-    if fsdp:
-        return "with FSDP the weights lie in shards on all processes"
-    for parameter in model.parameters():
-        if hasattr(parameter, "ds_id"):
-            return "with DeepSpeed ZeRO-3 the weights lie in shards on all processes"
-        if hasattr(parameter, "device_mesh"):
-            return "the weights lie in shards on all processes"
-    return None
-
-
 def _golden_rewards(
     rows: Sequence[GoldenRow], model: nn.Module, base_model: Any, reads_positions: bool, pad_token_id: int
 ) -> list[float]:
-    collate, device = PaddedCollator(pad_token_id), base_model.device
+    """Computes rewards one response at a time, as the saved weights give them: without dropout and mixed precision."""
+    collate, device, rewards = PaddedCollator(pad_token_id), base_model.device, []
     forward = RewardForward(base_model, "padded", "one response at a time", reads_positions=reads_positions)
-    rewards = []
-    with _as_saved(model, device), torch.no_grad():
-        for row in rows:
-            batch = collate([{"response_ids": [list(row.ids)], "scores": [0.0]}])
-            on_device = {
-                name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in batch.items()
-            }
-            rewards.append(forward(model, on_device).rewards_N.float().item())
-    return rewards
-
-
-@contextmanager
-def _as_saved(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Context in which a model is in evaluation mode and without mixed precision."""
-    with ExitStack() as restored:
-        restored.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
-        for module in model.modules():
-            if module.training:
-                restored.callback(setattr, module, "training", True)
+    with evaluating(model, device), torch.no_grad(), ExitStack() as restored:
         # accelerate keeps the forward that it has wrapped in autocast.
-        original = getattr(model, "_original_forward", None)
-        if original is not None:
+        if (original := getattr(model, "_original_forward", None)) is not None:
             restored.callback(setattr, model, "forward", model.forward)
             model.forward = original
-        model.eval()
-        yield
+        for row in rows:
+            batch = collate([{"response_ids": [list(row.ids)], "scores": [0.0]}])
+            tensors = {key: value.to(device) for key, value in batch.items() if isinstance(value, Tensor)}
+            rewards.append(forward(model, batch | tensors).rewards_N.float().item())
+    return rewards
 
 
 def computed_in(base_model: Any) -> str:

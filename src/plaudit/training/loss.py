@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from datasets import Dataset, IterableDataset
+from torch import Tensor
 
 from plaudit.data.parse import survey
 from plaudit.losses import center_rewards_penalty, length_correlation
@@ -22,7 +23,7 @@ _LARGEST_DRAW = 12  # a Poisson number of mean 1 is larger once in 10^10 draws
 _BITS = 24  # float32 holds multiples of 2**-24 between 0 and 1 exactly
 
 
-def bootstrap_weights(content_G: torch.Tensor, members: int, seed: int) -> torch.Tensor:
+def bootstrap_weights(content_G: Tensor, members: int, seed: int) -> Tensor:
     """Returns how often each example is in the bootstrap sample of each member, shape (K, G): Poisson(1) numbers.
 
     They are hashed from the content of an example (one number each), not from its position: the same in every epoch,
@@ -39,10 +40,10 @@ def bootstrap_weights(content_G: torch.Tensor, members: int, seed: int) -> torch
     return torch.bucketize(uniform_KG, probabilities.cumsum(0).float().to(content_G.device), right=True).float()
 
 
-def _hash(values: torch.Tensor) -> torch.Tensor:
+def _hash(values: Tensor) -> Tensor:
     """MurmurHash3's finalizer of 64-bit numbers; products wrap around."""
 
-    def shifted(values: torch.Tensor) -> torch.Tensor:
+    def shifted(values: Tensor) -> Tensor:
         # The shift of signed numbers brings in copies of the sign.
         return (values >> 33) & (2**31 - 1)
 
@@ -69,7 +70,7 @@ class RewardLoss:
     ensemble_size: int = 0  # members learn from the objective alone; the reported loss is without theirs
     seed: int = 0  # of the members' bootstrap samples
 
-    def count(self, batch: Batch) -> torch.Tensor:
+    def count(self, batch: Batch) -> Tensor:
         """Returns the count of a batch in the mean over a step: its rows, or its responses for ratings and labels."""
         return self.objective.units(batch)[0].sum()
 
@@ -129,13 +130,8 @@ class RewardLoss:
         )
 
     def _members_loss(
-        self,
-        rewards_N: torch.Tensor,
-        deviations_NK: torch.Tensor,
-        batch: Batch,
-        tie_parameter: torch.Tensor | None,
-        terms: Terms,
-    ) -> torch.Tensor:
+        self, rewards_N: Tensor, deviations_NK: Tensor, batch: Batch, tie_parameter: Tensor | None, terms: Terms
+    ) -> Tensor:
         """Returns the mean over members of their summed losses; its gradient reaches only the members' weights."""
         members_KN = (rewards_N.detach()[:, None] + deviations_NK).T
         tie_parameter = None if tie_parameter is None else tie_parameter.detach()
@@ -169,16 +165,16 @@ def make_loss(args: RewardConfig, dataset: Dataset | IterableDataset) -> RewardL
     )
 
 
-def divisor(count: torch.Tensor) -> torch.Tensor:
+def divisor(count: Tensor) -> Tensor:
     """Returns a count that is safe to divide by: a batch of fillers counts 0."""
     return count.clamp_min(torch.finfo(torch.float32).tiny)
 
 
-def _weighted_sum(values_G: torch.Tensor, count_G: torch.Tensor) -> torch.Tensor:
+def _weighted_sum(values_G: Tensor, count_G: Tensor) -> Tensor:
     return torch.where(count_G > 0, count_G * values_G, 0).sum()
 
 
-def _mean_by_example(losses_S: torch.Tensor, example_S: torch.Tensor, zeros_G: torch.Tensor) -> torch.Tensor:
+def _mean_by_example(losses_S: Tensor, example_S: Tensor, zeros_G: Tensor) -> Tensor:
     total_G = zeros_G.index_add(0, example_S, losses_S.to(zeros_G.dtype))
     tokens_G = zeros_G.index_add(0, example_S, torch.ones_like(losses_S, dtype=zeros_G.dtype))
     return total_G / tokens_G.clamp_min(1)

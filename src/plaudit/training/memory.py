@@ -17,16 +17,17 @@ from typing import Any, TypeAlias
 import psutil
 import torch
 from datasets import Dataset, IterableDataset
-from torch import nn
+from torch import Tensor, nn
 
 from plaudit.data.collate import tokenized_example
+from plaudit.model.head import evaluating
 from plaudit.model.peft import is_peft_model
 from plaudit.prefix_tree import share_prefixes
 from plaudit.training.config import RewardConfig
 
 logger = logging.getLogger("plaudit")
 Row: TypeAlias = Mapping[str, Any]
-LossOfRows: TypeAlias = Callable[[Sequence[Row]], torch.Tensor]
+LossOfRows: TypeAlias = Callable[[Sequence[Row]], Tensor]
 """Runs prepared rows as one training batch and returns its loss: `RewardTrainer.loss_of_rows`."""
 
 # --- freed memory -----------------------------------------------------------------------------------------
@@ -73,32 +74,22 @@ def _glibc() -> ctypes.CDLL | None:
 _SMALL = 1024  # elements: moving smaller tensors costs more than it saves
 
 
-@contextlib.contextmanager
-def offload_activations(model: nn.Module, *, enabled: bool = True) -> Iterator[None]:
+def offload_activations(model: nn.Module, *, pin_memory: bool = True) -> contextlib.AbstractContextManager[None]:
     """Context that moves what autograd saves to the host's memory, and back when the backward pass asks for it.
 
-    On an accelerator only. The parameters stay where they are, although autograd saves them too.
+    Parameters stay where they are, although autograd saves them too. Copies to pinned memory run while it computes.
     """
-    if not enabled or next(model.parameters()).device.type in ("cpu", "meta"):
-        yield
-        return
-    with offload_saved_tensors(model, pin_memory=True):
-        yield
-
-
-def offload_saved_tensors(model: nn.Module, *, pin_memory: bool) -> contextlib.AbstractContextManager[None]:
-    """Context that copies what autograd saves; pinned host memory lets copies run beside the computation."""
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor | tuple[torch.device, torch.Tensor]:
+    def pack(tensor: Tensor) -> Tensor | tuple[torch.device, Tensor]:
         if tensor.numel() < _SMALL or tensor.untyped_storage().data_ptr() in parameters:
             return tensor
         host = torch.empty(tensor.size(), dtype=tensor.dtype, layout=tensor.layout, pin_memory=pin_memory)
         host.copy_(tensor, non_blocking=pin_memory)
         return tensor.device, host
 
-    def unpack(packed: torch.Tensor | tuple[torch.device, torch.Tensor]) -> torch.Tensor:
-        if isinstance(packed, torch.Tensor):
+    def unpack(packed: Tensor | tuple[torch.device, Tensor]) -> Tensor:
+        if isinstance(packed, Tensor):
             return packed
         device, host = packed
         return host.to(device, non_blocking=pin_memory, copy=device.type == "cpu")
@@ -126,11 +117,7 @@ def sample_batches(dataset: Dataset | IterableDataset, args: RewardConfig) -> li
 
 
 def count_tokens(rows: Sequence[Row], pad_to_multiple_of: int | None = None) -> Counter[str]:
-    """Counts the tokens of a batch of prepared rows: of all responses with their prompts, and computed per layout.
-
-    >>> count_tokens([{"chosen_ids": [1, 2, 3], "rejected_ids": [1, 2, 4, 5]}])
-    Counter({'padded': 8, 'responses': 7, 'shared_prefix': 5})
-    """
+    """Counts the tokens of a batch of prepared rows: of all responses with their prompts, and computed per layout."""
     examples = [tokenized_example(row) for row in rows]
     lengths = [len(ids) for example in examples for ids in example.response_ids]
     step = pad_to_multiple_of or 1
@@ -165,21 +152,28 @@ def estimate_memory(
         + \underbrace{\sum_{trained} k}_{optimizer} + \underbrace{a + b\,T}_{activations}
 
     with :math:`s` the bytes of a parameter and :math:`k` those that the optimizer keeps for it
-    (`optimizer_bytes`). What is kept for the backward pass is counted while small batches of two sizes run
-    forward; the line through them has intercept :math:`a` (copies of weights in lower precision) and slope
-    :math:`b`, and :math:`T` is the size of the largest batch in tokens. Gradient checkpointing keeps the
-    inputs of the :math:`L` layers, of hidden size :math:`H`, and what one layer keeps while it is recomputed:
-    :math:`L\,T\,H\,s + (a + b\,T)/L`. Temporary buffers and the allocator's slack are not included: allow for
-    a tenth more.
+    (`optimizer_bytes`). Temporary buffers and the allocator's slack are not included: allow for a tenth more.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optim = str(getattr(args.optim, "value", args.optim))
-    kept = activation_bytes(model, args, rows, tokens, layout=layout, loss_of_rows=loss_of_rows)
+    # What is kept for the backward pass is counted while small batches of two sizes run forward. The line through
+    # them has intercept a (copies of weights in lower precision) and slope b.
+    measured = []
+    for limit in (MEASURED_TOKENS // 4, MEASURED_TOKENS):
+        batch = first_rows(rows, args, layout, limit)
+        computed = count_tokens(batch, args.pad_to_multiple_of)[layout]
+        measured.append((computed, saved_bytes(model, loss_of_rows, batch)))
+    (few, few_bytes), (many, many_bytes) = measured
+    if many <= few:
+        kept = many_bytes * tokens // many
+    else:
+        kept = int(few_bytes + max(many_bytes - few_bytes, 0) / (many - few) * (tokens - few))
     if uses_checkpointing(model, args):
+        # Kept are the inputs of the layers, and what one layer keeps while it is recomputed.
         config = model.config.get_text_config()
         layers = max(getattr(config, "num_hidden_layers", 1), 1)
         width = getattr(config, "hidden_size", 0) * next(model.parameters()).element_size()
         kept = layers * tokens * width + kept // layers
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optim = str(getattr(args.optim, "value", args.optim))
     return {
         "weights": sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()),
         "gradients": sum(parameter.numel() * parameter.element_size() for parameter in trained),
@@ -188,7 +182,7 @@ def estimate_memory(
     }
 
 
-def optimizer_bytes(optim: str, parameter: torch.Tensor) -> int:
+def optimizer_bytes(optim: str, parameter: Tensor) -> int:
     """Returns the bytes that an optimizer, named as in ``TrainingArguments.optim``, keeps for a parameter.
 
     >>> weight = torch.zeros(8, 4)
@@ -200,27 +194,8 @@ def optimizer_bytes(optim: str, parameter: torch.Tensor) -> int:
     if optim == "adafactor":
         return 4 * sum(parameter.shape) if parameter.dim() > 1 else 4 * parameter.numel()
     numbers = 1 if any(name in optim for name in ("lion", "adagrad", "rmsprop")) else 2
-    if "8bit" in optim:
-        return numbers * parameter.numel()
-    if "4bit" in optim:
-        return numbers * parameter.numel() // 2
-    return numbers * parameter.numel() * parameter.element_size()
-
-
-def activation_bytes(
-    model: nn.Module, args: RewardConfig, rows: Sequence[Row], tokens: int, *, layout: str, loss_of_rows: LossOfRows
-) -> int:
-    """Returns the activation memory of a batch of `tokens` tokens, in bytes, without gradient checkpointing."""
-    measured = []
-    for limit in (MEASURED_TOKENS // 4, MEASURED_TOKENS):
-        batch = first_rows(rows, args, layout, limit)
-        computed = count_tokens(batch, args.pad_to_multiple_of)[layout]
-        measured.append((computed, saved_bytes(model, loss_of_rows, batch)))
-    (few, few_bytes), (many, many_bytes) = measured
-    if many <= few:
-        return many_bytes * tokens // many
-    slope = max(many_bytes - few_bytes, 0) / (many - few)
-    return int(few_bytes + slope * (tokens - few))
+    half_bytes = 2 if "8bit" in optim else 1 if "4bit" in optim else 2 * parameter.element_size()
+    return numbers * parameter.numel() * half_bytes // 2
 
 
 def saved_bytes(model: nn.Module, loss_of_rows: LossOfRows, rows: Sequence[Row]) -> int:
@@ -228,7 +203,7 @@ def saved_bytes(model: nn.Module, loss_of_rows: LossOfRows, rows: Sequence[Row])
     parameters = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     saved: dict[int, int] = {}
 
-    def count(tensor: torch.Tensor) -> torch.Tensor:
+    def count(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in parameters:
             saved[storage.data_ptr()] = storage.nbytes()
@@ -249,10 +224,14 @@ def uses_checkpointing(model: Any, args: RewardConfig) -> bool:
     return bool(args.gradient_checkpointing) and getattr(model, "supports_gradient_checkpointing", False)
 
 
-def checkpointing_method(model: Any, verb: str) -> Callable[..., None]:
-    """Returns the method that turns gradient checkpointing on ("enable") or off ("disable")."""
+def switch_checkpointing(model: Any, args: RewardConfig, on: bool) -> None:
+    """Lets a model, maybe with an adapter, recompute activations, or keep them."""
     # Newer transformers have another name for it, and warn about the old one.
-    return getattr(model, f"activation_checkpointing_{verb}", None) or getattr(model, f"gradient_checkpointing_{verb}")
+    names = [f"{kind}_checkpointing_{'enable' if on else 'disable'}" for kind in ("activation", "gradient")]
+    switch = getattr(model, names[0], None) or getattr(model, names[1])
+    switch(*([args.gradient_checkpointing_kwargs] if on else []))
+    if on and is_peft_model(model):
+        model.enable_input_require_grads()
 
 
 def with_checkpointing(args: RewardConfig, on: bool) -> RewardConfig:
@@ -264,13 +243,6 @@ def with_checkpointing(args: RewardConfig, on: bool) -> RewardConfig:
     return args
 
 
-def enable_checkpointing(model: Any, args: RewardConfig) -> None:
-    """Lets a model, maybe with an adapter, recompute activations."""
-    checkpointing_method(model, "enable")(args.gradient_checkpointing_kwargs)
-    if is_peft_model(model):
-        model.enable_input_require_grads()
-
-
 def decide_checkpointing(
     model: Any,
     args: RewardConfig,
@@ -278,7 +250,7 @@ def decide_checkpointing(
     *,
     layout: str,
     loss_of_rows: LossOfRows,
-    gather: Callable[[torch.Tensor], torch.Tensor],
+    gather: Callable[[Tensor], Tensor],
 ) -> tuple[bool, str]:
     """Decides whether training without gradient checkpointing would need more memory than is free, and says why.
 
@@ -302,33 +274,20 @@ def needed_bytes(model: Any, args: RewardConfig, dataset: Dataset, *, layout: st
         # Batches are filled by another rule than the sampled ones; a single row may still be larger.
         sizes = [size // len(rows) for size, rows in zip(sizes, batches, strict=True)]
         sizes.append(args.max_tokens_per_batch)
-    modes = [(module, module.training) for module in model.modules()]
-    devices = [args.device] if args.device.type == "cuda" else []
-    model.eval()  # so that nothing is counted among the metrics of training
-    try:
-        with torch.random.fork_rng(devices=devices):
-            memory = estimate_memory(model, args, batches[0], max(sizes), layout=layout, loss_of_rows=loss_of_rows)
-    finally:
-        for module, training in modes:
-            module.training = training
+    with evaluating(model, args.device):  # so that nothing is counted among the metrics of training
+        memory = estimate_memory(model, args, batches[0], max(sizes), layout=layout, loss_of_rows=loss_of_rows)
     return sum(memory.values()) - memory["weights"]
 
 
-def free_bytes(device: torch.device, processes: int = 1) -> int | None:
+def free_bytes(device: torch.device, processes: int = 1, container: Path = Path("/sys/fs/cgroup")) -> int | None:
     """Returns the memory that a process may still take on its device (None: unknown); processes share a CPU's."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + cached
-    if device.type == "cpu":
-        return min(psutil.virtual_memory().available, _left_in_container()) // processes
-    return None
-
-
-def _left_in_container(folder: Path = Path("/sys/fs/cgroup")) -> int:
-    """Returns what a container's limit leaves, a huge number without one."""
-    try:
-        limit = (folder / "memory.max").read_text().strip()
-        used = int((folder / "memory.current").read_text())
-    except (OSError, ValueError):
-        return 2**62
-    return 2**62 if limit == "max" else max(int(limit) - used, 0)
+    if device.type != "cpu":
+        return None
+    free = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit ("max")
+        limit = int((container / "memory.max").read_text())
+        free = min(free, max(limit - int((container / "memory.current").read_text()), 0))
+    return free // processes

@@ -41,26 +41,20 @@ def default_config(model: Any) -> RewardConfig:
 
 def check_train_dataset(dataset: Any, max_steps: int | None = None) -> None:
     """Raises unless there is one data set or stream, and a stream has a number of steps (None skips that check)."""
-    if dataset is None:
-        raise ConfigError("is missing", field="train_dataset", fix="Pass a `datasets.Dataset` of preferences.")
-    if isinstance(dataset, DatasetDict | IterableDatasetDict | dict):
-        raise ConfigError(
-            f"holds several splits ({', '.join(map(str, dataset))})",
-            field="train_dataset",
-            fix=f"Pass one of them, for example `train_dataset=dataset[{next(iter(dataset), 'train')!r}]`.",
-        )
-    if not isinstance(dataset, Dataset | IterableDataset):
-        raise ConfigError(
-            f"must be a `datasets.Dataset` or `IterableDataset`, got {type(dataset).__name__}",
-            field="train_dataset",
-            fix="For a list of rows, use `datasets.Dataset.from_list(rows)`.",
-        )
+    field, fix = "train_dataset", "For a list of rows, use `datasets.Dataset.from_list(rows)`."
     if isinstance(dataset, IterableDataset) and max_steps is not None and max_steps <= 0:
-        raise ConfigError(
-            "a streamed `train_dataset` has no length, so training would have no end",
-            field="max_steps",
-            fix="Set the number of training steps: `max_steps=1000`.",
-        )
+        problem = "a streamed `train_dataset` has no length, so training would have no end"
+        field, fix = "max_steps", "Set the number of training steps: `max_steps=1000`."
+    elif isinstance(dataset, Dataset | IterableDataset):
+        return
+    elif dataset is None:
+        problem, fix = "is missing", "Pass a `datasets.Dataset` of preferences."
+    elif isinstance(dataset, DatasetDict | IterableDatasetDict | dict):
+        problem = f"holds several splits ({', '.join(map(str, dataset))})"
+        fix = f"Pass one of them, for example `train_dataset=dataset[{next(iter(dataset), 'train')!r}]`."
+    else:
+        problem = f"must be a `datasets.Dataset` or `IterableDataset`, got {type(dataset).__name__}"
+    raise ConfigError(problem, field=field, fix=fix)
 
 
 def check_writable(folder: str | os.PathLike[str] | None) -> None:
@@ -72,11 +66,8 @@ def check_writable(folder: str | os.PathLike[str] | None) -> None:
         existing = existing.parent
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         problem = "cannot be written to" if existing.is_dir() else "is not a folder"
-        raise ConfigError(
-            f"the output folder {str(folder)!r} cannot be written: {str(existing)!r} {problem}",
-            field="output_dir",
-            fix="Choose another `output_dir`.",
-        )
+        message = f"the output folder {str(folder)!r} cannot be written: {str(existing)!r} {problem}"
+        raise ConfigError(message, field="output_dir", fix="Choose another `output_dir`.")
 
 
 def check_collator(collator: Any, loss: RewardLoss, dataset: Dataset | IterableDataset) -> None:
@@ -102,11 +93,8 @@ def check_grouping(args: RewardConfig, report: DataReport) -> None:
     }
     for name, wanted in needs_all_rows.items():
         if wanted and report.streaming:
-            raise ConfigError(
-                "needs to know all rows, and a stream shows them one by one",
-                field=name,
-                fix=f"Remove `{name}`, or turn streaming off.",
-            )
+            message = "needs to know all rows, and a stream shows them one by one"
+            raise ConfigError(message, field=name, fix=f"Remove `{name}`, or turn streaming off.")
     if report.prompts is None or args.group_by_prompt or args.train_sampling_strategy != "random":
         return
     num_rows, num_prompts = len(report.prompts), len(np.unique(report.prompts))
@@ -157,7 +145,16 @@ def load_model_and_tokenizer(
     Returns the reward model (maybe in an adapter), a copy of the tokenizer, and ids of tokens that came with the
     template.
     """
-    init_kwargs = _init_kwargs(args, quantization_config)
+    if isinstance(args.model_init_kwargs, str):
+        message = f"not a JSON object: {args.model_init_kwargs!r}"
+        fix = 'Pass a dict, or JSON such as \'{"dtype": "bfloat16"}\'.'
+        raise ConfigError(message, field="model_init_kwargs", fix=fix)
+    init_kwargs = dict(args.model_init_kwargs or {})
+    if quantization_config is not None:
+        if "quantization_config" in init_kwargs:
+            message = "was passed to the trainer and in `model_init_kwargs`"
+            raise ConfigError(message, field="quantization_config", fix="Remove one of them.")
+        init_kwargs["quantization_config"] = quantization_config
     revision: str | None = None
     if isinstance(model, str):
         name, revision = model, init_kwargs.get("revision")
@@ -173,38 +170,14 @@ def load_model_and_tokenizer(
     tokenizer = copy.deepcopy(tokenizer)
     if args.eos_token is not None:
         if args.eos_token not in tokenizer.get_vocab():
-            raise ConfigError(
-                f"{args.eos_token!r} is not in the tokenizer's vocabulary",
-                field="eos_token",
-                fix="Use a token of the vocabulary.",
-            )
+            message = f"{args.eos_token!r} is not in the tokenizer's vocabulary"
+            raise ConfigError(message, field="eos_token", fix="Use a token of the vocabulary.")
         tokenizer.eos_token = args.eos_token
         model.config.get_text_config().eos_token_id = tokenizer.eos_token_id
     added_tokens = []
-    if args.chat_template_path is not None:
-        added_tokens = load.set_chat_template(
-            model, tokenizer, args.chat_template_path, trust_remote_code=args.trust_remote_code
-        )
+    if (path := args.chat_template_path) is not None:
+        added_tokens = load.set_chat_template(model, tokenizer, path, trust_remote_code=args.trust_remote_code)
     return model, tokenizer, added_tokens
-
-
-def _init_kwargs(args: RewardConfig, quantization_config: Any) -> dict[str, Any]:
-    if isinstance(args.model_init_kwargs, str):
-        raise ConfigError(
-            f"not a JSON object: {args.model_init_kwargs!r}",
-            field="model_init_kwargs",
-            fix='Pass a dict, or JSON such as \'{"dtype": "bfloat16"}\'.',
-        )
-    init_kwargs = dict(args.model_init_kwargs or {})
-    if quantization_config is not None:
-        if "quantization_config" in init_kwargs:
-            raise ConfigError(
-                "was passed to the trainer and in `model_init_kwargs`",
-                field="quantization_config",
-                fix="Remove one of them.",
-            )
-        init_kwargs["quantization_config"] = quantization_config
-    return init_kwargs
 
 
 def prepare_model(
@@ -263,17 +236,12 @@ def add_training_heads(model: Any, loss: RewardLoss, *, reads_positions: bool) -
         return
     if not reads_positions:
         name = f"the objective {loss.objective.name}" if setting == "objective" else f"`{setting}`"
-        raise ConfigError(
-            f"{name} needs a decoder with a linear `score` head, which {type(base_model).__name__} is not",
-            field=setting,
-            fix=f"Use another model, or remove `{setting}`.",
-        )
+        message = f"{name} needs a decoder with a linear `score` head, which {type(base_model).__name__} is not"
+        raise ConfigError(message, field=setting, fix=f"Use another model, or remove `{setting}`.")
     if loss.lm_loss and peft.is_prompt_learning(model):
-        raise ConfigError(
-            "the text behind an adapter's virtual tokens cannot be found",
-            field="lm_loss_coefficient",
-            fix="Use another kind of adapter, or remove `lm_loss_coefficient`.",
-        )
+        message = "the text behind an adapter's virtual tokens cannot be found"
+        fix = "Use another kind of adapter, or remove `lm_loss_coefficient`."
+        raise ConfigError(message, field="lm_loss_coefficient", fix=fix)
     heads = aux_heads.TrainingHeads(
         base_model.config.get_text_config().hidden_size,
         ties=loss.objective.learns_ties,

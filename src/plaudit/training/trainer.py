@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -23,7 +24,7 @@ from plaudit.data.report import DataReport, Purpose
 from plaudit.errors import ConfigError
 from plaudit.metrics import Gather, RewardMetrics, Scored
 from plaudit.model.aux_heads import heads_of, load_heads, save_heads
-from plaudit.model.peft import base_model_of
+from plaudit.model.peft import base_model_of, is_peft_model
 from plaudit.model.shared_prefix import MODEL_KEYS, RewardForward
 from plaudit.objectives import Objective
 from plaudit.schema import TOKENIZED_COLUMNS, TOKENIZED_LIST_COLUMNS, Batch
@@ -44,19 +45,15 @@ class LoggingInterval(TrainerCallback, ExportableState):
     """
 
     def __init__(self) -> None:
-        self._metrics = RewardMetrics()
+        self.metrics = RewardMetrics()
         self._num_tokens = 0
         self._num_tokens_computed = 0
         self._saved: list[float] | None = None
 
-    def update(self, scored: Scored) -> None:
-        """Adds a training batch."""
-        self._metrics.update(scored)
-
     def flush(self, gather: Gather | None = None) -> dict[str, float]:
         """Returns the metrics of the interval with the token counts so far, and starts the next interval."""
-        values = self._metrics.compute(gather)
-        self._metrics.reset()
+        values = self.metrics.compute(gather)
+        self.metrics.reset()
         if values:
             self._num_tokens += int(values["num_tokens"])
             self._num_tokens_computed += int(values["num_tokens_computed"])
@@ -66,7 +63,7 @@ class LoggingInterval(TrainerCallback, ExportableState):
 
     def collect(self, gather: Gather | None = None) -> None:
         """Stores the sums over all processes for the checkpoint that is written next."""
-        self._saved = self._metrics.totals(gather)
+        self._saved = self.metrics.totals(gather)
 
     def state(self) -> dict[str, Any]:
         """Returns what the Trainer writes into ``trainer_state.json``."""
@@ -84,7 +81,7 @@ class LoggingInterval(TrainerCallback, ExportableState):
         self._num_tokens_computed = attributes.get("_num_tokens_computed", 0)
         # The saved sums are those of all processes: only one process continues with them.
         totals = attributes.get("_saved") if state.is_world_process_zero else None
-        self._metrics.restore(totals, device=args.device)
+        self.metrics.restore(totals, device=args.device)
 
 
 class RewardTrainer(Trainer):
@@ -131,7 +128,7 @@ class RewardTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
         optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
-        preprocess_logits_for_metrics: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
         peft_config: Any | None = None,
         *,
         quantization_config: Any | None = None,
@@ -217,6 +214,10 @@ class RewardTrainer(Trainer):
         """The objective that the model is trained with."""
         return self._loss.objective
 
+    @property
+    def _sharded(self) -> bool:
+        return self.is_fsdp_enabled or self.is_deepspeed_enabled
+
     # ---- data -------------------------------------------------------------------------------------------------
 
     def _prepare_data(self, dataset: Any, name: str, purpose: Purpose) -> Any:
@@ -265,6 +266,13 @@ class RewardTrainer(Trainer):
         kept_for, kept = self._kept_loaders.get(dataloader_key, (None, None))
         if kept is not None and kept_for is dataset:
             return kept
+        prompts = None
+        if is_training and self.args.group_by_prompt:
+            prompts = self.data_reports["train"].prompts
+            if prompts is None or len(prompts) != len(dataset):
+                message = "`train_dataset` has other rows than when it was passed in"
+                fix = "Pass the data set to `RewardTrainer`, or turn `group_by_prompt` off."
+                raise ConfigError(message, field="group_by_prompt", fix=fix)
         loader = example_loader(
             self._remove_unused_columns(dataset, description),
             self.args,
@@ -273,23 +281,12 @@ class RewardTrainer(Trainer):
             device=self.accelerator.device,
             is_training=is_training,
             padded=self.batch_layout == "padded",
-            prompts=self._prompts(dataset) if is_training and self.args.group_by_prompt else None,
+            prompts=None if prompts is None else prompts.tolist(),
             may_sort=self._eval_order_is_free(),
         )
         if dataloader_key is not None and self.args.dataloader_persistent_workers:
             self._kept_loaders[dataloader_key] = dataset, loader
         return loader
-
-    def _prompts(self, dataset: Dataset) -> Sequence[int]:
-        """For each training row a number that is equal for equal prompts."""
-        prompts = self.data_reports["train"].prompts
-        if prompts is None or len(prompts) != len(dataset):
-            raise ConfigError(
-                "`train_dataset` has other rows than when it was passed in",
-                field="group_by_prompt",
-                fix="Pass the data set to `RewardTrainer`, or turn `group_by_prompt` off.",
-            )
-        return prompts.tolist()
 
     def _eval_order_is_free(self) -> bool:
         """Whether nothing reported depends on which rows share a batch, or on the order of batches."""
@@ -300,7 +297,7 @@ class RewardTrainer(Trainer):
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[Batch], num_batches: int, device: torch.device
-    ) -> tuple[list[Batch], torch.Tensor]:
+    ) -> tuple[list[Batch], Tensor]:
         """The micro-batches of one step, and the number of comparisons in them over all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         counts = [self._loss.count(batch) for batch in batches]
@@ -311,7 +308,7 @@ class RewardTrainer(Trainer):
         prepared: Batch = super()._prepare_inputs(inputs)
         # DeepSpeed casts floats to its own type: what the loss reads keeps its precision.
         for key, value in inputs.items():
-            if key not in MODEL_KEYS and isinstance(value, torch.Tensor):
+            if key not in MODEL_KEYS and isinstance(value, Tensor):
                 prepared[key] = value.to(self.args.device)
         return prepared
 
@@ -327,8 +324,8 @@ class RewardTrainer(Trainer):
         model: nn.Module,
         inputs: Batch,
         return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor | tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """Sum of the losses of a batch, divided by the count of the whole step.
 
         Args:
@@ -348,16 +345,12 @@ class RewardTrainer(Trainer):
             loss = scored.loss * self.accelerator.num_processes / num_items_in_batch
         return (loss, {"rewards": scored.rewards_N}) if return_outputs else loss
 
-    def loss_of_rows(self, rows: Sequence[Mapping[str, Any]]) -> torch.Tensor:
-        """Loss of prepared rows as one batch, in the precision of the training.
-
-        Args:
-            rows: Rows of the prepared training data.
-        """
+    def loss_of_rows(self, rows: Sequence[Mapping[str, Any]]) -> Tensor:
+        """Loss of rows of the prepared training data as one batch, in the precision of the training."""
         batch = self._prepare_inputs(self.data_collator([dict(row) for row in rows]))
         with self.accelerator.autocast():
             loss = self.compute_loss(self.model, batch)
-        assert isinstance(loss, torch.Tensor)
+        assert isinstance(loss, Tensor)
         return loss
 
     # ---- training ---------------------------------------------------------------------------------------------
@@ -375,58 +368,53 @@ class RewardTrainer(Trainer):
         if resume_from_checkpoint is True:
             resume_from_checkpoint = str(artifacts.newest_complete_checkpoint(str(self.args.output_dir)))
         if self._checkpointing_undecided:
-            self._decide_checkpointing()
+            self._checkpointing_undecided = False
+            on, reason = True, "the memory of sharded training is not estimated"
+            if not self._sharded:
+                on, reason = memory.decide_checkpointing(
+                    self.model,
+                    self.args,
+                    self.train_dataset,
+                    layout=self.batch_layout,
+                    loss_of_rows=self.loss_of_rows,
+                    gather=self.accelerator.gather,
+                )
+            self._set_checkpointing(on)
+            # A step can be repeated only where it has not added to gradients nor talked to other processes.
+            alone = self.accelerator.num_processes == 1 and self.args.gradient_accumulation_steps == 1
+            self._may_enable_checkpointing = alone and not on
+            logger.info("Gradient checkpointing is %s: %s.", "on" if on else "off", reason)
         with memory.keep_freed_memory(self.args.device):
             return super().train(resume_from_checkpoint, *args, **kwargs)
 
-    def _decide_checkpointing(self) -> None:
-        """Decides on ``gradient_checkpointing="auto"``, once."""
-        self._checkpointing_undecided = False
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            on, reason = True, "the memory of sharded training is not estimated"
-        else:
-            on, reason = memory.decide_checkpointing(
-                self.model,
-                self.args,
-                self.train_dataset,
-                layout=self.batch_layout,
-                loss_of_rows=self.loss_of_rows,
-                gather=self.accelerator.gather,
-            )
+    def _set_checkpointing(self, on: bool) -> None:
         self.args = memory.with_checkpointing(self.args, on)
         if on:
-            memory.enable_checkpointing(self.model, self.args)
-        # A step can be repeated only where it has not added to gradients nor talked to other processes.
-        alone = self.accelerator.num_processes == 1 and self.args.gradient_accumulation_steps == 1
-        self._may_enable_checkpointing = alone and not on
-        logger.info("Gradient checkpointing is %s: %s.", "on" if on else "off", reason)
+            memory.switch_checkpointing(self.model, self.args, on)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Forward and backward pass of a micro-batch, with activations offloaded in between on request."""
+        offloads = self.args.activation_offloading and next(self.model.parameters()).device.type != "cpu"
         try:
-            with memory.offload_activations(self.model, enabled=self.args.activation_offloading):
+            with memory.offload_activations(self.model) if offloads else nullcontext():
                 loss = super().training_step(*args, **kwargs)
         except torch.OutOfMemoryError:
             if not self._may_enable_checkpointing:
                 raise
             loss = None
         if loss is None:  # only here has the failed attempt released its memory
-            self._enable_checkpointing_after_all()
+            # The estimate was too low. Begin the step anew, once.
+            self._may_enable_checkpointing, self._scored = False, None
+            logger.warning("Out of memory: gradient checkpointing is on from step %d.", self.state.global_step + 1)
+            self._set_checkpointing(True)
+            self.model.zero_grad(set_to_none=True)
+            if self.args.device.type == "cuda":
+                torch.cuda.empty_cache()
             return self.training_step(*args, **kwargs)
         if self._scored is not None:
-            self._interval.update(self._scored)
+            self._interval.metrics.update(self._scored)
             self._scored = None
         return loss
-
-    def _enable_checkpointing_after_all(self) -> None:
-        """Turns gradient checkpointing on after an estimate that was too low, once."""
-        self._may_enable_checkpointing, self._scored = False, None
-        logger.warning("Out of memory: gradient checkpointing is on from step %d.", self.state.global_step + 1)
-        self.args = memory.with_checkpointing(self.args, True)
-        memory.enable_checkpointing(self.model, self.args)
-        self.model.zero_grad(set_to_none=True)
-        if self.args.device.type == "cuda":
-            torch.cuda.empty_cache()
 
     @property
     def _interval(self) -> LoggingInterval:
@@ -519,12 +507,8 @@ class RewardTrainer(Trainer):
         )
 
     def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: Batch,
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None, Any]:
+        self, model: nn.Module, inputs: Batch, prediction_loss_only: bool, ignore_keys: list[str] | None = None
+    ) -> tuple[Tensor, Tensor | None, Any]:
         """Loss and rewards (examples, 2) of one batch."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -580,17 +564,19 @@ class RewardTrainer(Trainer):
             save_heads(heads, folder, state_dict, self._loss.objective.name)
 
     def _run_record(self) -> dict[str, Any]:
-        return artifacts.run_record(
-            self.args,
-            self.state,
-            model=self.model,
-            base_model=self._base_model,
-            sharded=self.is_fsdp_enabled or self.is_deepspeed_enabled,
-            objective=self.training_objective.name,
-            batch_layout=self.batch_layout,
-            batch_layout_reason=self.batch_layout_reason,
-            reports=self.data_reports,
-        )
+        model = self._base_model
+        about_model = {
+            "base_model": getattr(model.config, "name_or_path", "") or None,
+            "architecture": type(model).__name__,
+            "adapter": is_peft_model(self.model),
+            # A process of sharded training holds only some parameters.
+            "parameters": None if self._sharded else model.num_parameters(),
+            "trainable_parameters": None if self._sharded else model.num_parameters(only_trainable=True),
+            "objective": self.training_objective.name,
+            "batch_layout": self.batch_layout,
+            "batch_layout_reason": self.batch_layout_reason,
+        }
+        return artifacts.run_record(self.args, self.state, self.data_reports, about_model)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -602,7 +588,7 @@ class RewardTrainer(Trainer):
 
     def _load_heads(self, checkpoint: str) -> None:
         # FSDP and DeepSpeed keep them, sharded, in what they save themselves.
-        if not (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+        if not self._sharded:
             load_heads(heads_of(self._base_model), Path(checkpoint), self._loss.objective.name)
 
     def create_model_card(
@@ -637,14 +623,12 @@ class RewardTrainer(Trainer):
             (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def _by_example(values_N: torch.Tensor, example_N: torch.Tensor, width: int) -> torch.Tensor:
+def _by_example(values_N: Tensor, example_N: Tensor, width: int) -> Tensor:
     """Values of shape (examples, width), NaN where an example has fewer responses."""
     responses_G = torch.bincount(example_N)
     if int(responses_G.max()) > width:
-        raise ConfigError(
-            "predictions of a stream whose rows hold any number of responses cannot be collected",
-            fix="Evaluate on a `Dataset`, or without `compute_metrics`.",
-        )
+        message = "predictions of a stream whose rows hold any number of responses cannot be collected"
+        raise ConfigError(message, fix="Evaluate on a `Dataset`, or without `compute_metrics`.")
     table = values_N.new_full((len(responses_G), width), torch.nan)
     order_N = example_N.argsort(stable=True)
     starts_G = responses_G.cumsum(0) - responses_G
