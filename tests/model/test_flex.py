@@ -351,7 +351,7 @@ def test_models_give_the_rewards_and_gradients_of_the_padded_layout(
 
 @pytest.mark.parametrize("sinks", [False, True])
 def test_the_trial_run_finds_a_kernel_that_is_missing_or_wrong(sinks, monkeypatch, gradients_on_a_cpu, caplog):
-    arguments = (CPU, torch.float32, (4, 2, 16, 16), 0.3, 2.0, sinks)
+    arguments = (CPU, torch.float32, (4, 2, 16, 16), AttentionSettings(0.3, softcap=2.0), sinks)
     trial = flex._problem_in_a_trial.__wrapped__
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         assert trial(*arguments) is None

@@ -17,7 +17,6 @@ from plaudit.model.aux_heads import (
     install_training_heads,
     language_model_weight,
     load_heads,
-    remove_training_heads,
     save_heads,
 )
 from plaudit.model.head import install_reward_forward
@@ -124,10 +123,9 @@ def test_a_model_with_heads_saves_as_one_without(model, tmp_path):
     plain, trained = (load_file(tmp_path / name / "model.safetensors") for name in ("plain", "trained"))
     assert plain.keys() == trained.keys()
     assert all(torch.equal(plain[name], trained[name]) for name in plain)
-    remove_training_heads(model)
+    del model.training_heads
     assert heads_of(model) is None
     assert model(**batch(model)).extras is None
-    remove_training_heads(model)  # twice does no harm
 
 
 @pytest.mark.parametrize("prefix", [None, "", "base_model.model.", "_orig_mod."])

@@ -29,7 +29,6 @@ def decide(trainer):
         trainer.train_dataset,
         layout=trainer.batch_layout,
         loss_of_rows=trainer.loss_of_rows,
-        gather=trainer.accelerator.gather,
     )
 
 

@@ -105,4 +105,4 @@ def test_every_objective_has_words_on_the_card():
             "batch_layout_reason": "",
         }
         record |= {"settings": {}, "data": {}, "versions": {}, "log_history": []}
-        assert "Trained on " in render_model_card(record, name="m", location="m")
+        assert "Trained on " in render_model_card(record, {}, name="m", location="m")

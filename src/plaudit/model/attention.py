@@ -152,17 +152,10 @@ def _attend_in_layout(
 def shared_prefix_attention(
     query: Tensor, key: Tensor, value: Tensor, layout: SharedPrefixLayout, settings: AttentionSettings
 ) -> Tensor:
-    """Attends within each response and its prompt.
+    """Attends within each response and its prompt; returns shape (1, T, heads, value size).
 
-    Args:
-        query: Shape (1, heads, T, head size).
-        key: Shape (1, key heads, T, head size); key heads divide heads.
-        value: Shape (1, key heads, T, value size).
-        layout: Where prompts and responses lie in T.
-        settings: What the layer asks for.
-
-    Returns:
-        Shape (1, T, heads, value size).
+    The shape of `query` is (1, heads, T, head size), of `key` (1, key heads, T, head size), and of `value`
+    (1, key heads, T, value size); key heads divide heads.
     """
     backend = _choose_backend(query, key, value, layout.backend, settings)
     if backend in KERNELS:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
@@ -34,14 +34,9 @@ _CHUNK = 512  # positions whose scores over the vocabulary are in memory at the 
 class TrainingHeads(nn.Module):
     """What a reward model computes beside the reward while it is trained.
 
-    Args:
-        hidden_size: Width of the states under the head.
-        ties: Learn a parameter for ties.
-        length: Learn a second head for what length explains (ODIN).
-        ensemble_size: Members of an ensemble around the reward head; 0 for none.
-        seed: Seed of the members' initial weights; the global random state is left alone.
-        language_model_weight: Weight (V, H) of the language-model head for the language-model loss. It is held fixed;
-            where the model ties it to its input embeddings, those are passed to `forward` instead.
+    That is a parameter for ties, a second head for what length explains (ODIN), and an ensemble of so many members
+    around the reward head (0: none). The language-model head, with weight (V, H), is held fixed. Where the model ties
+    it to its input embeddings, those are passed to `forward` instead.
     """
 
     def __init__(
@@ -123,12 +118,6 @@ def install_training_heads(model: PreTrainedModel, heads: TrainingHeads) -> None
     model._ddp_params_and_buffers_to_ignore = [*ignored, buffer, f"base_model.model.{buffer}"]  # type: ignore[assignment]
 
 
-def remove_training_heads(model: Any) -> None:
-    """Removes the heads that another trainer added to a reward model (without wrapping), if any."""
-    if heads_of(model) is not None:
-        delattr(model, ATTRIBUTE)
-
-
 def heads_of(model: Any) -> TrainingHeads | None:
     """Returns the training heads of a reward model (without wrapping), if it has any."""
     heads = getattr(model, ATTRIBUTE, None)
@@ -179,14 +168,11 @@ def _describe(state: Mapping[str, Tensor], objective: str) -> str:
 
 def ensemble_in(path: Path) -> TrainingHeads | None:
     """Reads the ensemble, without the other heads, from a file of `save_heads`; None where there is none."""
-    with safe_open(path, framework="pt") as file:
-        if "ensemble.weight" not in file.keys():  # noqa: SIM118 (no mapping)
-            return None
-        weight_KH = file.get_tensor("ensemble.weight").float()
+    weight_KH = load_file(path).get("ensemble.weight")
+    if weight_KH is None:
+        return None
     heads = TrainingHeads(weight_KH.shape[1], ensemble_size=len(weight_KH))
-    assert heads.ensemble is not None
-    with torch.no_grad():
-        heads.ensemble.weight.copy_(weight_KH)
+    heads.load_state_dict({"ensemble.weight": weight_KH})
     return heads
 
 

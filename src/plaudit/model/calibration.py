@@ -72,22 +72,14 @@ class RewardCalibration:
 
 
 def load_calibration(name_or_path: str, revision: str | None = None) -> RewardCalibration | None:
-    """Reads the calibration beside a model; None where there is none.
-
-    Args:
-        name_or_path: The model's folder, or its id on the Hub.
-        revision: Branch, tag or commit on the Hub.
-
-    Raises:
-        ConfigError: The file cannot be read, or is of another version.
-    """
+    """Reads the calibration beside a model; None where there is none."""
     path = find_file(name_or_path, FILE_NAME, revision)
     if path is None:
         return None
     fix = "Write it with `RewardCalibration(...).save(folder)`, or pass `calibration=None` for raw rewards."
     try:
         values: Any = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read ({error})", fix=fix) from error
     known = {"version", "scale", "shift", "temperature", "how"}
     if not isinstance(values, dict) or values.get("version") != _VERSION or set(values) - known:

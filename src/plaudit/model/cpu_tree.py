@@ -73,25 +73,16 @@ class _TreeAttention(torch.autograd.Function):
         gradient, output, sums = (tensor.transpose(1, 2) for tensor in (gradients[0], output_1THD, sums_1TH))
         query_gradient, key_gradient, value_gradient = (torch.empty_like(tensor) for tensor in (query, key, value))
         for queries, keys, causal in _problems(ctx.tree):
-            of_query, of_key, of_value = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-                gradient[:, :, queries],
-                query[:, :, queries],
-                key[:, :, keys],
-                value[:, :, keys],
-                output[:, :, queries],
-                sums[:, :, queries],
-                0.0,
-                causal,
-                scale=ctx.scaling,
+            grad_i, query_i, output_i, sums_i = (tensor[:, :, queries] for tensor in (gradient, query, output, sums))
+            parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                grad_i, query_i, key[:, :, keys], value[:, :, keys], output_i, sums_i, 0.0, causal, scale=ctx.scaling
             )
-            if causal:
-                query_gradient[:, :, queries] = of_query
-                key_gradient[:, :, keys] = of_key
-                value_gradient[:, :, keys] = of_value
-            else:
-                query_gradient[:, :, queries] += of_query
-                key_gradient[:, :, keys] += of_key
-                value_gradient[:, :, keys] += of_value
+            totals = (query_gradient[:, :, queries], key_gradient[:, :, keys], value_gradient[:, :, keys])
+            for total, part in zip(totals, parts, strict=True):
+                if causal:  # the first problem of these tokens
+                    total.copy_(part)
+                else:
+                    total.add_(part)
         return query_gradient, key_gradient, value_gradient, None, None
 
 

@@ -104,7 +104,7 @@ def read_golden_rows(path: str | Path) -> GoldenRows:
     """Reads a file of golden rows; raises `ConfigError` where it cannot be read or is something else."""
     try:
         values: Any = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read ({error})", fix=_FIX) from error
     if not isinstance(values, dict) or (values.pop("format", None), values.pop("version", None)) != (FORMAT, VERSION):
         raise ConfigError(f"{path} holds no golden rows of version {VERSION}", fix=_FIX)

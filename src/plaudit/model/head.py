@@ -159,11 +159,7 @@ def _reward_forward(
 
 
 def last_attended(attention_mask: Tensor) -> Tensor:
-    """Returns the index of each row's last attended token in the flattened rectangle, wherever the padding is.
-
-    >>> last_attended(torch.tensor([[1, 1, 0], [0, 1, 1]])).tolist()
-    [1, 5]
-    """
+    """Returns the index of each row's last attended token in the flattened rectangle, wherever the padding is."""
     rows, width = attention_mask.shape
     last = width - 1 - attention_mask.flip(-1).argmax(-1)
     return torch.arange(rows, device=attention_mask.device) * width + last

@@ -411,11 +411,7 @@ def set_serving_config(model: nn.Module) -> None:
 
 
 def liger_settings(config: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Returns the user's `liger_kernel_config` without losses of language models, which replace the model's forward.
-
-    >>> liger_settings({"rope": False})
-    {'rope': False, 'cross_entropy': False, 'fused_linear_cross_entropy': False}
-    """
+    """Returns the user's `liger_kernel_config` without losses of language models, which replace the model's forward."""
     settings = dict(config or {})
     for name in _LIGER_LOSSES:
         if settings.get(name):

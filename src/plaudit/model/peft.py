@@ -102,11 +102,8 @@ def wrap_with_adapter(model: nn.Module, peft_config: Any, *, trained_tokens: Seq
 
 
 def store_trained_head_in_float32(model: nn.Module) -> None:
-    """Keeps a trained head in float32 when the frozen backbone is stored in a lower precision.
-
-    In bfloat16 the steps of a small learning rate would be rounded away. The head has to compute in float32, as those
-    of `install_reward_forward` do.
-    """
+    """Keeps a trained head in float32 when the frozen backbone is stored in a lower precision."""
+    # In bfloat16 the steps of a small learning rate would be rounded away.
     for head in score_heads_of(base_model_of(model)):
         if any(parameter.requires_grad for parameter in head.parameters()):
             head.float()

@@ -114,51 +114,42 @@ class Rewards:
 class RewardForward:
     """Calls a reward model in its layout, which is compared with the padded one on the first batch.
 
-    Args:
-        base_model: The reward model itself, without wrapping.
-        layout: ``"padded"`` or ``"shared_prefix"``: how batches arrive. ``"padded"`` after a fallback.
-        reason: Why that layout.
-        reads_positions: Whether the model reads rewards at given positions, rather than pooling itself.
-        required: Raise if the layouts differ, rather than fall back: the user set the layout.
+    `base_model` is the reward model without wrapping. `layout` is how batches arrive, ``"padded"`` after a fallback,
+    and `reason` says why. `reads_positions` tells whether the model reads rewards at given positions, rather than
+    pooling itself. With `required` a difference raises `ConfigError`, rather than fall back: the user set the layout.
     """
 
     def __init__(
         self, base_model: PreTrainedModel, layout: str, reason: str, *, reads_positions: bool, required: bool = False
     ) -> None:
         self.layout, self.reason = layout, reason
-        self._base_model, self._reads_positions, self._required = base_model, reads_positions, required
+        self.base_model, self.reads_positions, self._required = base_model, reads_positions, required
         self._unchecked = layout == "shared_prefix"
 
     def __call__(
         self, model: nn.Module, batch: Batch, *, compute_dtype: torch.dtype | None = None, gather: Gather | None = None
     ) -> Rewards:
-        """Returns the rewards of a batch on the model's device.
+        """Returns the rewards of a batch in the layout, on the model's device.
 
-        Args:
-            model: The model as it is called (wrapped by DDP, PEFT, ...).
-            batch: A batch in the layout.
-            compute_dtype: What the model computes in, where mixed precision makes that differ from its states.
-            gather: Collects a tensor from all processes, which decide alike; None for one process.
-
-        Raises:
-            ConfigError: The user set the shared-prefix layout, and it is wrong for this model.
+        `model` is the model as it is called (wrapped by DDP, PEFT, ...), and `compute_dtype` what it computes in, where
+        mixed precision makes that differ from its states. Processes decide alike, by what `gather` collects of them.
         """
         if self._unchecked:
             self._check(model, batch, compute_dtype, gather)
-        if not self._reads_positions:
+        if not self.reads_positions:
             outputs = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
             return Rewards(outputs.logits[:, 0].float(), batch["input_ids"].numel())
         outputs = model(**{key: batch[key] for key in MODEL_KEYS if key in batch})
         tokens, weight = batch["input_ids"].numel(), 0.0
-        if "nodes" in batch and getattr(self._base_model, "expand_shared_prefix", False):
+        if "nodes" in batch and getattr(self.base_model, "expand_shared_prefix", False):
             lengths = PrefixTree(batch["nodes"]).response_lengths
             tokens = len(lengths) * max(lengths)
         if outputs.aux_loss is not None:
-            weight = self._base_model.config.get_text_config().router_aux_loss_coef
+            weight = self.base_model.config.get_text_config().router_aux_loss_coef
         return Rewards(outputs.logits[:, 0], tokens, outputs.aux_loss, weight, outputs.extras or {})
 
     def _check(self, model: nn.Module, batch: Batch, compute_dtype: torch.dtype | None, gather: Gather | None) -> None:
-        reason = compare_with_padded(model, self._base_model, shortest_examples(batch), compute_dtype)
+        reason = compare_with_padded(model, self.base_model, shortest_examples(batch), compute_dtype)
         self._unchecked = False
         problem = torch.tensor([reason is not None], device=batch["input_ids"].device)
         if not (problem if gather is None else gather(problem)).any():
@@ -168,7 +159,7 @@ class RewardForward:
             message = f"batch_layout='shared_prefix' would be wrong for this model: {reason}"
             raise ConfigError(message, field="batch_layout", fix="Use batch_layout='auto'.")
         # Batches still arrive in the layout; the model turns each of them into a rectangle.
-        self._base_model.expand_shared_prefix = True  # type: ignore[assignment]
+        self.base_model.expand_shared_prefix = True  # type: ignore[assignment]
         self.layout, self.reason = "padded", reason
         logger.warning("Falling back to the padded layout: %s.", reason)
 

@@ -134,11 +134,7 @@ def write_run_record(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 def changed_settings(settings: Mapping[str, Any]) -> list[str]:
-    """Returns the sorted names of the settings (plain values) that are not at their defaults.
-
-    >>> changed_settings({"learning_rate": 3e-6, "seed": 42})
-    ['learning_rate']
-    """
+    """Returns the sorted names of the settings (plain values) that are not at their defaults."""
     changed = []
     for setting in dataclasses.fields(RewardConfig):
         factory = setting.default_factory
@@ -238,8 +234,7 @@ def write_golden_rows(
     args: RewardConfig,
     *,
     model: nn.Module,
-    base_model: Any,
-    reads_positions: bool,
+    forward: RewardForward,
     tokenizer: Any,
     fsdp: bool,
     step: int,
@@ -260,7 +255,7 @@ def write_golden_rows(
     rewards: list[float] = []
     if problem is None:
         try:
-            rewards = _golden_rewards(rows, model, base_model, reads_positions, tokenizer.pad_token_id)
+            rewards = _golden_rewards(rows, model, forward, tokenizer.pad_token_id)
             problem = None if all(map(math.isfinite, rewards)) else "a reward is not a finite number"
         except RuntimeError as error:  # out of memory, or a model that only works in mixed precision
             problem = f"the model cannot be called without mixed precision ({error})"
@@ -275,7 +270,7 @@ def write_golden_rows(
         how=f"rows of the run's data, rewards of its trainer at step {step}",
         versions=installed_versions(),
     )
-    golden.with_rewards(rewards, computed_in(base_model)).save(folder)
+    golden.with_rewards(rewards, computed_in(forward.base_model)).save(folder)
     _log_golden_rows(str(args.output_dir), len(rows), args.push_to_hub)
 
 
@@ -292,11 +287,11 @@ def _log_golden_rows(output_dir: str, count: int, public: bool) -> None:
 
 
 def _golden_rewards(
-    rows: Sequence[GoldenRow], model: nn.Module, base_model: Any, reads_positions: bool, pad_token_id: int
+    rows: Sequence[GoldenRow], model: nn.Module, forward: RewardForward, pad_token_id: int
 ) -> list[float]:
     """Computes rewards one response at a time, as the saved weights give them: without dropout and mixed precision."""
-    collate, device, rewards = PaddedCollator(pad_token_id), base_model.device, []
-    forward = RewardForward(base_model, "padded", "one response at a time", reads_positions=reads_positions)
+    collate, device, rewards = PaddedCollator(pad_token_id), forward.base_model.device, []
+    forward = RewardForward(forward.base_model, "padded", "alone", reads_positions=forward.reads_positions)
     with evaluating(model, device), torch.no_grad(), ExitStack() as restored:
         # accelerate keeps the forward that it has wrapped in autocast.
         if (original := getattr(model, "_original_forward", None)) is not None:
@@ -339,29 +334,15 @@ _SETTINGS_ON_CARD = (
 
 
 def render_model_card(
-    record: Mapping[str, Any],
-    *,
-    name: str,
-    location: str,
-    base_model: str | None = None,
-    datasets: str | Sequence[str] | None = None,
-    dataset_args: str | Sequence[str] | None = None,
-    tags: Sequence[str] = (),
-    tasks: str | Sequence[str] | None = None,
-    language: str | Sequence[str] | None = None,
-    license: str | None = None,
+    record: Mapping[str, Any], header: Mapping[str, Any], sources: Sequence[str] = (), *, name: str, location: str
 ) -> str:
     """Returns the card of a run as Markdown with a YAML header; `location` is the folder or Hub id to load from."""
-    base_model = base_model or record["base_model"] or ""
-    header: dict[str, Any] = {
+    base_model = header.get("base_model") or ""
+    header = {
         "library_name": "peft" if record["adapter"] else "transformers",
-        "pipeline_tag": next(iter(as_list(tasks)), "text-classification"),
-        "tags": sorted({*tags}),
-        "language": language if isinstance(language, str) else list(language or ()),
-        "license": license,
+        **header,
         # The name of a folder would mean nothing to others.
         "base_model": None if base_model.startswith(("/", ".")) else base_model,
-        "datasets": as_list(datasets),
     }
     logs, objective = record["log_history"], record["objective"]
     evaluations = [log for log in logs if any(key.startswith("eval_") for key in log)]
@@ -380,7 +361,7 @@ def render_model_card(
         meaning=OBJECTIVES[objective].meaning,
         evaluation=_table({key: value for log in last for key, value in log.items()}, "runtime", "per_second", "epoch"),
         training=_table(next((log for log in reversed(logs) if "loss" in log), {})),
-        data=[*as_list(dataset_args), *(report["summary"] for report in record["data"].values())],
+        data=[*sources, *(report["summary"] for report in record["data"].values())],
         settings=_table(settings | {"objective": objective}),
         versions=_table(record["versions"]),
     )
@@ -396,9 +377,5 @@ def _table(values: Mapping[str, Any], *skipped_endings: str) -> str:
 
 
 def as_list(value: str | Sequence[str] | None) -> list[str]:
-    """Returns one word, several or none as a list.
-
-    >>> as_list("one"), as_list(None)
-    (['one'], [])
-    """
+    """Returns one word, several or none as a list."""
     return [value] if isinstance(value, str) else list(value or ())

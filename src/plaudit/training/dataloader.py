@@ -47,23 +47,32 @@ def example_loader(
     `padded` says whether batches are rectangles, which a limit on their tokens counts. `prompts` has equal numbers for
     rows with equal prompts, where rows are grouped by prompt. `may_sort` lets an evaluation order rows by their work.
     """
+    seed = args.seed if args.data_seed is None else args.data_seed
+    strategy = args.train_sampling_strategy
+    processes: dict[str, Any] = {"process_index": args.process_index, "num_processes": args.world_size}
+    order: Callable[[int], Sequence[int]] | None = None
+    if is_training and prompts is not None:
+        order = grouped_by_prompt(prompts, seed)
+    elif is_training and strategy == "group_by_length":
+        lengths = [max(map(len, tokenized_example(row).response_ids)) for row in rows]
+        order = grouped_by_length(lengths, batch_size * args.world_size, seed)
+    elif is_training and strategy != "sequential":
+        order = shuffled(len(rows), seed)
+    elif may_sort and not is_training:
+        order = by_similar_work(rows, padded=padded)
     sampler: ExampleBatchSampler | TokenBatchSampler
     if is_training and args.max_tokens_per_batch is not None:
-        sampler = _token_sampler(rows, args, args.max_tokens_per_batch, padded, prompts)
-    else:
-        order = None
-        if is_training:
-            order = _training_order(rows, args, batch_size, prompts)
-        elif may_sort:
-            order = by_similar_work(rows, padded=padded)
-        sampler = ExampleBatchSampler(
-            len(rows),
-            batch_size,
-            process_index=args.process_index,
-            num_processes=args.world_size,
-            order=order,
-            drop_last=is_training and args.dataloader_drop_last,
+        sampler = TokenBatchSampler(
+            _costs(rows, args.max_tokens_per_batch, padded),
+            args.max_tokens_per_batch,
+            **processes,
+            seed=None if strategy == "sequential" else seed,
+            order=None if order is None or prompts is None else order(0),
         )
+        logger.info("Batches by tokens: %d rows in %d batches per process.", len(rows), len(sampler))
+    else:
+        drop_last = is_training and args.dataloader_drop_last
+        sampler = ExampleBatchSampler(len(rows), batch_size, order=order, drop_last=drop_last, **processes)
     loader: DataLoader[Any] = DataLoader(
         WeightedRows(rows, sampler),
         batch_sampler=sampler,
@@ -77,22 +86,8 @@ def example_loader(
     return prepare_data_loader(loader, device, num_processes=1, process_index=0, put_on_device=True)
 
 
-def _training_order(
-    rows: Dataset, args: RewardConfig, batch_size: int, prompts: Sequence[int] | None
-) -> Callable[[int], Sequence[int]] | None:
-    if prompts is not None:
-        return grouped_by_prompt(prompts, _seed(args))
-    if args.train_sampling_strategy == "sequential":
-        return None
-    if args.train_sampling_strategy == "group_by_length":
-        lengths = [max(map(len, tokenized_example(row).response_ids)) for row in rows]
-        return grouped_by_length(lengths, batch_size * args.world_size, _seed(args))
-    return shuffled(len(rows), _seed(args))
-
-
-def _token_sampler(
-    rows: Dataset, args: RewardConfig, max_tokens: int, padded: bool, prompts: Sequence[int] | None
-) -> TokenBatchSampler:
+def _costs(rows: Dataset, max_tokens: int, padded: bool) -> RowCost:
+    """Counts what rows cost, and warns about those that are larger than a batch may be."""
     tokens, widths, responses = [], [], []
     for row in rows:
         example = tokenized_example(row)
@@ -108,29 +103,10 @@ def _token_sampler(
             max_tokens,
             max(oversized),
         )
-    sampler = TokenBatchSampler(
-        cost,
-        max_tokens,
-        process_index=args.process_index,
-        num_processes=args.world_size,
-        seed=None if args.train_sampling_strategy == "sequential" else _seed(args),
-        order=None if prompts is None else grouped_by_prompt(prompts, _seed(args))(0),
-    )
-    logger.info("Batches by tokens: %d rows in %d batches per process.", len(tokens), len(sampler))
-    return sampler
-
-
-def _seed(args: RewardConfig) -> int:
-    return args.seed if args.data_seed is None else args.data_seed
+    return cost
 
 
 # ---- the order of an evaluation -------------------------------------------------------------------------------
-
-
-def sampler_of(loader: Any) -> ExampleBatchSampler | None:
-    """Returns the sampler of a loader that `example_loader` made, if it deals out rows by number."""
-    sampler = getattr(getattr(loader, "dataset", None), "sampler", None)
-    return sampler if isinstance(sampler, ExampleBatchSampler) else None
 
 
 def by_similar_work(rows: Dataset, *, padded: bool) -> Callable[[int], list[int]]:

@@ -33,7 +33,7 @@ def bootstrap_weights(content_G: Tensor, members: int, seed: int) -> Tensor:
     tensor([[1., 1., 1.],
             [0., 0., 0.]])
     """
-    member_K = torch.arange(1, members + 1, device=content_G.device) * _signed(0x9E3779B97F4A7C15)
+    member_K = torch.arange(1, members + 1, device=content_G.device) * (0x9E3779B97F4A7C15 - 2**64)
     hash_KG = _hash(content_G ^ _hash(member_K + seed)[:, None])
     uniform_KG = ((hash_KG >> (64 - _BITS)) & (2**_BITS - 1)).float() / 2**_BITS
     probabilities = torch.tensor([math.exp(-1) / math.factorial(n) for n in range(_LARGEST_DRAW)], dtype=torch.float64)
@@ -48,12 +48,8 @@ def _hash(values: Tensor) -> Tensor:
         return (values >> 33) & (2**31 - 1)
 
     for multiplier in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
-        values = (values ^ shifted(values)) * _signed(multiplier)
+        values = (values ^ shifted(values)) * (multiplier - 2**64)
     return values ^ shifted(values)
-
-
-def _signed(value: int) -> int:
-    return value - 2**64 if value >= 2**63 else value
 
 
 @dataclass(frozen=True)
@@ -105,7 +101,10 @@ class RewardLoss:
             loss = loss + self.length_head * (extras["head_overlap"] - explained) * count
         text_loss = None
         if self.lm_loss:
-            text_G = _mean_by_example(extras["text_losses"], batch["text_example"], torch.zeros_like(count_G))
+            zeros_G, losses_S = torch.zeros_like(count_G), extras["text_losses"].to(count_G.dtype)
+            total_G = zeros_G.index_add(0, batch["text_example"], losses_S)
+            tokens_G = zeros_G.index_add(0, batch["text_example"], torch.ones_like(losses_S))
+            text_G = total_G / tokens_G.clamp_min(1)
             text_loss = _weighted_sum(text_G, count_G) / divisor(count)
             loss = loss + self.lm_loss * text_loss * count
         return Scored(
@@ -172,9 +171,3 @@ def divisor(count: Tensor) -> Tensor:
 
 def _weighted_sum(values_G: Tensor, count_G: Tensor) -> Tensor:
     return torch.where(count_G > 0, count_G * values_G, 0).sum()
-
-
-def _mean_by_example(losses_S: Tensor, example_S: Tensor, zeros_G: Tensor) -> Tensor:
-    total_G = zeros_G.index_add(0, example_S, losses_S.to(zeros_G.dtype))
-    tokens_G = zeros_G.index_add(0, example_S, torch.ones_like(losses_S, dtype=zeros_G.dtype))
-    return total_G / tokens_G.clamp_min(1)

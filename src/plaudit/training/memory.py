@@ -244,26 +244,16 @@ def with_checkpointing(args: RewardConfig, on: bool) -> RewardConfig:
 
 
 def decide_checkpointing(
-    model: Any,
-    args: RewardConfig,
-    dataset: Any,
-    *,
-    layout: str,
-    loss_of_rows: LossOfRows,
-    gather: Callable[[Tensor], Tensor],
+    model: Any, args: RewardConfig, dataset: Any, *, layout: str, loss_of_rows: LossOfRows
 ) -> tuple[bool, str]:
-    """Decides whether training without gradient checkpointing would need more memory than is free, and says why.
-
-    All processes decide alike: if one is short of memory, all recompute.
-    """
+    """Decides whether training without gradient checkpointing would need more memory than is free, and says why."""
     if not isinstance(dataset, Dataset):
         return True, "a stream is not read beforehand"
     free = free_bytes(args.device, args.world_size)
     if free is None:
         return True, "free memory is unknown on this device"
     needed = SLACK * needed_bytes(model, args, dataset, layout=layout, loss_of_rows=loss_of_rows)
-    verdicts = gather(torch.tensor([needed > free], device=args.device))
-    return bool(verdicts.any()), f"about {needed / 2**30:.1f} GiB needed, {free / 2**30:.1f} GiB free"
+    return needed > free, f"about {needed / 2**30:.1f} GiB needed, {free / 2**30:.1f} GiB free"
 
 
 def needed_bytes(model: Any, args: RewardConfig, dataset: Dataset, *, layout: str, loss_of_rows: LossOfRows) -> int:

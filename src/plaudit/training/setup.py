@@ -33,12 +33,6 @@ HEAD_LEARNING_RATES = {"tie_parameter": 0.01, "ensemble.weight": 1e-3}
 # ---- settings -------------------------------------------------------------------------------------------------
 
 
-def default_config(model: Any) -> RewardConfig:
-    """Returns default settings, writing to ``<model name>-Reward``."""
-    name = model if isinstance(model, str) else getattr(model.config, "name_or_path", "") or "model"
-    return RewardConfig(output_dir=f"{Path(name).name}-Reward")
-
-
 def check_train_dataset(dataset: Any, max_steps: int | None = None) -> None:
     """Raises unless there is one data set or stream, and a stream has a number of steps (None skips that check)."""
     field, fix = "train_dataset", "For a list of rows, use `datasets.Dataset.from_list(rows)`."
@@ -208,23 +202,28 @@ def prepare_model(
     return model, tokenizer, reads_positions
 
 
-def choose_batch_layout(model: Any, args: RewardConfig, *, own_collator: bool) -> tuple[str, str]:
-    """Chooses the batch layout, prepares the model for it, and returns it with the reason."""
+def make_forward(
+    model: Any, args: RewardConfig, *, reads_positions: bool, own_collator: bool
+) -> shared_prefix.RewardForward:
+    """Chooses the batch layout, prepares the model for it, and returns what calls the model."""
+    base_model = peft.base_model_of(model)
     layout, reason = shared_prefix.choose_layout(
         model, args.batch_layout, own_collator=own_collator, neftune=bool(args.neftune_noise_alpha)
     )
     if layout == "shared_prefix":
-        shared_prefix.enable_shared_prefix(peft.base_model_of(model), args.attention_backend)
+        shared_prefix.enable_shared_prefix(base_model, args.attention_backend)
         if args.pad_to_multiple_of is not None:
             logger.warning("`pad_to_multiple_of` has no effect in the shared_prefix layout, which has no padding.")
     logger.info("Batch layout: %s (%s).", layout, reason)
-    return layout, reason
+    required = args.batch_layout == "shared_prefix"
+    return shared_prefix.RewardForward(base_model, layout, reason, reads_positions=reads_positions, required=required)
 
 
 def add_training_heads(model: Any, loss: RewardLoss, *, reads_positions: bool) -> None:
     """Gives a reward model the fresh heads that the loss needs, if any."""
     base_model = peft.base_model_of(model)
-    aux_heads.remove_training_heads(base_model)
+    if aux_heads.heads_of(base_model) is not None:  # those that another trainer added
+        delattr(base_model, aux_heads.ATTRIBUTE)
     settings = {
         "objective": loss.objective.learns_ties,
         "length_head_coefficient": loss.length_head,

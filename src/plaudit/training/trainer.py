@@ -21,16 +21,18 @@ from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, Predictio
 from plaudit.data.collate import ForeignCollator, PaddedCollator, SharedPrefixCollator
 from plaudit.data.parse import most_responses
 from plaudit.data.report import DataReport, Purpose
+from plaudit.data.samplers import ExampleBatchSampler
 from plaudit.errors import ConfigError
 from plaudit.metrics import Gather, RewardMetrics, Scored
 from plaudit.model.aux_heads import heads_of, load_heads, save_heads
-from plaudit.model.peft import base_model_of, is_peft_model
-from plaudit.model.shared_prefix import MODEL_KEYS, RewardForward
+from plaudit.model.peft import is_peft_model
+from plaudit.model.shared_prefix import MODEL_KEYS
 from plaudit.objectives import Objective
 from plaudit.schema import TOKENIZED_COLUMNS, TOKENIZED_LIST_COLUMNS, Batch
 from plaudit.training import artifacts, memory, setup
+from plaudit.training.artifacts import as_list
 from plaudit.training.config import RewardConfig
-from plaudit.training.dataloader import example_loader, in_row_order, sampler_of
+from plaudit.training.dataloader import example_loader, in_row_order
 from plaudit.training.loss import divisor, make_loss
 
 logger = logging.getLogger("plaudit")
@@ -133,7 +135,9 @@ class RewardTrainer(Trainer):
         *,
         quantization_config: Any | None = None,
     ) -> None:
-        args = args if args is not None else setup.default_config(model)
+        if args is None:
+            name = model if isinstance(model, str) else getattr(model.config, "name_or_path", "") or "model"
+            args = RewardConfig(output_dir=f"{Path(name).name}-Reward")
         setup.check_train_dataset(train_dataset, args.max_steps)
         setup.check_writable(args.output_dir)
         if args.n_gpu > 1:
@@ -164,19 +168,13 @@ class RewardTrainer(Trainer):
             eval_dataset = self._prepare_data(eval_dataset, "eval", "eval")
         setup.check_collator(data_collator, self._loss, train_dataset)
         setup.check_grouping(args, self.data_reports["train"])
-        model, tokenizer, self._reads_positions = setup.prepare_model(
+        model, tokenizer, reads_positions = setup.prepare_model(
             model, self._tokenizer, args, peft_config, trained_tokens=added_tokens
         )
-        layout, reason = setup.choose_batch_layout(model, args, own_collator=data_collator is not None)
-        setup.add_training_heads(model, self._loss, reads_positions=self._reads_positions)
-        self._base_model = base_model_of(model)
-        self._forward = RewardForward(
-            self._base_model,
-            layout,
-            reason,
-            reads_positions=self._reads_positions,
-            required=args.batch_layout == "shared_prefix",
-        )
+        own_collator = data_collator is not None
+        self._forward = setup.make_forward(model, args, reads_positions=reads_positions, own_collator=own_collator)
+        setup.add_training_heads(model, self._loss, reads_positions=reads_positions)
+        self._base_model: Any = self._forward.base_model
         self._eval_metrics = RewardMetrics()
         self._scored: Scored | None = None  # of the micro-batch in progress
         self._kept_loaders: dict[str | None, tuple[Dataset, DataLoader[Any]]] = {}
@@ -326,14 +324,10 @@ class RewardTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
-        """Sum of the losses of a batch, divided by the count of the whole step.
+        """Sum of the losses of a batch in either layout, divided by the count of the whole step.
 
-        Args:
-            model: The model as the Trainer wrapped it.
-            inputs: A batch in either layout.
-            return_outputs: Also return ``{"rewards": (N,)}``.
-            num_items_in_batch: Count of the step over all processes: pairs for pairs, responses for ratings and
-                labels. By default the count of this batch.
+        `num_items_in_batch` is that count over all processes: pairs for pairs, responses for ratings and labels; by
+        default that of this batch. `return_outputs` also returns ``{"rewards": (N,)}``.
         """
         scored = self._score(model, inputs)
         if model.training:
@@ -371,14 +365,10 @@ class RewardTrainer(Trainer):
             self._checkpointing_undecided = False
             on, reason = True, "the memory of sharded training is not estimated"
             if not self._sharded:
-                on, reason = memory.decide_checkpointing(
-                    self.model,
-                    self.args,
-                    self.train_dataset,
-                    layout=self.batch_layout,
-                    loss_of_rows=self.loss_of_rows,
-                    gather=self.accelerator.gather,
-                )
+                parts: dict[str, Any] = {"layout": self.batch_layout, "loss_of_rows": self.loss_of_rows}
+                on, reason = memory.decide_checkpointing(self.model, self.args, self.train_dataset, **parts)
+                # If one process is short of memory, all recompute.
+                on = bool(self.accelerator.gather(torch.tensor([on], device=self.args.device)).any())
             self._set_checkpointing(on)
             # A step can be repeated only where it has not added to gradients nor talked to other processes.
             alone = self.accelerator.num_processes == 1 and self.args.gradient_accumulation_steps == 1
@@ -479,8 +469,8 @@ class RewardTrainer(Trainer):
     ) -> EvalLoopOutput:
         """The Trainer's loop, with metrics that are exact over examples, and results in the order of the rows."""
         self._eval_metrics.reset()
-        sampler = sampler_of(dataloader)
-        order = None if sampler is None else sampler.order(0)
+        sampler = getattr(getattr(dataloader, "dataset", None), "sampler", None)
+        order = sampler.order(0) if isinstance(sampler, ExampleBatchSampler) else None
         compute_metrics = self.compute_metrics
         if compute_metrics is not None and not self.args.batch_eval_metrics:
             self.compute_metrics = lambda prediction: compute_metrics(
@@ -553,8 +543,7 @@ class RewardTrainer(Trainer):
                 self._golden_rows,
                 self.args,
                 model=self.model,
-                base_model=self._base_model,
-                reads_positions=self._reads_positions,
+                forward=self._forward,
                 tokenizer=self.processing_class,
                 fsdp=self.is_fsdp_enabled,
                 step=self.state.global_step,
@@ -606,18 +595,16 @@ class RewardTrainer(Trainer):
         """Write ``README.md`` into the output folder: data, settings, metrics, versions, and how to use the model."""
         folder = Path(str(self.args.output_dir))
         name = model_name or folder.name
-        card = artifacts.render_model_card(
-            self._run_record(),
-            name=name,
-            location=self.hub_model_id or name,
-            base_model=finetuned_from,
-            datasets=dataset_tags or dataset,
-            dataset_args=dataset_args,
-            tags=[*self._tag_names, *artifacts.as_list(tags)],
-            tasks=tasks,
-            language=language,
-            license=license,
-        )
+        record, location = self._run_record(), self.hub_model_id or name
+        header = {
+            "pipeline_tag": next(iter(as_list(tasks)), "text-classification"),
+            "tags": sorted({*self._tag_names, *as_list(tags)}),
+            "language": language if isinstance(language, str) else list(language or ()),
+            "license": license,
+            "base_model": finetuned_from or record["base_model"],
+            "datasets": as_list(dataset_tags or dataset),
+        }
+        card = artifacts.render_model_card(record, header, as_list(dataset_args), name=name, location=location)
         if self.is_world_process_zero():
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "README.md").write_text(card, encoding="utf-8")
@@ -625,14 +612,10 @@ class RewardTrainer(Trainer):
 
 def _by_example(values_N: Tensor, example_N: Tensor, width: int) -> Tensor:
     """Values of shape (examples, width), NaN where an example has fewer responses."""
-    responses_G = torch.bincount(example_N)
-    if int(responses_G.max()) > width:
+    responses = torch.bincount(example_N).tolist()
+    if max(responses) > width:
         message = "predictions of a stream whose rows hold any number of responses cannot be collected"
         raise ConfigError(message, fix="Evaluate on a `Dataset`, or without `compute_metrics`.")
-    table = values_N.new_full((len(responses_G), width), torch.nan)
-    order_N = example_N.argsort(stable=True)
-    starts_G = responses_G.cumsum(0) - responses_G
-    example_N = example_N[order_N]
-    position_N = torch.arange(len(order_N), device=order_N.device) - starts_G[example_N]
-    table[example_N, position_N] = values_N[order_N]
-    return table
+    rows = values_N[example_N.argsort(stable=True)].split(responses)
+    table = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=torch.nan)
+    return nn.functional.pad(table, (0, width - table.shape[1]), value=torch.nan)
