@@ -65,11 +65,7 @@ def comparisons_of(ratings: Sequence[float]) -> list[tuple[int, int]]:
 
 
 def ties_of(ratings: Sequence[float]) -> list[tuple[int, int]]:
-    """Returns the pairs of indices of responses with equal ratings.
-
-    >>> ties_of([0.0, 2.0, 0.0])
-    [(0, 2)]
-    """
+    """Returns the pairs of indices of responses with equal ratings."""
     return [(i, j) for i in range(len(ratings)) for j in range(i + 1, len(ratings)) if ratings[i] == ratings[j]]
 
 
@@ -274,9 +270,5 @@ def _column_advice(names: Sequence[str], missing: Sequence[str]) -> str:
 
 
 def quoted(names: Iterable[str]) -> str:
-    """Writes names as a list of code words.
-
-    >>> quoted(["chosen", "rejected"])
-    '`chosen`, `rejected`'
-    """
+    """Writes names as a list of code words."""
     return ", ".join(f"`{name}`" for name in names)

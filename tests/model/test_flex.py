@@ -114,7 +114,7 @@ def assert_close(found, expected, allowed=ATTENTION):
 @pytest.mark.parametrize("options", FEATURES, ids=lambda options: "-".join(options) or "plain")
 def test_outputs_and_gradients_are_those_of_the_loop(options, key_heads, attend, gradients_on_a_cpu):
     inputs, options = drawn(TREE, heads=6, key_heads=key_heads, value_size=24), features_of(options, 6)
-    found = attend(*inputs, FlexPlan.of(TREE, CPU), AttentionSettings(0.3, **options))
+    found = attend(*inputs, FlexPlan(TREE, CPU), AttentionSettings(0.3, **options))
     expected, wanted = exact(inputs, options, TREE)
     assert_close(found, expected)
     sinks = [] if options["sinks"] is None else [options["sinks"]]
@@ -124,14 +124,14 @@ def test_outputs_and_gradients_are_those_of_the_loop(options, key_heads, attend,
 
 def test_without_gradients_the_public_function_runs_on_a_cpu():
     inputs, options = [tensor.detach() for tensor in drawn(SMALL)], {"sliding_window": 6, "softcap": 2.0, "sinks": None}
-    found = attend_with_flex(*inputs, FlexPlan.of(SMALL, CPU), AttentionSettings(0.3, **options))
+    found = attend_with_flex(*inputs, FlexPlan(SMALL, CPU), AttentionSettings(0.3, **options))
     assert_close(found, exact(inputs, options, SMALL)[0])
 
 
 def test_in_mixed_precision_it_computes_in_the_lower_one(gradients_on_a_cpu):
     inputs, options = drawn(SMALL), features_of({"sinks": True, "softcap": 3.0}, 4)
     with torch.autocast("cpu", torch.bfloat16):
-        found = attend_with_flex(*inputs, FlexPlan.of(SMALL, CPU), AttentionSettings(0.3, **options))
+        found = attend_with_flex(*inputs, FlexPlan(SMALL, CPU), AttentionSettings(0.3, **options))
     assert found.dtype == torch.bfloat16
     expected, wanted = exact(inputs, options, SMALL)
     actual = (found, *gradients(found, [*inputs, options["sinks"]]))
@@ -152,7 +152,7 @@ def test_sinks_move_the_gradients_of_scores_through_the_sum_that_they_share(grad
     flex_kernel = flex._kernel
     try:
         flex._kernel = lambda kind: without
-        found = attend_with_flex(*inputs, FlexPlan.of(SMALL, CPU), AttentionSettings(0.3, **options))
+        found = attend_with_flex(*inputs, FlexPlan(SMALL, CPU), AttentionSettings(0.3, **options))
     finally:
         flex._kernel = flex_kernel
     assert (gradients(found, inputs)[0] - wanted[0]).abs().max() > 1e-2
@@ -182,7 +182,7 @@ batches = st.lists(st.lists(responses, min_size=1, max_size=3), min_size=1, max_
 @given(ids=batches, window=st.sampled_from([None, 1, 4, 100, 130, 1000]))
 def test_of_any_batch_masks_and_blocks_say_what_each_token_sees(ids, window):
     tree = share_prefixes([EncodedExample(tuple(responses)) for responses in ids]).tree
-    plan = FlexPlan.of(tree, CPU)
+    plan = FlexPlan(tree, CPU)
     seen = create_mask(plan.mask_function(window), 1, 1, plan.tokens, plan.tokens, CPU)[0, 0]
     assert torch.equal(seen[: tree.tokens, : tree.tokens], by_hand(tree, window))
     assert not seen[tree.tokens :, : tree.tokens].any(), "what fills the row up sees nothing of it"
@@ -197,7 +197,7 @@ def test_of_any_batch_masks_and_blocks_say_what_each_token_sees(ids, window):
 
 
 def test_the_mask_of_blocks_holds_them_in_both_directions():
-    plan = FlexPlan.of(TREE, CPU)
+    plan = FlexPlan(TREE, CPU)
     some, every = visible_blocks(plan.end_T, plan.position_T, plan.first_visible(None))
     assert every.any(), "or this shows nothing"
     assert (some & ~every).any()
@@ -244,7 +244,7 @@ def test_one_compiled_kernel_serves_batches_of_any_length_and_window(monkeypatch
             options = features_of({"softcap": 2.0, "sinks": True, "sliding_window": window}, 4)
             # As in the check of the layouts, where nothing else is compiled.
             with torch.compiler.set_stance("force_eager"):
-                found = attend_with_flex(*inputs, FlexPlan.of(tree, CPU), AttentionSettings(0.3, **options))
+                found = attend_with_flex(*inputs, FlexPlan(tree, CPU), AttentionSettings(0.3, **options))
             expected, _ = exact(inputs, options, tree)
             assert_close(found, expected)
     assert len(graphs) == 1

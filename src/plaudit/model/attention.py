@@ -61,7 +61,7 @@ class SharedPrefixLayout:
     def plan(self, kind: type[Plan], device: torch.device) -> Plan:
         """Returns the index arithmetic of a kernel, made once per batch and device."""
         if (kind, device) not in self._plans:
-            self._plans[kind, device] = kind.of(self.tree, device)
+            self._plans[kind, device] = kind(self.tree, device)
         plan: Plan = self._plans[kind, device]
         return plan
 
@@ -78,13 +78,10 @@ class SharedPrefixLayout:
         key = (queries, keys, window, like.dtype, like.device)
         if key not in self._masks:
             # Aligned at the bottom right: torch's `is_causal` aligns at the top left.
-            query_position = torch.arange(keys - queries, keys, device=like.device)[:, None]
-            distance = query_position - torch.arange(keys, device=like.device)
-            visible = distance >= 0
-            if window is not None:
-                visible &= distance < window
-            mask = torch.zeros(queries, keys, dtype=like.dtype, device=like.device)
-            self._masks[key] = mask.masked_fill_(~visible, -math.inf)
+            position = torch.arange(keys, device=like.device)
+            distance = position[keys - queries :, None] - position
+            hidden = (distance < 0) | (distance >= (window or keys))
+            self._masks[key] = like.new_zeros(queries, keys).masked_fill_(hidden, -math.inf)
         return self._masks[key]
 
 
@@ -157,39 +154,27 @@ def shared_prefix_attention(
     The shape of `query` is (1, heads, T, head size), of `key` (1, key heads, T, head size), and of `value`
     (1, key heads, T, value size); key heads divide heads.
     """
-    backend = _choose_backend(query, key, value, layout.backend, settings)
-    if backend in KERNELS:
-        plan = layout.plan(VarlenPlan, query.device)
-        return varlen_attention(query, key, value, plan, KERNELS[backend], settings)
-    if backend == "flex":
-        return attend_with_flex(query, key, value, layout.plan(FlexPlan, query.device), settings)
-    if tree_attention_applies(query, value, layout.tree, settings):
-        return tree_attention(query, key, value, layout.tree, settings.scaling)
-    return _attend_in_a_loop(query, key, value, layout, settings)
-
-
-def _choose_backend(query: Tensor, key: Tensor, value: Tensor, wanted: str, settings: AttentionSettings) -> str:
-    """Returns the backend of a call; raises `ConfigError` where the one that the user set cannot compute it."""
-    if wanted == "sdpa":
-        return "sdpa"
-    problem = None
-    for backend in {"auto": AUTOMATIC, "flex": ()}.get(wanted, (wanted,)):
+    wanted, problem = layout.backend, None
+    for backend in {"auto": AUTOMATIC, "flex": (), "sdpa": ()}.get(wanted, (wanted,)):
         problem = why_not_varlen(backend, query, settings)
         if problem is None:
             _log_once(f"{backend}, one call per layer")
-            return backend
+            plan = layout.plan(VarlenPlan, query.device)
+            return varlen_attention(query, key, value, plan, KERNELS[backend], settings)
     # FlexAttention has to be compiled first; the kernels above are ready at once.
     if wanted == "flex" or (wanted == "auto" and (settings.softcap is not None or settings.sinks is not None)):
         problem = why_not_flex(query, key, value, settings)
         if problem is None:
             _log_once("flex, one call per layer, compiled for this model")
-            return "flex"
-    if wanted != "auto":
+            return attend_with_flex(query, key, value, layout.plan(FlexPlan, query.device), settings)
+    if wanted not in ("auto", "sdpa"):
         message = f"`attention_backend` {wanted!r} cannot be used: {problem}"
         raise ConfigError(message, field="attention_backend", fix="Use 'auto' or 'sdpa'.")
-    if query.device.type != "cpu":
+    if wanted == "auto" and query.device.type != "cpu":
         _log_once(f"a loop over responses ({problem})")
-    return "sdpa"
+    if tree_attention_applies(query, value, layout.tree, settings):
+        return tree_attention(query, key, value, layout.tree, settings.scaling)
+    return _attend_in_a_loop(query, key, value, layout, settings)
 
 
 @functools.cache

@@ -125,12 +125,9 @@ def heads_of(model: Any) -> TrainingHeads | None:
 
 
 def save_heads(heads: TrainingHeads, folder: Path, state: Mapping[str, Tensor] | None, objective: str) -> None:
-    """Writes what was learned beside the model, if anything.
-
-    `state` is that of the whole model where an engine has gathered it; None takes the heads' own.
-    """
+    """Writes what was learned beside the model, if anything."""
     learned = dict(heads.state_dict())
-    if state is not None:
+    if state is not None:  # that of the whole model, where an engine has gathered it
         keys = {name: [key for key in state if key.endswith(f"{ATTRIBUTE}.{name}")] for name in learned}
         learned = {name: state[found[0]] for name, found in keys.items() if found}
     if learned:

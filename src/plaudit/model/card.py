@@ -10,10 +10,7 @@ import yaml
 
 
 def render_card(template: str, header: Mapping[str, Any], **values: Any) -> str:
-    """Returns a model card as Markdown with a YAML header, whose empty entries are left out.
-
-    `template` is the path of a template in the package; its values are `values` and the header.
-    """
+    """Returns a card from a template of the package, as Markdown with a YAML header without its empty entries."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("plaudit", "."),
         trim_blocks=True,

@@ -15,7 +15,7 @@ import importlib.util
 import logging
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -33,39 +33,31 @@ _FEWEST_TOKENS = 2 * BLOCK
 _TOLERANCE = {torch.float32: 5e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
-@dataclass
 class FlexPlan:
-    """What each token sees in one batch.
+    """What each token sees in one batch; nothing is read back from the device.
 
     Whole blocks are filled up by a last node of its own, so that every query sees at least itself.
+
+    >>> plan = FlexPlan(PrefixTree(((3, -1, 2), (2, 0, 1), (1, 0, 1))), torch.device("cpu"))
+    >>> plan.end_T[:6].tolist(), plan.position_T[:6].tolist(), plan.tokens
+    ([6, 6, 6, 5, 5, 6], [0, 1, 2, 3, 4, 3], 256)
     """
 
-    tokens: int  # of the row, filling included
-    end_T: Tensor  # where the branches of each token's node end, shape (T,), int32, on the CPU
-    position_T: Tensor  # position of each token in its response, shape (T,), int32, on the CPU
-    device: torch.device  # where masks are needed
-    _masks: dict[int | None, BlockMask] = field(default_factory=dict, repr=False)
-
-    @classmethod
-    def of(cls, tree: PrefixTree, device: torch.device) -> FlexPlan:
-        """Returns the plan of a layout; nothing is read back from the device.
-
-        >>> plan = FlexPlan.of(PrefixTree(((3, -1, 2), (2, 0, 1), (1, 0, 1))), torch.device("cpu"))
-        >>> plan.end_T[:6].tolist(), plan.position_T[:6].tolist(), plan.tokens
-        ([6, 6, 6, 5, 5, 6], [0, 1, 2, 3, 4, 3], 256)
-        """
-        tokens = max(_FEWEST_TOKENS, math.ceil(tree.tokens / BLOCK) * BLOCK)
+    def __init__(self, tree: PrefixTree, device: torch.device) -> None:
+        self.device = device  # where masks are needed
+        self.tokens = max(_FEWEST_TOKENS, math.ceil(tree.tokens / BLOCK) * BLOCK)  # of the row, filling included
         ends = [start + length for start, length in zip(tree.starts, tree.lengths, strict=True)]
         # Backwards, because a node stands before its branches.
         for node in reversed(range(len(ends))):
             parent = tree.nodes[node][1]
             if parent >= 0:
                 ends[parent] = max(ends[parent], ends[node])
-        lengths = torch.tensor([*tree.lengths, tokens - tree.tokens])
-        end_T = torch.tensor([*ends, tokens], dtype=torch.int32).repeat_interleave(lengths)
+        lengths = torch.tensor([*tree.lengths, self.tokens - tree.tokens])
+        # Where the branches of each token's node end, and its position in its response: (T,), int32, on the CPU.
+        self.end_T = torch.tensor([*ends, self.tokens], dtype=torch.int32).repeat_interleave(lengths)
         shift_T = torch.tensor([*tree.starts, tree.tokens]) - torch.tensor([*tree.depths, 0])
-        position_T = (torch.arange(tokens) - shift_T.repeat_interleave(lengths)).int()
-        return cls(tokens, end_T, position_T, device)
+        self.position_T = (torch.arange(self.tokens) - shift_T.repeat_interleave(lengths)).int()
+        self._masks: dict[int | None, BlockMask] = {}
 
     def first_visible(self, window: int | None) -> Tensor:
         """Returns the first position that each token sees, shape (T,), int32, on the CPU."""
@@ -204,7 +196,7 @@ def _problem_in_a_trial(
         # gave NaN (pytorch 153799). As many blocks as no model has heads: torch takes equal sizes of a first call for
         # one and the same.
         tree = PrefixTree(((270, -1, 3), (90, 0, 2), (150, 1, 1), (7, 1, 1), (70, 0, 1), (11, -1, 1)))
-        plan = FlexPlan.of(tree, device)
+        plan = FlexPlan(tree, device)
         generator = torch.Generator().manual_seed(0)
         inputs = [
             torch.randn(1, n, tree.tokens, width, generator=generator).to(device, dtype)

@@ -13,15 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers import logging as transformers_logging
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from plaudit.errors import ConfigError
 from plaudit.model import find_file
@@ -75,7 +69,7 @@ def load_model(
     name_or_path: str, init_kwargs: Mapping[str, Any] | None = None, *, trust_remote_code: bool = False, seed: int = 42
 ) -> PreTrainedModel:
     """Loads a model to be trained, with one output; a head that the checkpoint lacks is drawn afresh with `seed`."""
-    model, missing = load_checkpoint(name_or_path, init_kwargs, trust_remote_code=trust_remote_code)
+    model, missing = load_checkpoint(name_or_path, init_kwargs, trust_remote_code=trust_remote_code, needs_head=False)
     fresh_head = {key for key in missing if key.split(".")[0] == "score"}
     if fresh_head:
         for head in score_heads_of(model):
@@ -93,16 +87,11 @@ def load_model(
 
 
 def load_checkpoint(
-    name_or_path: str,
-    init_kwargs: Mapping[str, Any] | None = None,
-    *,
-    trust_remote_code: bool = False,
-    needs_head: bool = False,
+    name_or_path: str, init_kwargs: Mapping[str, Any] | None, *, trust_remote_code: bool, needs_head: bool
 ) -> tuple[PreTrainedModel, frozenset[str]]:
-    """Loads a sequence-classification model with one output; returns also which weights are random.
+    """Loads a model with one output, in float32 unless `init_kwargs` say else; returns also which weights are random.
 
-    `init_kwargs` go to ``from_pretrained``; weights are float32 unless ``dtype`` is among them. With `needs_head`
-    language models are refused before their weights are loaded.
+    With `needs_head` language models are refused before their weights are loaded.
     """
     kwargs: dict[str, Any] = {"trust_remote_code": trust_remote_code, **(init_kwargs or {}), "num_labels": 1}
     if "dtype" not in kwargs and "torch_dtype" not in kwargs:
@@ -114,21 +103,19 @@ def load_checkpoint(
             f"the folder {name_or_path!r} holds no model: there is no config.json in it",
             fix="Pass a folder written by `save_pretrained` (perhaps one of its checkpoint-* folders), or a model id.",
         )
-    level = transformers_logging.get_verbosity()
+    level = transformers.logging.get_verbosity()
     with _loading(name_or_path):
         if has_config or not has_adapter:
-            names = ("revision", "trust_remote_code", "token", "cache_dir")
-            config = AutoConfig.from_pretrained(
-                name_or_path, **{name: kwargs[name] for name in names if name in kwargs}
-            )
+            names = kwargs.keys() & {"revision", "trust_remote_code", "token", "cache_dir"}
+            config = transformers.AutoConfig.from_pretrained(name_or_path, **{name: kwargs[name] for name in names})
             _check_architecture(name_or_path, config, needs_head=needs_head)
-        transformers_logging.set_verbosity_error()  # it would report missing weights, which callers do in better words
+        transformers.logging.set_verbosity_error()  # it would report missing weights, which callers do in better words
         try:
-            model, info = AutoModelForSequenceClassification.from_pretrained(
+            model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
                 name_or_path, output_loading_info=True, **kwargs
             )
         finally:
-            transformers_logging.set_verbosity(level)
+            transformers.logging.set_verbosity(level)
     return model, frozenset(str(key) for key in info["missing_keys"])
 
 

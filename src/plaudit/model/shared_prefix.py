@@ -213,6 +213,6 @@ def _unexpected_calls(model: PreTrainedModel, calls: list[AttentionCall]) -> str
         return None
     expected = [window if types is None or kind == "sliding_attention" else None for kind in types or [None] * layers]
     # Short rows would not show a window that a layer does not pass on.
-    if [window for _, window in calls] != expected:
+    if [given for _, given in calls] != expected:
         return "its layers do not say which of them have a sliding window"
     return None

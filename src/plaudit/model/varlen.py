@@ -44,38 +44,31 @@ class AttentionSettings:
         return (-1 if self.sliding_window is None else self.sliding_window - 1, 0)
 
 
-@dataclass(frozen=True)
 class VarlenPlan:
-    """Index arithmetic of one batch, on its device."""
+    """Index arithmetic of one batch, on its device; nothing is read back from there.
 
-    key_index: Tensor  # which position of the row each gathered key is, shape (Tk,)
-    # Cumulative lengths from 0, shape (problems + 1,), int32. They end with the row: tensors longer than the last of
-    # them give NaN gradients in `varlen_attn` (pytorch 176793). No problem is empty: every response has own tokens.
-    query_ends: Tensor
-    key_ends: Tensor
-    longest_query: int
-    longest_key: int
+    >>> plan = VarlenPlan(PrefixTree(((2, -1, 2), (1, 0, 1), (2, 0, 1))), torch.device("cpu"))
+    >>> plan.key_index.tolist(), plan.query_ends.tolist(), plan.key_ends.tolist()
+    ([0, 1, 2, 0, 1, 3, 4], [0, 3, 5], [0, 3, 7])
+    """
 
-    @classmethod
-    def of(cls, tree: PrefixTree, device: torch.device) -> VarlenPlan:
-        """Returns the plan of a layout; nothing is read back from the device.
-
-        >>> plan = VarlenPlan.of(PrefixTree(((2, -1, 2), (1, 0, 1), (2, 0, 1))), torch.device("cpu"))
-        >>> plan.key_index.tolist(), plan.query_ends.tolist(), plan.key_ends.tolist()
-        ([0, 1, 2, 0, 1, 3, 4], [0, 3, 5], [0, 3, 7])
-        """
-        key_index: list[int] = []
+    def __init__(self, tree: PrefixTree, device: torch.device) -> None:
+        key_index: list[int] = []  # which position of the row each gathered key is, shape (Tk,)
         queries: list[int] = []
         for path, own in zip(tree.paths, tree.own, strict=True):
             for node in path:
                 key_index.extend(range(tree.starts[node], tree.starts[node] + tree.lengths[node]))
             queries.append(sum(tree.lengths[node] for node in path[-own:]))
         keys = tree.response_lengths
-        query_ends, key_ends = (
+        self.key_index = torch.tensor(key_index).to(device, non_blocking=True)
+        # Cumulative lengths from 0, shape (problems + 1,), int32. They end with the row: tensors longer than the last
+        # of them give NaN gradients in `varlen_attn` (pytorch 176793). No problem is empty: every response has own
+        # tokens.
+        self.query_ends, self.key_ends = (
             torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(device, non_blocking=True)
             for lengths in (queries, keys)
         )
-        return cls(torch.tensor(key_index).to(device, non_blocking=True), query_ends, key_ends, max(queries), max(keys))
+        self.longest_query, self.longest_key = max(queries), max(keys)
 
 
 def dense_attention(
@@ -157,12 +150,8 @@ KERNELS: dict[str, Kernel] = {
 }
 # "kernels" has to be asked for: it downloads compiled code.
 AUTOMATIC = ("flash_attn_3", "varlen", "flash_attn")
-_PACKAGES = {
-    "flash_attn_3": "flash_attn_interface",
-    "varlen": "torch.nn.attention.varlen",
-    "flash_attn": "flash_attn",
-    "kernels": "kernels",
-}
+# Where the module has another name than the backend.
+_MODULES = {"flash_attn_3": "flash_attn_interface", "varlen": "torch.nn.attention.varlen"}
 
 
 @cache
@@ -174,13 +163,13 @@ def _varlen_has_windows() -> bool:
 
 def why_not_varlen(backend: str, query: Tensor, settings: AttentionSettings) -> str | None:
     """Returns why one of `KERNELS` cannot compute a call; None if it can."""
-    package, head_size = _PACKAGES[backend], query.shape[-1]
+    module, head_size = _MODULES.get(backend, backend), query.shape[-1]
     if query.device.type != "cuda":
         return f"{backend} needs a CUDA device"
     if query.dtype not in (torch.float16, torch.bfloat16):
         return f"{backend} computes in float16 and bfloat16 only"
-    if importlib.util.find_spec(package) is None:
-        return f"{backend} needs {package}"
+    if importlib.util.find_spec(module) is None:
+        return f"{backend} needs {module}"
     if settings.softcap is not None or settings.sinks is not None:
         return f"{backend} has no soft cap and no sinks here"
     if head_size > 256 or head_size % 8:

@@ -85,11 +85,6 @@ def newest_complete_checkpoint(run_folder: str | os.PathLike[str]) -> Path:
     raise ConfigError(message, field="resume_from_checkpoint", fix=fix)
 
 
-def mark_incomplete(checkpoint: Path) -> None:
-    """Removes the mark of completeness from a checkpoint that is about to be written again."""
-    (checkpoint / TRAINER_STATE_NAME).unlink(missing_ok=True)
-
-
 # ---- run record -----------------------------------------------------------------------------------------------
 
 RUN_RECORD = "plaudit_run.json"

@@ -88,7 +88,7 @@ class RewardLoss:
         real_N = batch["example_weight"][example_N] > 0
         if self.center_rewards:
             penalty_G = center_rewards_penalty(rewards_N, example_N, len(count_G))
-            loss = loss + self.center_rewards * _weighted_sum(penalty_G, count_G)
+            loss = loss + self.center_rewards * torch.where(count_G > 0, count_G * penalty_G, 0).sum()
         if rewards.aux_loss is not None:
             loss = loss + rewards.aux_loss_weight * rewards.aux_loss * count
         correlation = None
@@ -105,7 +105,7 @@ class RewardLoss:
             total_G = zeros_G.index_add(0, batch["text_example"], losses_S)
             tokens_G = zeros_G.index_add(0, batch["text_example"], torch.ones_like(losses_S))
             text_G = total_G / tokens_G.clamp_min(1)
-            text_loss = _weighted_sum(text_G, count_G) / divisor(count)
+            text_loss = torch.where(count_G > 0, count_G * text_G, 0).sum() / divisor(count)
             loss = loss + self.lm_loss * text_loss * count
         return Scored(
             rewards_N=rewards_N,
@@ -167,7 +167,3 @@ def make_loss(args: RewardConfig, dataset: Dataset | IterableDataset) -> RewardL
 def divisor(count: Tensor) -> Tensor:
     """Returns a count that is safe to divide by: a batch of fillers counts 0."""
     return count.clamp_min(torch.finfo(torch.float32).tiny)
-
-
-def _weighted_sum(values_G: Tensor, count_G: Tensor) -> Tensor:
-    return torch.where(count_G > 0, count_G * values_G, 0).sum()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, PredictionOutput, TrainOutput
 
@@ -230,11 +231,8 @@ class RewardTrainer(Trainer):
     def _make_collator(self, collator: Any, pad_token_id: int) -> Any:
         if collator is not None:
             return ForeignCollator(collator, content=bool(self._loss.ensemble_size))
-        options = {
-            "ties": self._loss.objective.learns_ties,
-            "text": bool(self._loss.lm_loss),
-            "content": bool(self._loss.ensemble_size),
-        }
+        loss = self._loss
+        options = {"ties": loss.objective.learns_ties, "text": bool(loss.lm_loss), "content": bool(loss.ensemble_size)}
         if self.batch_layout == "shared_prefix":
             return SharedPrefixCollator(**options)
         return PaddedCollator(pad_token_id, self.args.pad_to_multiple_of, **options)
@@ -473,12 +471,12 @@ class RewardTrainer(Trainer):
         order = sampler.order(0) if isinstance(sampler, ExampleBatchSampler) else None
         compute_metrics = self.compute_metrics
         if compute_metrics is not None and not self.args.batch_eval_metrics:
-            self.compute_metrics = lambda prediction: compute_metrics(
+            self.compute_metrics = lambda given: compute_metrics(
                 EvalPrediction(
-                    in_row_order(prediction.predictions, order),
-                    in_row_order(prediction.label_ids, order),
-                    prediction.inputs,
-                    prediction.losses,
+                    in_row_order(given.predictions, order),
+                    in_row_order(given.label_ids, order),
+                    given.inputs,
+                    given.losses,
                 )
             )
         try:
@@ -522,7 +520,9 @@ class RewardTrainer(Trainer):
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._interval.collect(self.accelerator.gather)
         if self.args.should_save:
-            artifacts.mark_incomplete(Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")
+            # Its last file would mark a checkpoint that is written again as complete.
+            folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+            (folder / TRAINER_STATE_NAME).unlink(missing_ok=True)
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
             self.create_model_card()
