@@ -11,15 +11,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 import jinja2
 
 from plaudit.evaluation import results
-from plaudit.evaluation.results import (
-    Evaluation,
-    Interval,
-    ModelEvaluation,
-    Proportion,
-    Statistics,
-    SuiteEvaluation,
-    shortened,
-)
+from plaudit.evaluation.results import Evaluation, Interval, ModelEvaluation, Proportion, Statistics, SuiteEvaluation
 
 Kind = Literal[
     "text", "count", "amount", "duration", "change", "number", "signed", "share", "interval", "share interval", "json"
@@ -28,9 +20,7 @@ Kind = Literal[
 Tone = Literal["empty", "note", "warning", "good"]
 Heads: TypeAlias = tuple[tuple[str, Kind], ...]
 """Title of each column, and how its values are written."""
-UNFOLDED_TEXT = 600  # characters; longer texts are folded, or shortened on the page of an evaluation
-_ROWS_SHOWN = 400
-_MISTAKES_ON_PAGE = 5
+_UNFOLDED_TEXT = 600  # characters; longer texts are folded, or shortened on the page of an evaluation
 _MINUS = "−"  # noqa: RUF001
 
 
@@ -129,7 +119,7 @@ class Table(Block):
     heads: Heads = field(repr=False)
     rows: Sequence[Sequence[Any]]
     folded: bool = field(default=False, repr=False, kw_only=True)  # shown on request only
-    most_shown: int = field(default=_ROWS_SHOWN, repr=False, kw_only=True)
+    most_shown: int = field(default=400, repr=False, kw_only=True)
 
     @property
     def columns(self) -> list[str]:
@@ -194,8 +184,8 @@ class Mistake:
     """A row that the model is wrong about."""
 
     title: str
-    confidence: float | None  # probability that the model gives to its wrong opinion
-    margin: float | None
+    confidence: float  # probability that the model gives to its wrong opinion
+    margin: float
     prompt: str
     responses: tuple[Response, ...]
     columns: dict[str, str] = field(default_factory=dict)
@@ -203,9 +193,9 @@ class Mistake:
     @property
     def facts(self) -> list[str]:
         """What is known of the row, in a few words each."""
-        confidence = [] if self.confidence is None else [f"{written(self.confidence, 'share')} sure, and wrong"]
-        margin = [] if self.margin is None else [f"margin {written(self.margin, 'signed')}"]
-        return [self.title, *confidence, *margin, *(f"{name}: {value}" for name, value in self.columns.items())]
+        confidence, margin = written(self.confidence, "share"), written(self.margin, "signed")
+        columns = [f"{name}: {value}" for name, value in self.columns.items()]
+        return [self.title, f"{confidence} sure, and wrong", f"margin {margin}", *columns]
 
 
 @dataclass(frozen=True)
@@ -468,7 +458,7 @@ def evaluation_page(evaluation: Evaluation) -> str:
     settings = ", ".join(f"{name} {value}" for name, value in evaluation.settings.items() if value not in (None, []))
     functions = (findings, mistake_of, model_line, suite_size, suite_table, suite_title, verdicts)
     template = "evaluation/templates/evaluation.md.j2"
-    return render(template, functions, evaluation=evaluation, settings=settings, most_mistakes=_MISTAKES_ON_PAGE)
+    return render(template, functions, evaluation=evaluation, settings=settings)
 
 
 def render(template: str, filters: Sequence[Callable[..., Any]], **values: Any) -> str:
@@ -480,9 +470,9 @@ def render(template: str, filters: Sequence[Callable[..., Any]], **values: Any) 
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    known = (fenced, line, no_tags, shortened, written, *filters)
+    known = (fenced, line, no_tags, results.shortened, written, *filters)
     environment.filters |= {function.__name__: function for function in known}
-    return environment.get_template(template).render(most_text=UNFOLDED_TEXT, **values).strip() + "\n"
+    return environment.get_template(template).render(most_text=_UNFOLDED_TEXT, **values).strip() + "\n"
 
 
 def no_tags(text: str) -> str:

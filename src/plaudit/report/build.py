@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import os
@@ -10,28 +9,22 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from markupsafe import Markup, escape
 
-from plaudit.data.report import KIND_WORDS, DataReport
+from plaudit.data.report import DataReport
 from plaudit.errors import ConfigError
-from plaudit.evaluation import page
+from plaudit.evaluation import page, results
 from plaudit.evaluation.page import Block, Figure, Number, Numbers, Paragraph, Section, Table, heads, written
-from plaudit.evaluation.results import (
-    RESULTS,
-    Difference,
-    Evaluation,
-    ModelEvaluation,
-    SuiteEvaluation,
-    from_plain,
-    to_plain,
-)
+from plaudit.evaluation.results import RESULTS, Evaluation, ModelEvaluation, SuiteEvaluation
 from plaudit.report.figures import Line, draw_lines
-from plaudit.report.suite import first_rows, headline_numbers, suite_section
+from plaudit.report.suite import dropped_cells, headline_numbers, suite_section
 from plaudit.version import __version__
 
 FILE_NAME = "report.html"
+# By these, which the templates write, an earlier report is recognised: it may be replaced.
+_SIGNS = '<meta name="generator" content="Plaudit">', '"format": "plaudit report"', "<!-- Plaudit report -->"
 _ROWS_IN_MARKDOWN = 40
 _WIDE_CELL = 24  # characters; wider ones make their column wide on a phone too
 # As in `plaudit.training.artifacts`, which would import torch.
@@ -45,9 +38,6 @@ Evaluated: TypeAlias = tuple[Evaluation, ModelEvaluation, SuiteEvaluation]
 class Document:
     """A report."""
 
-    FORMAT: ClassVar[str] = "plaudit report"
-    VERSION: ClassVar[int] = 1
-
     title: str
     about: Sequence[str]  # facts under the title, in a few words each
     sections: Sequence[Section]
@@ -55,7 +45,7 @@ class Document:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the document as plain values, for JSON."""
-        return {"format": self.FORMAT, "version": self.VERSION, **to_plain(self)}
+        return {"format": "plaudit report", "version": 1, **results.to_plain(self)}
 
 
 class Report(NamedTuple):
@@ -91,33 +81,23 @@ def write_report(
     html = html / FILE_NAME if html.is_dir() else html
     if html.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"{str(html)!r} is not the name of a page", fix=f"Name it {html.name}.html.")
-    filters = (anchor, column_classes, marked, runs_of_figures)
-    values = {"document": document, "most_rows": _ROWS_IN_MARKDOWN}
-    texts = {  # with signs by which an earlier report is recognised, which may be replaced
-        html: (
-            page.render("report/templates/report.html.j2", filters, **values),
-            '<meta name="generator" content="Plaudit">',
-        ),
-        html.with_suffix(".json"): (
-            json.dumps(document.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-            f'"format": "{Document.FORMAT}"',
-        ),
-        html.with_suffix(".md"): (
-            page.render("report/templates/report.md.j2", (), **values),
-            "<!-- Plaudit report -->",
-        ),
-    }
-    for path, (_, sign) in texts.items():
+    texts = (
+        page.render("report/templates/report.html.j2", (column_classes, marked), document=document),
+        json.dumps(document.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        page.render("report/templates/report.md.j2", (), document=document, most_rows=_ROWS_IN_MARKDOWN),
+    )
+    report = Report(html, html.with_suffix(".json"), html.with_suffix(".md"), document)
+    for path, sign in zip(report[:3], _SIGNS, strict=True):
         if path.exists() and sign not in path.read_text(encoding="utf-8", errors="replace")[:2000]:
             raise ConfigError(f"{str(path)!r} exists and is not a report", fix="Choose another file with `--output`.")
     try:
         html.parent.mkdir(parents=True, exist_ok=True)
-        for path, (text, _) in texts.items():
+        for path, text in zip(report[:3], texts, strict=True):
             path.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         message = f"the report cannot be written ({error})"
         raise ConfigError(message, fix="Choose another file with `--output`.") from error
-    return Report(html, html.with_suffix(".json"), html.with_suffix(".md"), document)
+    return report
 
 
 def build_report(run_folder: Path, named: Sequence[Path] = ()) -> Document:
@@ -214,7 +194,7 @@ def read_run(folder: Path) -> Run:
     record = newest(RUN_RECORD)
     data: dict[str, DataReport] = {}
     try:
-        data = {name: from_plain(DataReport, values) for name, values in (record.get("data") or {}).items()}
+        data = {name: results.from_plain(DataReport, values) for name, values in (record.get("data") or {}).items()}
     except (TypeError, AttributeError) as error:
         problems.append(f"The data reports in `{RUN_RECORD}` cannot be read ({error}).")
     return Run(
@@ -231,13 +211,10 @@ def read_run(folder: Path) -> Run:
 
 def find_evaluations(run_folder: Path) -> list[Path]:
     """Returns the folders with evaluations in a run folder, except in checkpoints, by name."""
-    nested = (path for pattern in (f"*/{RESULTS}", f"*/*/{RESULTS}") for path in run_folder.glob(pattern))
-    paths = [path for path in (run_folder / RESULTS, *sorted(nested)) if path.is_file()]
-    return [
-        path.parent
-        for path in paths
-        if not any(part.startswith("checkpoint-") for part in path.parent.relative_to(run_folder).parts)
-    ]
+    paths = [run_folder / RESULTS, *sorted([*run_folder.glob(f"*/{RESULTS}"), *run_folder.glob(f"*/*/{RESULTS}")])]
+    in_checkpoint = re.compile(r"(.*/)?checkpoint-")
+    outside = [path for path in paths if not in_checkpoint.match(path.relative_to(run_folder).as_posix())]
+    return [path.parent for path in outside if path.is_file()]
 
 
 def _read_json(path: Path, problems: list[str]) -> Mapping[str, Any]:
@@ -291,17 +268,10 @@ def overview_section(run: Run, suites: Sequence[Evaluated]) -> Section:
     several = len(suites) > 1
     blocks.append(Numbers("headline", headline_numbers(suites[0][2])))
     if several:
-        rows = [
-            [
-                page.suite_title(suite),
-                suite.rows,
-                suite.score,
-                suite.accuracy.value if suite.accuracy else None,
-                suite.accuracy.interval if suite.accuracy else None,
-                suite.calibration.scores.ece if suite.calibration else None,
-            ]
-            for _, _, suite in suites
-        ]
+        rows = []
+        for _, _, suite in suites:
+            accuracy, ece = page.score_of("", suite.statistics), suite.calibration and suite.calibration.scores.ece
+            rows.append([page.suite_title(suite), suite.rows, suite.score, accuracy.value, accuracy.interval, ece])
         columns = "suite | rows: count | score: share | accuracy: share | 95% interval: share interval"
         blocks.append(Table("suites", "All evaluations", heads(f"{columns} | calibration error: share"), rows))
     if not all(evaluation.complete for evaluation, _, _ in suites):
@@ -338,7 +308,7 @@ def comparison_section(evaluations: Iterable[Evaluation]) -> Section | None:
     rows: list[list[Any]] = []
     slices: list[list[Any]] = []
 
-    def cells(part: Difference) -> list[Any]:
+    def cells(part: results.Difference) -> list[Any]:
         return [*part.names, part.n, *part.scores, part.difference, part.interval, part.p_adjusted]
 
     for comparison in (comparison for evaluation in evaluations for comparison in evaluation.comparisons):
@@ -405,8 +375,21 @@ def training_section(run: Run) -> Section:
     if not run.logs:
         missing = f"No training logs: there is no `{TRAINER_STATE}` and no `{RUN_RECORD}` with logs in this folder."
         return Section("training", "Training", [Paragraph(missing, "empty")])
-    blocks: list[Block] = [*_training_numbers(run)]
+
+    def furthest(name: str) -> float | None:
+        return max((log[name] for log in run.logs if is_finite(log.get(name))), default=None)
+
+    last: Mapping[str, Any] = next((log for log in reversed(run.logs) if "train_runtime" in log), {})
     state, settings = run.record.get("state") or {}, run.record.get("settings") or {}
+    epochs = state.get("epoch") or furthest("epoch")
+    numbers = [
+        Number("Steps", furthest("step"), "count", detail=f"{written(epochs, 'number')} epochs" if epochs else ""),
+        Number("Tokens", furthest("num_tokens"), "amount"),
+        Number("Mean training loss", last.get("train_loss"), "number"),
+        Number("Training time", last.get("train_runtime"), "duration"),
+    ]
+    numbers = [number for number in numbers if is_finite(number.value)]
+    blocks: list[Block] = [Numbers("summary", numbers)] if numbers else []
     best = state.get("best_global_step") if settings.get("load_best_model_at_end") else None
     figures = [
         _curve_figure(name, lines, best if is_finite(best) and best else None)
@@ -415,22 +398,6 @@ def training_section(run: Run) -> Section:
     ]
     blocks += figures or [Paragraph("The logs hold no numbers over steps: see `logging_steps`.", "empty")]
     return Section("training", "Training", blocks, f"From the logs in `{run.logs_from}`.")
-
-
-def _training_numbers(run: Run) -> list[Numbers]:
-    def furthest(name: str) -> float | None:
-        return max((log[name] for log in run.logs if is_finite(log.get(name))), default=None)
-
-    last: Mapping[str, Any] = next((log for log in reversed(run.logs) if "train_runtime" in log), {})
-    epochs = (run.record.get("state") or {}).get("epoch") or furthest("epoch")
-    numbers = [
-        Number("Steps", furthest("step"), "count", detail=f"{written(epochs, 'number')} epochs" if epochs else ""),
-        Number("Tokens", furthest("num_tokens"), "amount"),
-        Number("Mean training loss", last.get("train_loss"), "number"),
-        Number("Training time", last.get("train_runtime"), "duration"),
-    ]
-    numbers = [number for number in numbers if is_finite(number.value)]
-    return [Numbers("summary", numbers)] if numbers else []
 
 
 def curves_of(logs: Sequence[Mapping[str, Any]], metric: str) -> list[Line]:
@@ -498,7 +465,7 @@ def data_section(run: Run) -> Section:
     columns = "data set | rows read: count | kept: count | dropped: count | mean tokens: number | longest: count"
     blocks: list[Block] = [Table("rows", "Rows", heads(f"{columns} | limit: count"), rows)]
     reasons = [
-        [name, outcome, KIND_WORDS.get(kind, kind), count.count, first_rows(count.first_rows, count.count)]
+        [name, outcome, *dropped_cells(kind, count)]
         for name, report in run.data.items()
         for outcome, counts in (("dropped", report.dropped), ("kept, but suspicious", report.flagged))
         for kind, count in counts.items()
@@ -564,15 +531,6 @@ def _model_rows(run: Run) -> list[list[Any]]:
 # ---- filters of the template for HTML ----------------------------------------------------------------------------
 
 
-def anchor(name: str) -> str:
-    """Returns a name as it may stand in a link.
-
-    >>> anchor("slices of <b>")
-    'slices-of-b-'
-    """
-    return re.sub(r"[^\w-]+", "-", name)
-
-
 def marked(text: str) -> Markup:
     """Escapes text for HTML, except for `code` and *emphasis*.
 
@@ -589,9 +547,3 @@ def column_classes(table: Table, rows: Sequence[Sequence[str]]) -> list[str]:
         "n" if kind not in ("text", "json") else "w" if any(len(row[index]) > _WIDE_CELL for row in rows) else ""
         for index, (_, kind) in enumerate(table.heads)
     ]
-
-
-def runs_of_figures(blocks: Sequence[Block]) -> list[tuple[bool, list[Block]]]:
-    """Groups blocks into runs of figures, which stand side by side, and of others."""
-    runs = itertools.groupby(blocks, key=lambda block: block.type == "figure")
-    return [(is_figure, list(run)) for is_figure, run in runs]

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from plaudit.data.report import KIND_WORDS
+import numpy as np
+
+from plaudit.data.report import KIND_WORDS, KindCount
 from plaudit.evaluation import page
 from plaudit.evaluation.page import Figure, Number, Paragraph, Score, Table, count_of, heads, written
 from plaudit.evaluation.results import Evaluation, ModelEvaluation, SuiteEvaluation
-from plaudit.report.figures import (
-    draw_best_of_n,
-    draw_histogram,
-    draw_points,
-    draw_reliability,
-    draw_shares,
-    draw_steps,
-)
+from plaudit.report import figures
 
 _SLICES_DRAWN = 30
 _POINTS_SHOWN = 20
@@ -95,45 +89,40 @@ def headline_numbers(suite: SuiteEvaluation) -> list[Number]:
 
 def _reward_figures(suite: SuiteEvaluation) -> list[Figure]:
     """Histograms of rewards and of margins."""
-    figures = []
+    drawn = []
     if suite.histogram is not None:
-        edges, better, worse = suite.histogram.edges, suite.histogram.better, suite.histogram.worse
-        middles = [(low + high) / 2 for low, high in itertools.pairwise(edges)]
-        # A mean of the bins: the single rewards may be in another file.
-        totals = [
-            (sum(middle * count for middle, count in zip(middles, c, strict=True)), sum(c)) for c in (better, worse)
-        ]
-        means = [written(total / count if count else None, "signed") for total, count in totals]
-        figures.append(
-            Figure(
-                "rewards",
-                "Rewards",
-                heads("from: signed | to: signed | better (chosen): count | worse (rejected): count"),
-                [list(row) for row in zip(edges[:-1], edges[1:], better, worse, strict=True)],
-                caption="The further apart the two hills, the better. Only differences within one prompt are compared, "
-                "so that they may overlap widely and the accuracy still be high.",
-                alternative=f"Histogram of rewards. The mean is about {means[0]} for better responses and {means[1]} "
-                "for worse ones.",
-                svg=draw_histogram(edges, {"better (chosen)": better, "worse (rejected)": worse}, x_label="reward"),
-            )
+        edges, groups = suite.histogram.edges, (suite.histogram.better, suite.histogram.worse)
+        middles = (np.array(edges[1:]) + edges[:-1]) / 2
+        better, worse = (written(np.average(middles, weights=n) if sum(n) else None, "signed") for n in groups)
+        caption = (
+            "The further apart the two hills, the better. Only differences within one prompt are compared, so that "
+            "they may overlap widely and the accuracy still be high."
         )
+        words = f"Histogram of rewards. The mean is about {better} for better responses and {worse} for worse ones."
+        named = dict(zip(("better (chosen)", "worse (rejected)"), groups, strict=True))
+        drawn.append(("rewards", "Rewards", "reward", edges, named, caption, words))
     if suite.margins is not None:
-        edges, counts, pairs = suite.margins.edges, suite.margins.counts, suite.statistics.pairs
+        pairs = suite.statistics.pairs
         middle = (pairs.margin, pairs.margin_median) if pairs else (None, None)
-        mean, median = (written(value, "signed") for value in middle)
-        figures.append(
-            Figure(
-                "margins",
-                "Margins",
-                heads("from: signed | to: signed | comparisons: count"),
-                [list(row) for row in zip(edges[:-1], edges[1:], counts, strict=True)],
-                caption="Reward of the better response less that of the worse one. What is left of the dashed line is "
-                "wrong; a long tail there is worth reading (see the mistakes below).",
-                alternative=f"Histogram of margins, with mean {mean} and median {median}.",
-                svg=draw_histogram(edges, {"margin": counts}, x_label="reward of better less worse"),
-            )
+        words = "Histogram of margins, with mean {} and median {}.".format(*(written(at, "signed") for at in middle))
+        caption = (
+            "Reward of the better response less that of the worse one. What is left of the dashed line is wrong; a "
+            "long tail there is worth reading (see the mistakes below)."
         )
-    return figures
+        label, named = "reward of better less worse", {"comparisons": suite.margins.counts}
+        drawn.append(("margins", "Margins", label, suite.margins.edges, named, caption, words))
+    return [
+        Figure(
+            name,
+            title,
+            (*heads("from: signed | to: signed"), *((group, "count") for group in counts)),
+            [list(row) for row in zip(edges[:-1], edges[1:], *counts.values(), strict=True)],
+            caption=caption,
+            alternative=words,
+            svg=figures.draw_histogram(edges, counts, x_label=label),
+        )
+        for name, title, label, edges, counts, caption, words in drawn
+    ]
 
 
 def _reliability_blocks(suite: SuiteEvaluation, words: str) -> list[page.Block]:
@@ -158,7 +147,7 @@ def _reliability_blocks(suite: SuiteEvaluation, words: str) -> list[page.Block]:
         caption="On the dashed line the model is right as often as it is sure. Below it is overconfident, above it "
         f"underconfident.{' Drawn is the half that no temperature was fitted on.' if after else ''}{words}",
         alternative=f"Reliability diagram.{words}",
-        svg=draw_reliability(curves),
+        svg=figures.draw_reliability(curves),
     )
     columns = "comparisons | number: count | temperature: number | ECE: share | ECE, equal mass: share"
     rows = [
@@ -206,7 +195,7 @@ def _slices_figure(table: Table, scores: Sequence[Score], *, chance: float | Non
         table.rows,
         caption=caption,
         alternative=f"{table.title}: from {known[worst]:.1%} for {worst} to {known[best]:.1%} for {best}.",
-        svg=draw_shares(drawn, chance=chance, average=average),
+        svg=figures.draw_shares(drawn, chance=chance, average=average),
     )
 
 
@@ -229,7 +218,7 @@ def _length_blocks(suite: SuiteEvaluation, words: str) -> list[page.Block]:
                 caption="A slope says that rewards follow length. One that better and worse responses share is bias."
                 + words,
                 alternative=f"Scatter plot of rewards over lengths in {unit} for {len(points):,} responses.{words}",
-                svg=draw_points(points, x_label=f"length in {unit}", y_label="reward"),
+                svg=figures.draw_points(points, x_label=f"length in {unit}", y_label="reward"),
             )
         )
     if length is None:
@@ -250,7 +239,7 @@ def _length_blocks(suite: SuiteEvaluation, words: str) -> list[page.Block]:
                 "flat line.",
                 alternative=f"Accuracy by difference of length: {first} where the better response is shortest compared "
                 f"to the worse one, {last} where it is longest.",
-                svg=draw_steps(shares, x_label=f"{length.unit} by which the better response is longer"),
+                svg=figures.draw_steps(shares, x_label=f"{length.unit} by which the better response is longer"),
             )
         )
     named = {
@@ -300,21 +289,19 @@ def _best_of_n_figures(suite: SuiteEvaluation, words: str) -> list[Figure]:
     curve = suite.best_of_n
     if curve is None or not words:
         return []
-    rows, short, no_gold = (
-        count_of(count, "row") if count else "" for count in (curve.rows, curve.rows_too_short, curve.rows_without_gold)
-    )
-    left_out = [short and f"{short} with fewer responses", no_gold and f"{no_gold} without a gold score"]
+    without = {"fewer responses": curve.rows_too_short, "no gold score": curve.rows_without_gold}
+    left_out = ", ".join(f"{count_of(count, 'row')} with {what}" for what, count in without.items() if count)
     return [
         Figure(
             "best_of_n",
             "Best of N",
             heads("n: count | picked: number | 95% interval: interval | oracle: number | random: number"),
             [[point.n, point.picked, point.interval, point.oracle, point.random] for point in curve.points],
-            caption=f"Mean gold score of the response with the highest reward among n, over {rows}. The oracle picks "
-            f"by the gold score itself.{words} A curve that falls again is over-optimised."
-            + (f" Left out: {', '.join(filter(None, left_out))}." if any(left_out) else ""),
+            caption="Mean gold score of the response with the highest reward among n, over "
+            f"{count_of(curve.rows, 'row')}. The oracle picks by the gold score itself.{words} A curve that falls "
+            f"again is over-optimised.{f' Left out: {left_out}.' if left_out else ''}",
             alternative=f"Best-of-N curve.{words}",
-            svg=draw_best_of_n(curve.points),
+            svg=figures.draw_best_of_n(curve.points),
         )
     ]
 
@@ -332,10 +319,7 @@ def _mistake_blocks(suite: SuiteEvaluation) -> list[page.Block]:
 
 def _dropped_tables(suite: SuiteEvaluation) -> list[Table]:
     """Rows that were not scored, and why."""
-    rows: list[list[Any]] = [
-        [KIND_WORDS[kind], count.count, first_rows(count.first_rows, count.count)]
-        for kind, count in suite.dropped.items()
-    ]
+    rows = [dropped_cells(kind, count) for kind, count in suite.dropped.items()]
     if suite.rows_left_out:
         rows.append(["left out, as `max_rows` asks for a sample", suite.rows_left_out, None])
     title = f"Rows that were not scored, of {suite.rows_in_source:,} read"
@@ -343,10 +327,11 @@ def _dropped_tables(suite: SuiteEvaluation) -> list[Table]:
     return [Table("dropped", title, columns, rows)] if rows else []
 
 
-def first_rows(rows: Sequence[int], count: int) -> str:
-    """Names the first rows of `count`.
+def dropped_cells(kind: str, count: KindCount) -> list[Any]:
+    """Returns what is shown of rows of a kind: the kind, their number, and the numbers of the first ones.
 
-    >>> first_rows([3, 18], 2), first_rows([0, 1], 9)
-    ('3, 18', '0, 1, ...')
+    >>> dropped_cells("overlong", KindCount(9, [0, 1]))
+    ['over-long', 9, '0, 1, ...']
     """
-    return ", ".join(map(str, rows)) + (", ..." if count > len(rows) > 0 else "")
+    more = ", ..." if count.count > len(count.first_rows) > 0 else ""
+    return [KIND_WORDS.get(kind, kind), count.count, ", ".join(map(str, count.first_rows)) + more]
