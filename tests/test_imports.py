@@ -12,7 +12,7 @@ import plaudit
 SOURCE = Path(plaudit.__file__).parent
 # Lowest first; parts on one line do not import each other.
 LAYERS = [
-    {"version", "errors", "files"},
+    {"version", "errors", "files", "intervals"},
     {"schema"},
     {"prefix_tree", "losses", "metrics"},
     {"objectives"},

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kendalltau, pearsonr
 
-from plaudit.metrics import RewardMetrics, Scored, wilson_interval
+from plaudit.intervals import wilson_interval
+from plaudit.metrics import RewardMetrics, Scored
 
 
 def scored(chosen, rejected, *, loss=None, weight=None, lengths=None, tokens=7) -> Scored:

@@ -242,30 +242,3 @@ def _correlation(named: dict[str, float]) -> float:
         variances.append(variance)
     # In this order NaN stays NaN.
     return max(min(covariance / math.sqrt(variances[0] * variances[1]), 1.0), -1.0)
-
-
-def wilson_interval(successes: float, trials: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    r"""Wilson's score interval for a proportion (95% by default).
-
-    .. math:: \frac{p + z^2/2n \pm z\sqrt{p(1-p)/n + z^2/4n^2}}{1 + z^2/n}
-
-    Args:
-        successes: Number of trials that succeeded.
-        trials: Number of trials; 0 gives (0, 1).
-        z: Standard normal quantile of the confidence.
-
-    Returns:
-        Lower and upper bound, each in [0, 1].
-
-    Source: Wilson (1927), Journal of the American Statistical Association 22.
-
-    >>> tuple(round(bound, 4) for bound in wilson_interval(8, 10))
-    (0.4902, 0.9433)
-    """
-    if trials == 0:
-        return 0.0, 1.0
-    p = successes / trials
-    middle = p + z * z / (2 * trials)
-    half = z * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials))
-    scale = 1 + z * z / trials
-    return max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)

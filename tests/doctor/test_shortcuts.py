@@ -15,7 +15,7 @@ from plaudit import check_dataset
 from plaudit.doctor import shortcuts as bag_of_words
 from plaudit.doctor.rows import Sample
 from plaudit.doctor.shortcuts import BagOfWords, count_words, fit_bradley_terry, out_of_fold
-from plaudit.metrics import wilson_interval
+from plaudit.intervals import wilson_interval
 
 
 def text(row, name):

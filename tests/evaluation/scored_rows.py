@@ -28,7 +28,7 @@ def pairs(rewards, *, prompts=None, tokens=None, texts=None, columns=None) -> Sc
     )
 
 
-def listed(rewards, scores, *, prompts=None, gold=None) -> ScoredSet:
+def listed(rewards, scores, *, prompts=None) -> ScoredSet:
     """Rows of several responses with these rewards and scores."""
     return ScoredSet(
         ScoredRow(
@@ -37,7 +37,6 @@ def listed(rewards, scores, *, prompts=None, gold=None) -> ScoredSet:
             Label(tuple(float(one) for one in scores[number])),
             "scores",
             prompt="" if prompts is None else str(prompts[number]),
-            gold=None if gold is None else tuple(gold[number]),
         )
         for number, row in enumerate(rewards)
     )

@@ -62,7 +62,6 @@ def test_the_interval_is_over_prompts(random):
     assert np.diff(copies.interval) == pytest.approx(np.diff(alone.interval), rel=0.1)
 
 
-def test_a_gold_score_of_its_own_comes_before_the_scores():
-    scored = listed([[1.0, 0.0]], [[1.0, 0.0]], gold=[(0.0, 4.0)])
-    assert best_of_n_curve(scored).points[1].picked == 0
+def test_a_reward_that_picks_the_worse_one_gains_nothing():
+    assert best_of_n_curve(listed([[1.0, 0.0]], [[0.0, 4.0]])).points[1].picked == 0
     assert best_of_n_curve(pairs([(1.0, 0.0)])) is None

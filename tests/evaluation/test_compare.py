@@ -81,9 +81,9 @@ def test_a_real_difference_is_called_by_its_size(random):
     assert found.overall.interval.low > 0
     assert found.overall.real
     size = 100 * found.overall.difference
-    assert found.verdict.startswith(f"new is better than old by {size:.1f} points (95% ")
+    assert found.overall.verdict.startswith(f"new is better than old by {size:.1f} points (95% ")
     turned = compare(*models(second, first), names=("old", "new"))
-    assert turned.verdict == found.verdict
+    assert turned.overall.verdict == found.overall.verdict
     assert turned.overall.p_value == found.overall.p_value
 
 

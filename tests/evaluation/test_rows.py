@@ -1,7 +1,5 @@
 """A raw row and its rewards become a scored row: texts without prompts, prompts that can be told apart."""
 
-import dataclasses
-
 import pytest
 
 from evaluation.refusals import refused
@@ -60,4 +58,3 @@ def test_lists_with_scores_have_a_gold_score():
     found = scored_row(row, [1, 0], row_number=0, tokens=[4, 5])
     assert found.gold_scores == (0.5, 2.0)
     assert (found.tokens, found.columns) == ((4, 5), {"topic": "x"})
-    assert dataclasses.replace(found, gold=(3, 4)).gold_scores == (3, 4)

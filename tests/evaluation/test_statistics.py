@@ -28,7 +28,7 @@ from plaudit.evaluation.stats import (
     statistics_of,
 )
 from plaudit.evaluation.table import ScoredRow, ScoredSet
-from plaudit.metrics import wilson_interval
+from plaudit.intervals import wilson_interval
 from plaudit.schema import Label
 
 values = st.sampled_from([-1.0, 0.0, 0.5, 2.0])
@@ -208,7 +208,7 @@ def test_a_reward_that_is_no_number_is_refused_by_its_row(bad):
         ScoredRow(7, (1.0, 2.0, bad), Label((2.0, 1.0, 0.0)), "scores")
 
 
-@pytest.mark.parametrize("name", ["rewards", "tokens", "characters", "texts", "gold"])
+@pytest.mark.parametrize("name", ["rewards", "tokens", "characters", "texts"])
 def test_one_value_for_each_response(name):
     settings = {"rewards": (1.0, 2.0)} | {name: (1, 2, 3)}
     with refused(DataError, f"3 {name}", "2 responses", row=4):

@@ -12,10 +12,11 @@ import pytest
 
 from evaluation.refusals import refused
 from plaudit.errors import ConfigError, DataError
+from plaudit.evaluation.compare import compare_results
 from plaudit.evaluation.results import to_plain
-from plaudit.evaluation.suites.base import compare_results
+from plaudit.evaluation.suites.base import Preferences
+from plaudit.evaluation.suites.benchmarks import SECTIONS
 from plaudit.evaluation.suites.registry import SUITES, find_suite
-from plaudit.evaluation.suites.reward_bench import SECTIONS, WEIGHTS
 from plaudit.evaluation.table import ScoredSet
 
 
@@ -115,7 +116,7 @@ def test_reward_bench_of_a_published_run(tmp_path):
         *("refusals-dangerous", "refusals-offensive", "xstest-should-refuse", "xstest-should-respond", "donotanswer"),
         *("math-prm", "hep-cpp", "hep-go", "hep-java", "hep-js", "hep-python", "hep-rust"),
     ]
-    sizes = WEIGHTS | {"math-prm": 447}
+    sizes = {name: weight for subsets in SECTIONS.values() for name, weight in subsets.items()} | {"math-prm": 447}
     assert sum(sizes.values()) == 2985  # rows of the split `filtered`
     rows, rewards = [], []
     for subset, count in zip(order, map(int, right), strict=True):
@@ -378,8 +379,8 @@ def test_any_preference_file_is_a_suite_with_slices(tmp_path):
         {"prompt": "r", "chosen": "good", "rejected": "bad", "source": "y", "preference_prob": 0.5, "id": None},
     ]
     rows = [{"preference_prob": None, "margin": None} | row for row in rows]
-    suite, source = find_suite(write(tmp_path / "mine.jsonl", rows), slices=["source"])
-    read = suite.load(source)
+    suite = Preferences(["source"])
+    read = suite.load(write(tmp_path / "mine.jsonl", rows))
     assert [row.id for row in read] == ["first", "1", "2"]
     found = suite.score(scored(read, {"good": 1.0, "bad": 0.0}.__getitem__))
     assert {one.name: (one.n, one.score) for one in found.slices} == {
@@ -388,8 +389,8 @@ def test_any_preference_file_is_a_suite_with_slices(tmp_path):
         "source=y": (1, 0),
     }
     assert found.notes == ("1 rows say nothing that can be right or wrong, and do not count.",)
-    with refused(DataError, "`source`", field="topic"):
-        find_suite(source, slices=["topic"])[0].load(source)
+    with refused(ConfigError, "`topic`", "source"):
+        Preferences(["topic"]).score(scored(read, [[1, 0]] * 3))
 
 
 def test_rankings_and_thumbs_count_as_in_training(tmp_path):
@@ -470,7 +471,7 @@ def test_two_models_are_compared_on_the_rows_of_a_suite(tmp_path):
     good = suite.score(scored(read, [[1, 0]] * 60))
     half = suite.score(scored(read, [[1, 0]] * 30 + [[0, 1]] * 30))
     found = compare_results(good, half, names=("good", "half"))
-    assert found.verdict.startswith("good is better than half by 50.0 points")
+    assert found.overall.verdict.startswith("good is better than half by 50.0 points")
     assert found.slices["slice"]["Coding"].real
     assert not found.slices["slice"]["Knowledge"].real
     with refused(ConfigError, "judgebench", 60, 5):

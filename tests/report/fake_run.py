@@ -20,7 +20,7 @@ from plaudit.evaluation.results import (
     SuiteEvaluation,
 )
 from plaudit.evaluation.stats import best_of_n_curve, by_slice, calibrate, statistics_of
-from plaudit.evaluation.suites.preferences import Preferences
+from plaudit.evaluation.suites.base import Preferences
 from plaudit.evaluation.table import ScoredRow, ScoredSet
 from plaudit.schema import Label
 

@@ -25,7 +25,7 @@ from plaudit.cli.console import duration, log_lines, make_console, say
 from plaudit.data.parse import TOKENIZED_COLUMNS
 from plaudit.data.report import DataReport
 from plaudit.errors import ConfigError
-from plaudit.metrics import wilson_interval
+from plaudit.intervals import wilson_interval
 from plaudit.model.peft import is_peft_model
 from plaudit.training.trainer import RewardTrainer
 

@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 from plaudit.demo.embedded_model import EMBEDDED_MODEL_NAME, embedded_model_path
 from plaudit.demo.preferences import load_preferences
 from plaudit.evaluation.run import evaluate
-from plaudit.metrics import wilson_interval
+from plaudit.intervals import wilson_interval
 from plaudit.report import write_report
 from plaudit.training.config import RewardConfig
 from plaudit.training.setup import check_writable

@@ -13,7 +13,7 @@ import numpy as np
 
 from plaudit.doctor.leaks import Leak, find_leaks
 from plaudit.doctor.rows import CheckedRow, Comparison, Sample
-from plaudit.metrics import wilson_interval
+from plaudit.intervals import wilson_interval
 from plaudit.schema import comparisons_of
 
 if TYPE_CHECKING:

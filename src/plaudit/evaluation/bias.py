@@ -18,7 +18,6 @@ from plaudit.evaluation.results import (
     Proportion,
 )
 from plaudit.evaluation.stats import (
-    Z_95,
     bins_of_equal_mass,
     cluster_bootstrap,
     correlation,
@@ -28,6 +27,7 @@ from plaudit.evaluation.stats import (
     sums_by_cluster,
 )
 from plaudit.evaluation.table import ScoredSet
+from plaudit.intervals import Z_95
 
 LENGTH_BINS = 8
 FEATURES = ("headers", "bold", "lists", "code", "tables")
@@ -58,14 +58,19 @@ def markdown_counts(text: str) -> dict[str, int]:
 
 def correlate(rewards_N: np.ndarray, values_N: np.ndarray, cluster_N: np.ndarray, *, seed: int = 0) -> Correlation:
     """Correlates rewards with another number, over all responses and within prompts."""
-    own_N, other_N = (_centred(numbers_N, cluster_N) for numbers_N in (rewards_N, values_N))
-    return Correlation(
-        pearson=correlation(rewards_N, values_N),
-        pearson_interval=_correlation_interval(rewards_N, values_N, cluster_N, seed),
-        spearman=spearman(rewards_N, values_N),
-        within=correlation(own_N, other_N),
-        within_interval=_correlation_interval(own_N, other_N, cluster_N, seed),
-    )
+
+    def with_interval(x_N: np.ndarray, y_N: np.ndarray) -> tuple[float | None, Interval | None]:
+        pearson = correlation(x_N, y_N)
+        if pearson is None:
+            return None, None
+        # Centred: sums of squares of large numbers lose their digits.
+        x_N, y_N = x_N - x_N.mean(), y_N - y_N.mean()
+        summands_NK = np.stack((np.ones(len(x_N)), x_N, y_N, x_N * x_N, y_N * y_N, x_N * y_N), axis=1)
+        return pearson, cluster_bootstrap(summands_NK, cluster_N, _pearson_of_sums, seed=seed)
+
+    overall = with_interval(rewards_N, values_N)
+    within = with_interval(*(_centred(numbers_N, cluster_N) for numbers_N in (rewards_N, values_N)))
+    return Correlation(*overall, spearman(rewards_N, values_N), *within)
 
 
 def _centred(values_N: np.ndarray, cluster_N: np.ndarray) -> np.ndarray:
@@ -74,15 +79,6 @@ def _centred(values_N: np.ndarray, cluster_N: np.ndarray) -> np.ndarray:
     means_C = sums_CK[:, 0] / sums_CK[:, 1]
     centred_N = values_N - means_C[np.unique(cluster_N, return_inverse=True)[1].reshape(-1)]
     return np.where(np.abs(centred_N) < 1e-12 * np.abs(values_N), 0.0, centred_N)
-
-
-def _correlation_interval(x_N: np.ndarray, y_N: np.ndarray, cluster_N: np.ndarray, seed: int) -> Interval | None:
-    if correlation(x_N, y_N) is None:
-        return None
-    # Centred once more: sums of squares of large numbers lose their digits.
-    x_N, y_N = x_N - x_N.mean(), y_N - y_N.mean()
-    summands_NK = np.stack((np.ones(len(x_N)), x_N, y_N, x_N * x_N, y_N * y_N, x_N * y_N), axis=1)
-    return cluster_bootstrap(summands_NK, cluster_N, _pearson_of_sums, seed=seed)
 
 
 def _pearson_of_sums(sums_BK: np.ndarray) -> np.ndarray:
@@ -157,51 +153,36 @@ def length_controlled_accuracy(
     if n == 0:
         return None
     outcome_P = np.asarray(right_P, dtype=np.float64)
-    std = float(np.std(difference_P))
-    term_P = np.tanh(difference_P / std) if std else np.zeros(n)
     if outcome_P.min() == outcome_P.max():
         return LengthControlled(float(outcome_P[0]), None, 0.0, n)
-    design_PK = np.stack((np.ones(n), term_P), axis=1)
+    std = float(np.std(difference_P))
+    design_PK = np.stack((np.ones(n), np.tanh(difference_P / std) if std else np.zeros(n)), axis=1)
     penalty_K = np.array([0.0, ridge if std else 1.0])
-    theta_K = _fit(design_PK, outcome_P, penalty_K)
-    accuracy, interval = _predict(theta_K, design_PK, outcome_P, penalty_K, cluster_P)
-    return LengthControlled(accuracy, interval, float(theta_K[1]), n)
-
-
-def _curvature(design_PK: np.ndarray, p_P: np.ndarray, penalty_K: np.ndarray) -> np.ndarray:
-    return (design_PK * (p_P * (1 - p_P))[:, None]).T @ design_PK + np.diag(penalty_K)
-
-
-def _fit(design_PK: np.ndarray, outcome_P: np.ndarray, penalty_K: np.ndarray) -> np.ndarray:
-    """Minimises the loss by Newton's method; steps are halved while they raise it."""
 
     def loss(theta_K: np.ndarray) -> float:
         logit_P = design_PK @ theta_K
         return float(np.sum(np.logaddexp(0.0, logit_P) - outcome_P * logit_P) + penalty_K @ theta_K**2 / 2)
 
-    theta_K = np.zeros(2)
-    for _ in range(100):
+    def slopes(theta_K: np.ndarray) -> np.ndarray:  # of the loss, without the penalty
+        return design_PK * (expit(design_PK @ theta_K) - outcome_P)[:, None]
+
+    def curvature(theta_K: np.ndarray) -> np.ndarray:
         p_P = expit(design_PK @ theta_K)
-        gradient_K = design_PK.T @ (p_P - outcome_P) + penalty_K * theta_K
-        step_K = np.linalg.solve(_curvature(design_PK, p_P, penalty_K), gradient_K)
+        return (design_PK * (p_P * (1 - p_P))[:, None]).T @ design_PK + np.diag(penalty_K)
+
+    theta_K = np.zeros(2)
+    for _ in range(100):  # Newton's method; steps are halved while they raise the loss
+        step_K = np.linalg.solve(curvature(theta_K), slopes(theta_K).sum(axis=0) + penalty_K * theta_K)
         while loss(theta_K - step_K) > loss(theta_K) and np.abs(step_K).max() > 1e-12:
             step_K = step_K / 2
         theta_K = theta_K - step_K
         if np.abs(step_K).max() < 1e-10:
             break
-    return theta_K
-
-
-def _predict(
-    theta_K: np.ndarray, design_PK: np.ndarray, outcome_P: np.ndarray, penalty_K: np.ndarray, cluster_P: np.ndarray
-) -> tuple[float, Interval | None]:
-    """Returns the accuracy at no difference, and its interval by the sandwich variance over prompts."""
-    p_P = expit(design_PK @ theta_K)
-    scores_CK = sums_by_cluster(design_PK * (outcome_P - p_P)[:, None], cluster_P)
-    bread_KK = np.linalg.inv(_curvature(design_PK, p_P, penalty_K))
+    # The sandwich variance over prompts.
+    scores_CK, bread_KK = sums_by_cluster(slopes(theta_K), cluster_P), np.linalg.inv(curvature(theta_K))
     deviation = float(np.sqrt((bread_KK @ (scores_CK.T @ scores_CK) @ bread_KK)[0, 0]))
-    accuracy, low, high = expit(theta_K[0] + np.array([0.0, -Z_95, Z_95]) * deviation)
-    return float(accuracy), Interval(float(low), float(high)) if len(scores_CK) > 1 else None
+    accuracy, low, high = expit(theta_K[0] + np.array([0.0, -Z_95, Z_95]) * deviation).tolist()
+    return LengthControlled(accuracy, Interval(low, high) if len(scores_CK) > 1 else None, float(theta_K[1]), n)
 
 
 # ---- Markdown ----------------------------------------------------------------------------------------------------
@@ -210,19 +191,16 @@ def _predict(
 def format_bias(scored: ScoredSet, *, seed: int = 0) -> tuple[FormatBias, ...]:
     """Returns how rewards follow Markdown, feature by feature; a row without texts raises `DataError`."""
     counts = [markdown_counts(text) for text in scored.each("texts")]
-    found = []
+    biases = []
     for feature in FEATURES:
         counts_N = np.array([count[feature] for count in counts], dtype=np.float64)
         difference_P = counts_N[scored.better_P] - counts_N[scored.worse_P]
         apart_P = difference_P != 0
-        cluster_P, preferred_P = scored.cluster_P[apart_P], scored.margin_P * difference_P > 0
-        found.append(
-            FormatBias(
-                feature=feature,
-                share=float(np.mean(counts_N > 0)) if len(counts_N) else 0.0,
-                correlation=correlate(scored.rewards_N, counts_N, scored.cluster_N, seed=seed),
-                more_right=proportion((difference_P > 0)[apart_P], cluster_P, seed=seed),
-                more_preferred=proportion(preferred_P[apart_P], cluster_P, seed=seed),
-            )
+        more_right, more_preferred = (
+            proportion(success_P[apart_P], scored.cluster_P[apart_P], seed=seed)
+            for success_P in (difference_P > 0, scored.margin_P * difference_P > 0)
         )
-    return tuple(found)
+        share = float(np.mean(counts_N > 0)) if len(counts_N) else 0.0
+        correlated = correlate(scored.rewards_N, counts_N, scored.cluster_N, seed=seed)
+        biases.append(FormatBias(feature, share, correlated, more_right, more_preferred))
+    return tuple(biases)

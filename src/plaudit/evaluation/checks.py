@@ -14,7 +14,7 @@ from plaudit.evaluation.results import Check
 from plaudit.evaluation.stats import pair_statistics
 from plaudit.evaluation.suites.base import SuiteRow
 from plaudit.evaluation.suites.registry import LoadedSuite
-from plaudit.evaluation.table import ScoredRow, ScoredSet, rewards_by_row
+from plaudit.evaluation.table import ScoredSet, by_row
 
 SWAPPED, ALONE, PADDED = "swapped labels", "batch size", "padding"
 """Variants of a row: with its labels swapped, alone in its batch, and padded as much as possible."""
@@ -29,19 +29,21 @@ def sanity_checks(table: pa.Table, suite: LoadedSuite, scored: ScoredSet, *, dty
     as_is = {row.row: row for row in scored}
 
     def both(variant: str, change: Callable[[SuiteRow], SuiteRow] = lambda row: row) -> tuple[ScoredSet, ScoredSet]:
-        rewards = rewards_by_row(table, variant)
+        rewards = by_row(table, variant=variant)
         keys = sorted(rewards, key=lambda key: rows[key].row)
         first = ScoredSet(as_is[rows[key].row] for key in keys)
         return first, ScoredSet(change(rows[key]).scored(rewards[key]) for key in keys)
 
     dtype = dtype if dtype in TOLERANCE else "bfloat16"
-    alone, padded = both(ALONE), both(PADDED)
-    checks = [check_constant(scored)]
-    if len(alone[0]):
-        checks.append(check_swapped_labels(*both(SWAPPED, lambda row: replace(row, raw=swap_labels(row.raw)))))
-        checks.append(check_invariance(ALONE, *alone, dtype=dtype))
-        checks.append(check_invariance(PADDED, *padded, dtype=dtype))
-    return tuple(checks)
+    alone = both(ALONE)
+    if not len(alone[0]):
+        return (check_constant(scored),)
+    return (
+        check_constant(scored),
+        check_swapped_labels(*both(SWAPPED, lambda row: replace(row, raw=swap_labels(row.raw)))),
+        check_invariance(ALONE, *alone, dtype=dtype),
+        check_invariance(PADDED, *both(PADDED), dtype=dtype),
+    )
 
 
 def check_constant(scored: ScoredSet) -> Check:
@@ -116,10 +118,8 @@ def check_invariance(name: str, first: ScoredSet, second: ScoredSet, *, dtype: s
 
 
 def _check_same_rows(first: ScoredSet, second: ScoredSet) -> None:
-    def shape(row: ScoredRow) -> tuple[int, int]:
-        return row.row, len(row.rewards)
-
-    if [shape(row) for row in first] != [shape(row) for row in second]:
+    shapes = ([(row.row, len(row.rewards)) for row in scored] for scored in (first, second))
+    if next(shapes) != next(shapes):
         raise ConfigError(
             f"the two sets of rewards are not of the same rows ({len(first)} and {len(second)} rows)",
             fix="Score the same rows, in the same order, both times.",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 from scipy.stats import binomtest
 
 from plaudit.errors import ConfigError
-from plaudit.evaluation.results import Difference, PValueMethod
+from plaudit.evaluation.results import Difference, PValueMethod, SuiteResult
 from plaudit.evaluation.stats import mean_interval, sums_by_cluster
 from plaudit.evaluation.table import ScoredSet
 
@@ -17,17 +18,11 @@ FLIPS = 20_000
 _EXACT_CELLS = 50_000_000
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Two models compared over all rows and by slice; the p-values of slices are corrected together."""
+class Comparison(NamedTuple):
+    """Two models compared over all outcomes and by slice; the p-values of slices are corrected together."""
 
     overall: Difference
-    slices: Mapping[str, Mapping[str, Difference]]  # column -> value -> difference
-
-    @property
-    def verdict(self) -> str:
-        """The outcome over all comparisons, in one sentence."""
-        return self.overall.verdict
+    slices: dict[str, dict[str, Difference]]  # column -> value -> difference
 
 
 def sign_flip_test(differences_C: np.ndarray, *, seed: int = 0) -> tuple[float, PValueMethod]:
@@ -50,24 +45,18 @@ def sign_flip_test(differences_C: np.ndarray, *, seed: int = 0) -> tuple[float, 
         return (float(binomtest(wins, n).pvalue) if n else 1.0), "mcnemar-exact"
     total = int(sizes_C.sum())
     if not is_whole or total * len(sizes_C) > _EXACT_CELLS:
-        return _random_flips(apart_C, seed), "sign-flip"
+        random, as_far = np.random.default_rng(seed), 0
+        size = max(1, min(FLIPS, 4_000_000 // len(apart_C)))
+        for start in range(0, FLIPS, size):
+            signs_BC = random.integers(2, size=(min(size, FLIPS - start), len(apart_C))) * 2 - 1
+            as_far += int(np.sum(np.abs(signs_BC @ apart_C) >= abs(float(apart_C.sum())) - 1e-9))
+        return (as_far + 1) / (FLIPS + 1), "sign-flip"
     chances = np.zeros(2 * total + 1)
     chances[total] = 1.0
     for size in sizes_C:  # adds one difference at a time to the distribution of the sum
         chances = (np.roll(chances, size) + np.roll(chances, -size)) / 2
     reached = abs(int(whole_C.sum()))
     return min(1.0, float(chances[np.abs(np.arange(-total, total + 1)) >= reached].sum())), "sign-flip-exact"
-
-
-def _random_flips(apart_C: np.ndarray, seed: int) -> float:
-    random = np.random.default_rng(seed)
-    reached = abs(float(apart_C.sum())) - 1e-9
-    size = max(1, min(FLIPS, 4_000_000 // max(1, len(apart_C))))
-    as_far = 0
-    for start in range(0, FLIPS, size):
-        signs_BC = random.integers(2, size=(min(size, FLIPS - start), len(apart_C))) * 2 - 1
-        as_far += int(np.sum(np.abs(signs_BC @ apart_C) >= reached))
-    return (as_far + 1) / (FLIPS + 1)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -123,6 +112,29 @@ def compare_outcomes(
     )
 
 
+def compare_by_columns(
+    first_M: np.ndarray,
+    second_M: np.ndarray,
+    cluster_M: np.ndarray,
+    columns: Mapping[str, np.ndarray],
+    *,
+    names: tuple[str, str],
+    seed: int = 0,
+) -> Comparison:
+    """Compares outcomes over all of them, and where each column, an array of M texts, has each of its values."""
+
+    def difference(kept_M: np.ndarray) -> Difference:
+        return compare_outcomes(first_M[kept_M], second_M[kept_M], cluster_M[kept_M], names=names, seed=seed)
+
+    overall = difference(np.ones(len(first_M), dtype=bool))
+    places = [(column, value) for column, value_M in columns.items() for value in np.unique(value_M)]
+    parts = [difference(columns[column] == value) for column, value in places]
+    slices: dict[str, dict[str, Difference]] = {column: {} for column in columns}
+    for (column, value), part, p in zip(places, parts, holm([part.p_value for part in parts]), strict=True):
+        slices[column][str(value)] = replace(part, p_adjusted=p)
+    return Comparison(overall, slices)
+
+
 def compare(
     first: ScoredSet,
     second: ScoredSet,
@@ -135,30 +147,6 @@ def compare(
 
     Equal rewards are not right, as everywhere. Margins are not compared: the rewards of two models differ in scale.
     """
-    _check_same_rows(first, second, names)
-
-    def difference(first: ScoredSet, second: ScoredSet) -> Difference:
-        return compare_outcomes(first.margin_P > 0, second.margin_P > 0, first.cluster_P, names=names, seed=seed)
-
-    slices: dict[str, dict[str, Difference]] = {}
-    for column in columns:
-        seconds = second.sliced(column)
-        parts = ((name, part) for name, part in first.sliced(column).items() if len(part.margin_P))
-        slices[column] = {name: difference(part, seconds[name]) for name, part in parts}
-    return Comparison(difference(first, second), adjusted(slices))
-
-
-def adjusted(slices: Mapping[str, Mapping[str, Difference]]) -> dict[str, dict[str, Difference]]:
-    """Corrects the p-values of all slices (column -> value -> difference) together."""
-    places = [(column, name) for column, parts in slices.items() for name in parts]
-    corrected = holm([slices[column][name].p_value for column, name in places])
-    result: dict[str, dict[str, Difference]] = {column: {} for column in slices}
-    for (column, name), p_adjusted in zip(places, corrected, strict=True):
-        result[column][name] = replace(slices[column][name], p_adjusted=p_adjusted)
-    return result
-
-
-def _check_same_rows(first: ScoredSet, second: ScoredSet, names: tuple[str, str]) -> None:
     if len(first) != len(second):
         fix = "Compare on the rows that both have."
         raise ConfigError(f"{names[0]} was scored on {len(first)} rows and {names[1]} on {len(second)}", fix=fix)
@@ -169,3 +157,25 @@ def _check_same_rows(first: ScoredSet, second: ScoredSet, names: tuple[str, str]
                 f"{b.row}, or another label",
                 fix="Score the same rows, in the same order, with both models.",
             )
+    values = {column: np.array(first.values_of(column))[first.row_N[first.better_P]] for column in columns}
+    right_P, second_right_P = first.margin_P > 0, second.margin_P > 0
+    return compare_by_columns(right_P, second_right_P, first.cluster_P, values, names=names, seed=seed)
+
+
+def compare_results(first: SuiteResult, second: SuiteResult, *, names: tuple[str, str] = ("A", "B")) -> Comparison:
+    """Compares two models by their results on the same rows of a suite, overall and by slice.
+
+    The mean outcome over rows is compared, which weighs rows alike; the headline of a suite may weigh its parts
+    otherwise. Results of different suites or rows raise `ConfigError`.
+    """
+    rows = list(first.outcomes)
+    if first.suite != second.suite or rows != list(second.outcomes):
+        raise ConfigError(
+            f"the results are of different rows ({first.suite}, {len(first.outcomes)} rows; "
+            f"{second.suite}, {len(second.outcomes)} rows)",
+            fix="Score the same rows of the same suite with both models.",
+        )
+    first_G, second_G = (np.array([result.outcomes[row] for row in rows]) for result in (first, second))
+    cluster_G = np.array([first.clusters[row] for row in rows])
+    slices = {"slice": np.array([first.slice_of.get(row, "") for row in rows])}
+    return compare_by_columns(first_G, second_G, cluster_G, slices, names=names)

@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import pyarrow as pa
 
-from plaudit.data.parse import content_text, prompt_of
+from plaudit.data.parse import prompt_of
 from plaudit.data.report import DataReport
 from plaudit.errors import ConfigError, DataError
+from plaudit.evaluation import results
 from plaudit.evaluation.bias import format_bias, length_bias
 from plaudit.evaluation.checks import sanity_checks
-from plaudit.evaluation.compare import Comparison, compare
-from plaudit.evaluation.results import (
-    Histogram,
-    Margins,
-    Mistake,
-    ModelComparison,
-    SuiteEvaluation,
-    shortened,
-)
+from plaudit.evaluation.compare import compare, compare_results
+from plaudit.evaluation.results import Histogram, Margins, Mistake, ModelComparison, SuiteEvaluation
 from plaudit.evaluation.stats import best_of_n_curve, by_slice, calibrate, statistics_of
-from plaudit.evaluation.suites.base import Suite, compare_results
-from plaudit.evaluation.suites.preferences import Preferences
+from plaudit.evaluation.suites.base import Preferences, Suite
 from plaudit.evaluation.suites.registry import LoadedSuite
-from plaudit.evaluation.table import ScoredRow, ScoredSet
+from plaudit.evaluation.table import ScoredRow, ScoredSet, message_parts
 from plaudit.schema import comparisons_of
 
 Overlong: TypeAlias = Literal["drop", "truncate_left", "truncate_right", "error"]
@@ -86,13 +78,13 @@ def judge(
         fix = "Raise `max_length`, or truncate long rows with `overlong`."
         raise DataError(f"has no row that could be scored ({reasons})", dataset=suite.label, fix=fix)
     seed, columns = settings.seed, suite.columns(settings.slices)
-    result = rule_of(suite, columns).score(scored)
+    result = _rule_of(suite, columns).score(scored)
     compared, scaled = len(scored.margin_P) > 0, scored
     if temperature != 1.0:
         scaled = ScoredSet(
             replace(row, rewards=tuple(reward / temperature for reward in row.rewards)) for row in scored
         )
-    unit: Literal["tokens", "characters"] = "characters" if any(row.tokens is None for row in scored) else "tokens"
+    unit: results.LengthUnit = "characters" if any(row.tokens is None for row in scored) else "tokens"
     notes = [f"Not scored: {text}." for text in report.descriptions(dropped=True)]
     if suite.total > len(suite.rows):
         drawn = f"{len(suite.rows)} of {suite.total} rows, drawn at random"
@@ -127,8 +119,7 @@ def judge(
     )
 
 
-def rule_of(suite: LoadedSuite, columns: Sequence[str]) -> Suite:
-    """Returns the rule of a suite; preferences are sliced by the columns given."""
+def _rule_of(suite: LoadedSuite, columns: Sequence[str]) -> Suite:
     return Preferences(columns) if isinstance(suite.suite, Preferences) else suite.suite
 
 
@@ -145,12 +136,12 @@ def compare_models(
     everywhere = {row.row for row in first} | {row.row for row in second}
     common = {row.row for row in first} & {row.row for row in second}
     first, second = (scored.where(lambda row: row.row in common) for scored in (first, second))
-    rule = rule_of(suite, ())
-    by_rule: Comparison = compare_results(rule.score(first), rule.score(second), names=names)
-    slices = {} if isinstance(rule, Preferences) else dict(by_rule.slices)
+    rule = _rule_of(suite, ())
+    by_rule = compare_results(rule.score(first), rule.score(second), names=names)
+    slices = {} if isinstance(rule, Preferences) else by_rule.slices
     columns = suite.columns(settings.slices)
     if columns and len(first.margin_P):
-        slices |= dict(compare(first, second, names=names, columns=columns, seed=settings.seed).slices)
+        slices |= compare(first, second, names=names, columns=columns, seed=settings.seed).slices
     left_out = len(everywhere) - len(common)
     return ModelComparison(names, suite.label, len(common), left_out, by_rule.overall, slices, baseline)
 
@@ -178,7 +169,7 @@ def confident_mistakes(
 
     rows, mistakes = {row.row: row for row in suite.rows}, []
     for margin, better, worse, row in wrong[:most]:
-        source, texts = rows[row.row], [shortened(text) for text in row.texts or ()]
+        source, texts = rows[row.row], [results.shortened(text) for text in row.texts or ()]
         columns = {key: str(value) for key, value in source.columns.items() if isinstance(value, str | int | float)}
         mistakes.append(
             Mistake(
@@ -188,7 +179,7 @@ def confident_mistakes(
                 kind="label" if row.row_kind == "labels" else "comparison",
                 margin=margin,
                 confidence=1 / (1 + math.exp(max(margin / temperature, -700.0))),
-                prompt=shortened(prompt_text(source.raw)),
+                prompt=results.shortened(prompt_text(source.raw)),
                 better=of(texts, better),
                 worse=of(texts, worse),
                 better_reward=of(row.rewards, better),
@@ -210,14 +201,8 @@ def prompt_text(raw: Mapping[str, Any]) -> str:
     prompt = prompt_of(raw)
     if isinstance(prompt, str):
         return prompt
-    lines = []
-    for message in prompt if isinstance(prompt, list | tuple) else ():
-        calls = message.get("tool_calls")
-        text = content_text(message.get("content") or "")
-        lines.append(
-            f"{message.get('role')}: {text}{json.dumps(calls, ensure_ascii=False, default=str) if calls else ''}"
-        )
-    return "\n".join(lines)
+    messages = prompt if isinstance(prompt, list | tuple) else ()
+    return "\n".join(f"{message.get('role')}: {''.join(message_parts(message))}" for message in messages)
 
 
 # ---- distributions -----------------------------------------------------------------------------------------------
@@ -229,30 +214,24 @@ def reward_histogram(scored: ScoredSet) -> Histogram | None:
     for row in scored:
         if row.row_kind == "labels":
             (better if row.label.ratings[0] > 0.5 else worse).append(row.rewards[0])
-    if not better and not worse:
-        return None
-    edges = _edges(np.array([*better, *worse]))
-    return Histogram(tuple(edges.tolist()), _counts(better, edges), _counts(worse, edges))
+    return Histogram(*_histograms(better, worse)) if better or worse else None
 
 
 def margin_histogram(scored: ScoredSet) -> Margins | None:
     """Returns the distribution of margins; None without comparisons."""
-    if not len(scored.margin_P):
-        return None
-    edges = _edges(scored.margin_P)
-    return Margins(tuple(edges.tolist()), _counts(scored.margin_P, edges))
+    return Margins(*_histograms(scored.margin_P)) if len(scored.margin_P) else None
 
 
-def _edges(values: np.ndarray) -> np.ndarray:
+def _histograms(*groups: Sequence[float] | np.ndarray) -> tuple[Any, ...]:
+    """Returns common edges, and the counts of each group between them."""
+    values = np.concatenate(groups)
     low, high = float(values.min()), float(values.max())
     # Rounding could leave no room for the bins between two numbers that are nearly equal.
     if high - low <= 1e-6 * max(abs(low), abs(high), 1e-6):
         low, high = low - 0.5, high + 0.5
-    return np.linspace(low, high, BINS + 1)
-
-
-def _counts(values: Iterable[float], edges: np.ndarray) -> tuple[int, ...]:
-    return tuple(int(count) for count in np.histogram(np.asarray(values), bins=edges)[0])
+    edges = np.linspace(low, high, BINS + 1)
+    counts = (np.histogram(np.asarray(group), bins=edges)[0] for group in groups)
+    return tuple(edges.tolist()), *(tuple(count.tolist()) for count in counts)
 
 
 def length_points(scored: ScoredSet, *, most: int = POINTS, seed: int = 0) -> tuple[tuple[int, float, str], ...]:

@@ -15,9 +15,10 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
 import numpy as np
 import pyarrow as pa
 
+from plaudit.data.parse import kind_of
 from plaudit.data.report import KindCount
 from plaudit.errors import ConfigError
-from plaudit.evaluation.table import read_tables, rewards_by_row, write_tables
+from plaudit.evaluation.table import by_row, read_tables, write_tables
 from plaudit.files import write_atomically
 from plaudit.model.calibration import RewardCalibration
 
@@ -29,6 +30,9 @@ LEVEL = 0.05
 IntervalMethod: TypeAlias = Literal["wilson", "bootstrap"]
 PValueMethod: TypeAlias = Literal["mcnemar-exact", "sign-flip-exact", "sign-flip"]
 LengthUnit: TypeAlias = Literal["tokens", "characters"]
+# Type in a dataclass -> type in JSON; others are dataclasses, or tuples with names.
+_PLAIN: dict[Any, type] = {Mapping: dict, dict: dict, tuple: list, list: list, Any: object, Literal: str}
+_PLAIN |= {kind: kind for kind in (str, bool, int, float)}
 
 
 class Interval(NamedTuple):
@@ -365,7 +369,7 @@ class SuiteEvaluation:
     @property
     def rewards(self) -> dict[tuple[str, int], tuple[float, ...]]:
         """Rewards of the responses of each scored row, by its source and its number there."""
-        return {} if self.table is None else rewards_by_row(self.table)
+        return {} if self.table is None else by_row(self.table)
 
     @property
     def responses_per_second(self) -> float | None:
@@ -520,29 +524,28 @@ class Evaluation:
         """
         path = Path(folder).expanduser()
         path = path if path.suffix == ".json" else path / RESULTS
-        fix = "Pass a folder that `plaudit eval --output FOLDER` wrote."
+        fix, again = "Pass a folder that `plaudit eval --output FOLDER` wrote.", "Write it again with `plaudit eval`."
         if not path.is_file():
             raise ConfigError(f"there is no evaluation in {str(folder)!r}", fix=fix)
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(values, dict) or values.get("format") != FORMAT:
-                raise ConfigError(f"{str(path)!r} is not an evaluation", fix=fix)
-            if values.get("version") != VERSION:
-                found = f"{str(path)!r} is an evaluation of version {values.get('version')!r}, not {VERSION}"
-                raise ConfigError(found, fix="Write it again with `plaudit eval`.")
-            evaluation: Evaluation = from_plain(cls, values)
             tables = read_tables(path.with_name(TABLE))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
-            if isinstance(error, ConfigError):
-                raise
+        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             raise ConfigError(f"{str(path)!r} cannot be read ({type(error).__name__}: {error})", fix=fix) from error
-        models = (
-            replace(
-                model,
-                suites=tuple(replace(suite, table=tables.get((model.name, suite.name))) for suite in model.suites),
-            )
-            for model in evaluation.models
-        )
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            raise ConfigError(f"{str(path)!r} is not an evaluation", fix=fix)
+        if values.get("version") != VERSION:
+            found = f"{str(path)!r} is an evaluation of version {values.get('version')!r}, not {VERSION}"
+            raise ConfigError(found, fix=again)
+        try:
+            evaluation: Evaluation = from_plain(cls, values)
+        except ConfigError as error:
+            found = f"`{error.field}` {error.message}, in {str(path)!r}"
+            raise ConfigError(found, field=error.field, fix=again) from error
+        models = []
+        for model in evaluation.models:
+            suites = (replace(suite, table=tables.get((model.name, suite.name))) for suite in model.suites)
+            models.append(replace(model, suites=tuple(suites)))
         return replace(evaluation, models=tuple(models))
 
 
@@ -571,26 +574,43 @@ def to_plain(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int | bool) else str(value)
 
 
-def from_plain(hint: Any, value: Any) -> Any:
+def from_plain(hint: Any, values: Any, place: str = "") -> Any:
     """Rebuilds a value of a type from plain values; keys that a dataclass does not know are ignored.
+
+    A missing key, or a value of another type, raises `ConfigError` that names the field; `place` is that of the value.
 
     >>> from_plain(Check, {"name": "padding", "passed": True, "message": "Yes.", "rows": [1], "later": 0}).rows
     (1,)
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if value is None or hint is Any:
-        return value
     if origin in (typing.Union, types.UnionType):
-        return from_plain(next(choice for choice in arguments if choice is not type(None)), value)
+        choice = next(choice for choice in arguments if choice is not type(None))
+        return None if values is None else from_plain(choice, values, place)
+    plain = _PLAIN.get(origin or hint, dict if dataclasses.is_dataclass(hint) else list)
+    if plain is object or (plain is float and values is None):  # a number that is not finite is null
+        return values
+    accepted: Any = (int, float) if plain is float else plain
+    if not isinstance(values, accepted):
+        wanted = {int: "a whole number", float: "a number"}.get(plain) or kind_of(plain())
+        raise ConfigError(f"is {kind_of(values)}, not {wanted}", field=place)
     if dataclasses.is_dataclass(hint):
-        hints = typing.get_type_hints(hint)
-        names = [entry.name for entry in dataclasses.fields(hint) if entry.name in value]
-        return hint(**{name: from_plain(hints[name], value[name]) for name in names})  # type: ignore[operator]
-    if origin is tuple:
-        repeated = arguments[1:] == (...,)
-        return tuple(from_plain(arguments[0 if repeated else index], entry) for index, entry in enumerate(value))
-    if isinstance(hint, type) and issubclass(hint, tuple):
-        return hint(*value)
-    if isinstance(value, Mapping) and len(arguments) == 2:
-        return {name: from_plain(arguments[1], entry) for name, entry in value.items()}
-    return value
+        hints, arguments_by_name = typing.get_type_hints(hint), {}
+        for entry in dataclasses.fields(hint):
+            inside = f"{place}.{entry.name}" if place else entry.name
+            if entry.name in values:
+                arguments_by_name[entry.name] = from_plain(hints[entry.name], values[entry.name], inside)
+            elif entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING:
+                raise ConfigError("is missing", field=inside)
+        return hint(**arguments_by_name)  # type: ignore[operator]
+    if plain is dict:
+        return {name: from_plain(arguments[1], value, f"{place}.{name}") for name, value in values.items()}
+    if plain is not list:
+        return values
+    hints_of = arguments or tuple(typing.get_type_hints(hint).values())  # of a tuple, or of one with names
+    if origin is list or hints_of[1:] == (...,):
+        hints_of = hints_of[:1] * len(values)
+    if len(hints_of) != len(values):
+        raise ConfigError(f"has {len(values)} values, not {len(hints_of)}", field=place)
+    items = zip(hints_of, values, strict=True)
+    made = [from_plain(item, value, f"{place}[{index}]") for index, (item, value) in enumerate(items)]
+    return made if origin is list else tuple(made) if origin is tuple else hint(*made)

@@ -14,8 +14,7 @@ import pyarrow as pa
 from plaudit.data.load import open_data
 from plaudit.data.parse import kind_of
 from plaudit.errors import DataError
-from plaudit.evaluation.suites.base import SuiteRow
-from plaudit.evaluation.suites.preferences import Preferences
+from plaudit.evaluation.suites.base import Preferences, SuiteRow
 from plaudit.evaluation.suites.registry import LoadedSuite
 from plaudit.evaluation.table import SCHEMA
 from plaudit.schema import quoted, response_field, row_kind_of

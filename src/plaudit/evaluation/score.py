@@ -23,7 +23,7 @@ from plaudit.evaluation.judge import EvaluationSettings, judge
 from plaudit.evaluation.results import SuiteEvaluation
 from plaudit.evaluation.suites.base import SuiteRow
 from plaudit.evaluation.suites.registry import LoadedSuite
-from plaudit.evaluation.table import SCHEMA, rewards_by_row
+from plaudit.evaluation.table import SCHEMA, by_row
 from plaudit.inference.files import CHUNK_SIZE, RowScores, current_process, score_in_chunks
 from plaudit.inference.io import rows_in_memory
 from plaudit.inference.reward_model import RewardModel
@@ -128,7 +128,7 @@ def score_suite(
     start = time.perf_counter()
     tables = [score_rows(model, suite.rows, settings, folder=folder, progress=progress)]
     seconds = time.perf_counter() - start
-    rewards = rewards_by_row(tables[0])
+    rewards = by_row(tables[0])
     scored = [row for row in suite.rows if (row.source, row.number) in rewards]
     drawn = np.random.default_rng(settings.seed).permutation(len(scored))[: max(settings.sanity_rows, 0)]
     if len(drawn):

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -37,27 +37,14 @@ from plaudit.evaluation.results import (
     Statistics,
 )
 from plaudit.evaluation.table import ScoredSet
+from plaudit.intervals import wilson_interval
 
 SAMPLES = 2000  # draws of the bootstrap
 BINS = 10
 _CELLS = 4_000_000  # numbers held at a time
-Z_95 = 1.959963984540054  # quantile of the normal distribution for a 95% interval
 
 
 # ---- intervals ---------------------------------------------------------------------------------------------------
-
-
-def wilson_interval(successes: float, trials: int) -> Interval:
-    """Returns Wilson's 95% interval; unlike scipy's, also of a number of successes that is not whole.
-
-    Source: Wilson (1927), Journal of the American Statistical Association 22.
-
-    >>> tuple(round(bound, 4) for bound in wilson_interval(8, 10))
-    (0.4902, 0.9433)
-    """
-    share, z2 = successes / trials, Z_95**2 / trials
-    half = Z_95 * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials))
-    return Interval(max(0.0, (share + z2 / 2 - half) / (1 + z2)), min(1.0, (share + z2 / 2 + half) / (1 + z2)))
 
 
 def sums_by_cluster(values_MK: np.ndarray, cluster_M: np.ndarray) -> np.ndarray:
@@ -125,10 +112,10 @@ def proportion(success_M: np.ndarray, cluster_M: np.ndarray, *, seed: int = 0) -
         return Proportion(None, 0, Interval(0.0, 1.0))
     value, prompts = float(np.mean(success_M)), len(np.unique(cluster_M))
     if prompts == n:
-        return Proportion(value, n, wilson_interval(float(np.sum(success_M)), n))
+        return Proportion(value, n, Interval(*wilson_interval(float(np.sum(success_M)), n)))
     drawn = mean_interval(np.asarray(success_M, dtype=float), cluster_M, seed=seed)
     if drawn is None or drawn.low == drawn.high:
-        return Proportion(value, n, wilson_interval(value * prompts, prompts))
+        return Proportion(value, n, Interval(*wilson_interval(value * prompts, prompts)))
     return Proportion(value, n, drawn, "bootstrap")
 
 
@@ -204,25 +191,27 @@ def spearman(first_M: np.ndarray, second_M: np.ndarray) -> float | None:
     return correlation(rankdata(first_M), rankdata(second_M))
 
 
-def best_found(rewards_N: np.ndarray, ratings_N: np.ndarray) -> float:
+def best_found(rewards: Sequence[float], ratings: Sequence[float]) -> float:
     """Returns the chance that a response with the highest reward, drawn among equals, is one of the best.
 
-    >>> best_found(np.array([2.0, 2.0, 1.0]), np.array([1.0, 0.0, 0.0]))
+    >>> best_found([2.0, 2.0, 1.0], [1.0, 0.0, 0.0])
     0.5
     """
+    rewards_N, ratings_N = np.array(rewards), np.array(ratings)
     return float(np.mean((ratings_N == ratings_N.max())[rewards_N == rewards_N.max()]))
 
 
 def ranking_statistics(scored: ScoredSet, *, seed: int = 0) -> RankingStatistics | None:
     """Returns best-of-N accuracy and rank correlations of the rows that rank several responses; None without any."""
-    kept = [index for index, row in enumerate(scored) if row.listed and len(set(row.ratings)) > 1]
+    kept, values = [], []
+    for index, row in enumerate(scored):
+        if row.row_kind in ("scores", "ranks") and len(set(row.ratings)) > 1:
+            rewards_N, ratings_N = np.array(row.rewards), np.array(row.ratings)
+            tau, rho = kendall_tau(ratings_N, rewards_N), spearman(ratings_N, rewards_N) or 0.0
+            values.append((best_found(row.rewards, row.ratings), tau, rho, np.mean(ratings_N == ratings_N.max())))
+            kept.append(index)
     if not kept:
         return None
-    values = []
-    for index in kept:
-        rewards_N, ratings_N = np.array(scored[index].rewards), np.array(scored[index].ratings)
-        tau, rho = kendall_tau(ratings_N, rewards_N), spearman(ratings_N, rewards_N) or 0.0
-        values.append((best_found(rewards_N, ratings_N), tau, rho, np.mean(ratings_N == ratings_N.max())))
     values_GK, cluster_G = np.array(values), scored.cluster_G[kept]
     best, tau, rho, chance = (float(value) for value in values_GK.mean(axis=0))
     intervals = [mean_interval(values_GK[:, column], cluster_G, seed=seed) for column in range(3)]

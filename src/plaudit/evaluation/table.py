@@ -7,7 +7,6 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from plaudit.schema import (
     Example,
     Label,
     RowKind,
-    Text,
     comparisons_of,
     ratings_of,
     response_field,
@@ -45,21 +43,12 @@ SCHEMA = pa.schema(
 """The scored table: one line per response, and one for a row that could not be scored."""
 
 
-def rewards_by_row(table: pa.Table, variant: str = "") -> dict[tuple[str, int], tuple[float, ...]]:
-    """Returns the rewards of each scored row, by its source and its number there."""
-    return _by_row(table, "reward", variant)
-
-
-def tokens_by_row(table: pa.Table) -> dict[tuple[str, int], tuple[int, ...]]:
-    """Returns the tokens of each response of the rows that have them, by source and number."""
-    return _by_row(table, "tokens", "")
-
-
-def _by_row(table: pa.Table, name: str, variant: str) -> dict[tuple[str, int], Any]:
+def by_row(table: pa.Table, name: str = "reward", variant: str = "") -> dict[tuple[str, int], tuple[Any, ...]]:
+    """Returns the values of a column for the responses of each row that has them, by its source and number there."""
     values: dict[tuple[str, int], list[Any]] = {}
     columns = (table.column(column).to_pylist() for column in ("source", "row", name, "variant"))
-    for source, row, value, found in zip(*columns, strict=True):
-        if found == variant and value is not None:
+    for source, row, value, of_variant in zip(*columns, strict=True):
+        if of_variant == variant and value is not None:
             values.setdefault((source, row), []).append(value)
     return {key: tuple(of_row) for key, of_row in values.items()}
 
@@ -110,7 +99,7 @@ def response_texts(row: Mapping[str, Any], example: Example) -> tuple[str, ...]:
     """Returns the responses of a row as plain text, without their prompt.
 
     Of conversations that include their prompt it is what follows the messages that all share, up to the last one of
-    the user; of plain text without a prompt it is the whole text.
+    the user; of plain text without a prompt it is the whole text. Tool calls count as they are written.
 
     >>> from plaudit.data.parse import read_example
     >>> raw = {"prompt": "2+2=", "chosen": "4", "rejected": "5"}
@@ -122,18 +111,17 @@ def response_texts(row: Mapping[str, Any], example: Example) -> tuple[str, ...]:
         start = len(prompt) if row.get("prompt") is not None and isinstance(prompt, str) else 0
         return tuple(str(response)[start:] for response in example.responses)
     start = len(prompt) if isinstance(prompt, list | tuple) else 0
-    return tuple(_message_texts(response[start:]) for response in example.responses)
+    of_responses = ((message_parts(message) for message in response[start:]) for response in example.responses)
+    return tuple("\n".join(part for parts in messages for part in parts if part) for messages in of_responses)
 
 
-def _message_texts(messages: Text) -> str:
-    """Joins the contents of messages; tool calls count as they are written."""
-    parts = []
-    for message in messages:
-        if isinstance(message, Mapping):
-            calls = message.get("tool_calls")
-            parts.append(content_text(message.get("content") or ""))
-            parts.append(json.dumps(calls, ensure_ascii=False, default=str) if calls else "")
-    return "\n".join(part for part in parts if part)
+def message_parts(message: Any) -> tuple[str, str]:
+    """Returns the content of a message as text, and its tool calls as JSON, empty where there are none."""
+    if not isinstance(message, Mapping):
+        return "", ""
+    calls = message.get("tool_calls")
+    content = content_text(message.get("content") or "")
+    return content, json.dumps(calls, ensure_ascii=False, default=str) if calls else ""
 
 
 @dataclass(frozen=True)
@@ -159,11 +147,10 @@ class ScoredRow:
     characters: tuple[int, ...] | None = None
     texts: tuple[str, ...] | None = None
     columns: Mapping[str, Any] = field(default_factory=dict)  # values to slice by
-    gold: tuple[float, ...] | None = None  # a second opinion on each response, higher is better
 
     def __post_init__(self) -> None:
         expected = len(self.label.ratings)
-        for name in ("rewards", "tokens", "characters", "texts", "gold"):
+        for name in ("rewards", "tokens", "characters", "texts"):
             values = getattr(self, name)
             if values is not None and len(values) != expected:
                 raise DataError(
@@ -181,15 +168,8 @@ class ScoredRow:
         return ratings_of(self.label)
 
     @property
-    def listed(self) -> bool:
-        """Whether the row ranks several responses, rather than being a pair or a single response."""
-        return self.row_kind in ("scores", "ranks")
-
-    @property
     def gold_scores(self) -> tuple[float, ...] | None:
-        """The gold score of each response: `gold`, or else the scores of the data."""
-        if self.gold is not None:
-            return self.gold
+        """The score that the data gives to each response."""
         return self.label.ratings if self.row_kind == "scores" else None
 
     @property
@@ -211,6 +191,27 @@ class ScoredSet(Sequence[ScoredRow]):
 
     def __init__(self, rows: Iterable[ScoredRow]) -> None:
         self.rows: tuple[ScoredRow, ...] = tuple(rows)
+        better, worse, start = [], [], 0
+        for row in self.rows:
+            for i, j in comparisons_of(row.ratings):
+                better.append(start + i)
+                worse.append(start + j)
+            start += len(row.rewards)
+        probs = (row.label.preference_prob for row in self.rows)
+        prob_G = np.array([1.0 if prob is None else max(prob, 1 - prob) for prob in probs])
+        counts_G = np.array([len(row.rewards) for row in self.rows], dtype=np.int64)
+        # Of each row the number of its prompt, which does not depend on the order of the rows.
+        self.cluster_G = np.unique([row.cluster for row in self.rows], return_inverse=True)[1].reshape(-1)
+        # Of each response its row (position here), prompt and reward.
+        self.row_N = np.repeat(np.arange(len(self.rows)), counts_G)
+        self.cluster_N = self.cluster_G[self.row_N]
+        self.rewards_N = np.array([reward for row in self.rows for reward in row.rewards], dtype=np.float64)
+        # Of each comparison the responses, prompt and margin, and the probability that the better response is better,
+        # which is 1 where the data gives none.
+        self.better_P, self.worse_P = np.array(better, dtype=np.int64), np.array(worse, dtype=np.int64)
+        self.cluster_P = self.cluster_N[self.better_P]
+        self.margin_P = self.rewards_N[self.better_P] - self.rewards_N[self.worse_P]
+        self.preference_prob_P = prob_G[self.row_N[self.better_P]]
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -220,63 +221,6 @@ class ScoredSet(Sequence[ScoredRow]):
 
     def __iter__(self) -> Iterator[ScoredRow]:
         return iter(self.rows)
-
-    @cached_property
-    def rewards_N(self) -> np.ndarray:
-        """Reward of each response, shape (N,)."""
-        return np.array([reward for row in self.rows for reward in row.rewards], dtype=np.float64)
-
-    @cached_property
-    def row_N(self) -> np.ndarray:
-        """Position in this set of the row that each response belongs to, shape (N,)."""
-        return np.repeat(np.arange(len(self.rows)), [len(row.rewards) for row in self.rows])
-
-    @cached_property
-    def cluster_G(self) -> np.ndarray:
-        """Number of the prompt of each row, shape (G,); it does not depend on the order of the rows."""
-        return np.unique([row.cluster for row in self.rows], return_inverse=True)[1].reshape(-1)
-
-    @cached_property
-    def cluster_N(self) -> np.ndarray:
-        """Number of the prompt of each response, shape (N,)."""
-        return self.cluster_G[self.row_N]
-
-    @cached_property
-    def _comparisons(self) -> tuple[np.ndarray, np.ndarray]:
-        better, worse, start = [], [], 0
-        for row in self.rows:
-            for i, j in comparisons_of(row.ratings):
-                better.append(start + i)
-                worse.append(start + j)
-            start += len(row.rewards)
-        return np.array(better, dtype=np.int64), np.array(worse, dtype=np.int64)
-
-    @property
-    def better_P(self) -> np.ndarray:
-        """Index of the better response of each comparison, shape (P,)."""
-        return self._comparisons[0]
-
-    @property
-    def worse_P(self) -> np.ndarray:
-        """Index of the worse response of each comparison, shape (P,)."""
-        return self._comparisons[1]
-
-    @cached_property
-    def margin_P(self) -> np.ndarray:
-        """Reward of the better response minus that of the worse one, shape (P,)."""
-        return self.rewards_N[self.better_P] - self.rewards_N[self.worse_P]
-
-    @property
-    def cluster_P(self) -> np.ndarray:
-        """Number of the prompt of each comparison, shape (P,)."""
-        return self.cluster_N[self.better_P]
-
-    @cached_property
-    def preference_prob_P(self) -> np.ndarray:
-        """Probability that the better response is better, 1 where the data gives none, shape (P,)."""
-        probs = (row.label.preference_prob for row in self.rows)
-        prob_G = np.array([1.0 if prob is None else max(prob, 1 - prob) for prob in probs])
-        return prob_G[self.row_N[self.better_P]] if len(self.rows) else np.empty(0)
 
     def each(self, name: str) -> list[Any]:
         """Returns the tokens, characters or texts of all responses; a row without them raises `DataError`."""
@@ -292,8 +236,8 @@ class ScoredSet(Sequence[ScoredRow]):
         """Returns the rows for which a condition holds."""
         return ScoredSet(row for row in self.rows if keep(row))
 
-    def sliced(self, column: str) -> dict[str, ScoredSet]:
-        """Splits by the values of a column, in the order of their names; rows without a value are ``(none)``.
+    def values_of(self, column: str) -> list[str]:
+        """Returns the value of a column in each row, ``(none)`` where it has none.
 
         A column that no row has raises `ConfigError`.
         """
@@ -303,8 +247,12 @@ class ScoredSet(Sequence[ScoredRow]):
                 f"no row has a column `{column}` to slice by",
                 fix=f"Slice by one of: {', '.join(known)}." if known else "Keep the column when the rows are scored.",
             )
+        values = (row.columns.get(column) for row in self.rows)
+        return ["(none)" if value is None else str(value) for value in values]
+
+    def sliced(self, column: str) -> dict[str, ScoredSet]:
+        """Splits by the values of a column, in the order of their names."""
         parts: dict[str, list[ScoredRow]] = {}
-        for row in self.rows:
-            value = row.columns.get(column)
-            parts.setdefault("(none)" if value is None else str(value), []).append(row)
+        for row, value in zip(self.rows, self.values_of(column), strict=True):
+            parts.setdefault(value, []).append(row)
         return {name: ScoredSet(parts[name]) for name in sorted(parts)}

@@ -195,8 +195,8 @@ def read_run(folder: Path) -> Run:
     data: dict[str, DataReport] = {}
     try:
         data = {name: results.from_plain(DataReport, values) for name, values in (record.get("data") or {}).items()}
-    except (TypeError, AttributeError) as error:
-        problems.append(f"The data reports in `{RUN_RECORD}` cannot be read ({error}).")
+    except (ConfigError, AttributeError) as error:
+        problems.append(f"The data reports in `{RUN_RECORD}` cannot be read ({getattr(error, 'summary', error)}).")
     return Run(
         folder,
         record,

@@ -1,4 +1,4 @@
-"""What a suite is: rows to score, and a rule that turns their rewards into one result."""
+"""What a suite is: rows to score, and a rule that turns their rewards into one result; and the generic suite."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ import numpy as np
 from plaudit.data.load import DataSource, open_data
 from plaudit.data.parse import kind_of, read_example
 from plaudit.errors import ConfigError, DataError
-from plaudit.evaluation.compare import Comparison, adjusted, compare_outcomes
 from plaudit.evaluation.results import SliceResult, SuiteResult
-from plaudit.evaluation.stats import mean_interval, proportion
+from plaudit.evaluation.stats import best_found, mean_interval, proportion
 from plaudit.evaluation.table import ScoredRow, ScoredSet, as_given, prompt_key, response_texts
-from plaudit.schema import Example, quoted
+from plaudit.schema import RAW_COLUMNS, Example, check_columns, quoted
 
 _BROKEN = "Correct the row, or download the file again."
 
@@ -124,7 +123,8 @@ class Suite:
     rule: ClassVar[str]
     reference: ClassVar[str]  # where the rule is published
     columns: ClassVar[tuple[str, ...]]  # that a source must have
-    slice_column: ClassVar[str]
+    slice_column: str  # by whose values two models are compared as well; empty for none
+    converts: ClassVar[bool] = True  # False: rows are kept as they are
 
     def convert(self, row: SourceRow) -> tuple[str, dict[str, Any], dict[str, Any]]:
         """Returns the id of a row, the row in a form that Plaudit reads, and the columns to slice by."""
@@ -134,8 +134,11 @@ class Suite:
         """Returns the score of the suite from its slices and the outcome of each row, with notes on missing parts."""
         raise NotImplementedError
 
-    def outcome(self, row: ScoredRow) -> float:
-        """Returns how well the model did on a row, from 0 to 1; for pairs whether the better response wins."""
+    def outcome(self, row: ScoredRow) -> float | None:
+        """Returns how well the model did on a row, from 0 to 1; None where the row does not count.
+
+        Of pairs it is whether the better response wins.
+        """
         if len(row.rewards) != 2 or row.ratings[0] == row.ratings[1]:
             fix = "Score the rows of the suite as they are."
             raise DataError("is not a pair with a better response", row=row.row, dataset=self.name, fix=fix)
@@ -153,9 +156,17 @@ class Suite:
         """Returns the larger part of the suite that a slice counts in; None where it does not count."""
         return ""
 
+    def parts(self, counted: ScoredSet) -> Mapping[str, ScoredSet]:
+        """Returns the slices of the rows that count, by name."""
+        return counted.sliced(self.slice_column)
+
     def slice_result(self, name: str, part: ScoredSet, outcomes: Sequence[float]) -> SliceResult | None:
-        """Returns the result of a slice; None where it has no score."""
-        return slice_result(name, part, outcomes, group=self.group_of(name) or "")
+        """Returns the result of a slice, by default the mean over its rows; None where it has no score."""
+        values_G, cluster_G = np.asarray(outcomes, dtype=np.float64), part.cluster_G
+        is_share = np.isin(values_G, (0.0, 1.0)).all()
+        interval = proportion(values_G, cluster_G).interval if is_share else mean_interval(values_G, cluster_G)
+        margin = float(part.margin_P.mean()) if len(part.margin_P) else None
+        return SliceResult(name, len(part), float(values_G.mean()), interval, margin, self.group_of(name) or "")
 
     def load(self, place: str | Sequence[str] | None = None, *, split: str | None = None) -> list[SuiteRow]:
         """Reads the rows of the suite.
@@ -180,66 +191,109 @@ class Suite:
                 rows += self.read(data, start=len(rows))
         return rows
 
-    def read(self, data: DataSource, *, start: int) -> list[SuiteRow]:
+    def read(self, data: DataSource, *, start: int = 0) -> list[SuiteRow]:
         """Converts the rows of a source, and checks that each can be read."""
-        check_source_columns(data.columns, self.columns_of(data.name, data.columns), data.name)
-        rows = []
+        missing = [name for name in self.columns_of(data.name, data.columns) if name not in data.columns]
+        if missing:
+            raise DataError(
+                f"has no column {quoted(missing)}; its columns are {quoted(data.columns)}",
+                field=missing[0],
+                dataset=data.name,
+                fix="Pass the published file of the suite; for other data, pass the file itself as the suite.",
+            )
+        rows, features = [], None if self.converts else data.features
         for number, values in enumerate(data.whole_rows()):
             row_id, raw, columns = self.convert(SourceRow(data.name, number, values))
-            read_example(raw, row_number=number, dataset_name=data.name)
-            rows.append(SuiteRow(start + number, row_id, raw, columns, data.name, number))
+            read_example(raw, row_number=number, dataset_name=data.name, features=features)
+            rows.append(SuiteRow(start + number, row_id, raw, columns, data.name, number, features))
         return rows
 
     def score(self, scored: ScoredSet) -> SuiteResult:
         """Applies the rule; parts without rows are left out of the means, and a note says so."""
         if not len(scored):
             raise DataError("has no scored rows", dataset=self.name, fix="Score at least one row.")
-        slices: list[SliceResult] = []
         outcomes: dict[int, float] = {}
-        for name, part in scored.sliced(self.slice_column).items():
-            if self.group_of(name) is None:
-                continue
-            right = [self.outcome(row) for row in part]
-            outcomes |= {row.row: value for row, value in zip(part, right, strict=True)}
-            result = self.slice_result(name, part, right)
-            slices += [] if result is None else [result]
-        return self.result(scored, slices, outcomes, self.headline(scored, slices, outcomes), self.slice_column)
-
-    def result(
-        self,
-        scored: ScoredSet,
-        slices: Sequence[SliceResult],
-        outcomes: Mapping[int, float],
-        headline: Headline,
-        slice_column: str,
-    ) -> SuiteResult:
-        """Puts the result together; models are compared by the values of `slice_column`, if that is not empty."""
-        counted = [(row, cluster) for row, cluster in zip(scored, scored.cluster_G, strict=True) if row.row in outcomes]
+        slice_of: dict[int, str] = {}
+        for row in scored:
+            part = str(row.columns.get(self.slice_column))
+            if self.group_of(part) is not None and (outcome := self.outcome(row)) is not None:
+                outcomes[row.row], slice_of[row.row] = outcome, part
+        counted = scored.where(lambda row: row.row in outcomes)
+        parts = self.parts(counted).items() if outcomes else ()
+        results = (self.slice_result(name, part, [outcomes[row.row] for row in part]) for name, part in parts)
+        slices = tuple(result for result in results if result is not None)
+        headline = self.headline(scored, slices, outcomes)
         return SuiteResult(
             suite=self.name,
             score=headline.score,
-            rows=len(counted),
-            slices=tuple(slices),
+            rows=len(outcomes),
+            slices=slices,
             scores=dict(headline.scores),
             rule=self.rule,
             reference=self.reference,
             notes=tuple(headline.notes),
-            outcomes={row.row: outcomes[row.row] for row, _ in counted},
-            clusters={row.row: int(cluster) for row, cluster in counted},
-            slice_of={row.row: str(row.columns.get(slice_column)) for row, _ in counted} if slice_column else {},
+            outcomes=outcomes,
+            clusters={row.row: int(cluster) for row, cluster in zip(counted, counted.cluster_G, strict=True)},
+            slice_of=slice_of if self.slice_column else {},
         )
 
 
-def check_source_columns(names: Sequence[str], columns: Sequence[str], source: str) -> None:
-    """Raises `DataError` if a source lacks a column."""
-    missing = [name for name in columns if name not in names]
-    if missing:
-        raise DataError(
-            f"has no column {quoted(missing)}; its columns are {quoted(names)}",
-            field=missing[0],
-            dataset=source,
-            fix="Pass the published file of the suite; for other data, pass the file itself as the suite.",
-        )
+class Preferences(Suite):
+    """Any file or data set on the Hub that Plaudit reads: pairs, rankings, labels; sliced by some columns."""
+
+    name = "preferences"
+    title = "Preferences"
+    rule = (
+        "A pair is right if the better response has the higher reward, a ranking if the response with the highest "
+        "reward is one of the best (a share of it where several have the highest), a label if the reward is on its "
+        "side of zero. Rows that say nothing is better, and ratings, do not count. Score: mean over rows."
+    )
+    reference = "the metrics of training: plaudit.metrics"
+    converts = False
+
+    def __init__(self, slices: Sequence[str] = ()) -> None:
+        self.slices = tuple(slices)
+        self.slice_column = self.slices[0] if slices else ""
+
+    def columns_of(self, source: str, names: Sequence[str]) -> Sequence[str]:
+        """Checks that a kind of row can be read from the columns."""
+        check_columns(names, source)
+        return ()
+
+    def convert(self, row: SourceRow) -> tuple[str, dict[str, Any], dict[str, Any]]:
+        """Keeps the row as it is; columns that a preference is not read from are kept for slicing."""
+        raw = as_given(row.values)
+        columns = {name: value for name, value in raw.items() if name not in RAW_COLUMNS}
+        return str(raw.get("id") if raw.get("id") is not None else row.row), raw, columns
+
+    def outcome(self, row: ScoredRow) -> float | None:
+        """Returns how well a model did on a row, from 0 to 1; None where nothing can be right or wrong.
+
+        >>> suite = Preferences()
+        >>> suite.outcome(ScoredRow(0, (0.5, 1.5))), suite.outcome(ScoredRow(1, (1.5, 0.5)))
+        (0.0, 1.0)
+        """
+        if row.row_kind == "labels":
+            return float((row.rewards[0] > 0) == (row.label.ratings[0] > 0.5))
+        if row.row_kind == "ratings" or len(set(row.ratings)) < 2:
+            return None
+        return super().outcome(row) if row.row_kind == "pairs" else best_found(row.rewards, row.ratings)
+
+    def parts(self, counted: ScoredSet) -> Mapping[str, ScoredSet]:
+        """Returns all rows, and the slices by each column."""
+        parts = {"all": counted}
+        for column in self.slices:
+            parts |= {f"{column}={name}": part for name, part in counted.sliced(column).items()}
+        return parts
+
+    def headline(self, scored: ScoredSet, slices: Sequence[SliceResult], outcomes: Mapping[int, float]) -> Headline:
+        """Mean over rows."""
+        if not outcomes:
+            fix = "Give rows in which a response is better than another, or is good or bad."
+            raise DataError("has no row that a model can be right about", dataset=self.name, fix=fix)
+        silent = len(scored) - len(outcomes)
+        notes = [f"{silent} rows say nothing that can be right or wrong, and do not count."] if silent else []
+        return Headline(slices[0].score, {}, notes)
 
 
 def conversation_pair(prompt: str, chosen: str, rejected: str) -> dict[str, Any]:
@@ -272,42 +326,3 @@ def missing_parts(names: Sequence[str], slices: Sequence[SliceResult], note: str
     """Returns the note on the named slices that have no rows, with `{}` replaced by their names; none if all do."""
     missing = [name for name in names if name not in {part.name for part in slices}]
     return [note.format(", ".join(missing))] if missing else []
-
-
-def mean_margin(scored: ScoredSet) -> float | None:
-    """Returns the mean margin over all comparisons; None without comparisons."""
-    return float(scored.margin_P.mean()) if len(scored.margin_P) else None
-
-
-def slice_result(name: str, scored: ScoredSet, outcomes: Sequence[float], *, group: str = "") -> SliceResult:
-    """Returns the result of a slice whose score is the mean over its rows."""
-    outcome_G = np.asarray(outcomes, dtype=np.float64)
-    is_share = np.isin(outcome_G, (0.0, 1.0)).all()
-    measure = proportion(outcome_G, scored.cluster_G) if is_share else None
-    interval = mean_interval(outcome_G, scored.cluster_G) if measure is None else measure.interval
-    return SliceResult(name, len(scored), float(outcome_G.mean()), interval, mean_margin(scored), group)
-
-
-def compare_results(first: SuiteResult, second: SuiteResult, *, names: tuple[str, str] = ("A", "B")) -> Comparison:
-    """Compares two models by their results on the same rows of a suite, overall and by slice.
-
-    The mean outcome over rows is compared, which weighs rows alike; the headline of a suite may weigh its parts
-    otherwise. Results of different suites or rows raise `ConfigError`.
-    """
-    if first.suite != second.suite or list(first.outcomes) != list(second.outcomes):
-        raise ConfigError(
-            f"the results are of different rows ({first.suite}, {len(first.outcomes)} rows; "
-            f"{second.suite}, {len(second.outcomes)} rows)",
-            fix="Score the same rows of the same suite with both models.",
-        )
-    rows = list(first.outcomes)
-    first_G, second_G = (np.array([result.outcomes[row] for row in rows]) for result in (first, second))
-    cluster_G = np.array([first.clusters[row] for row in rows])
-    slice_G = np.array([first.slice_of.get(row, "") for row in rows])
-    parts = {
-        str(name): compare_outcomes(
-            first_G[slice_G == name], second_G[slice_G == name], cluster_G[slice_G == name], names=names
-        )
-        for name in np.unique(slice_G)
-    }
-    return Comparison(compare_outcomes(first_G, second_G, cluster_G, names=names), adjusted({"slice": parts}))

@@ -18,9 +18,8 @@ from plaudit.data.load import kind_of_file, open_data
 from plaudit.data.parse import kind_of
 from plaudit.errors import ConfigError, DataError
 from plaudit.evaluation.suites import NAMES
-from plaudit.evaluation.suites.base import Suite, SuiteRow
-from plaudit.evaluation.suites.preferences import Preferences
-from plaudit.evaluation.table import ScoredSet, rewards_by_row, tokens_by_row
+from plaudit.evaluation.suites.base import Preferences, Suite, SuiteRow
+from plaudit.evaluation.table import ScoredSet, by_row
 from plaudit.schema import RAW_COLUMNS, columns_read, row_kind_of
 
 SUITES: dict[str, type[Suite]] = {
@@ -70,7 +69,7 @@ class LoadedSuite:
 
     def joined(self, table: pa.Table) -> ScoredSet:
         """Joins the rows with a table of their rewards; rows without rewards are left out."""
-        rewards, tokens = rewards_by_row(table), tokens_by_row(table)
+        rewards, tokens = by_row(table), by_row(table, "tokens")
         keys = ((row, (row.source, row.number)) for row in self.rows)
         return ScoredSet(row.scored(rewards[key], tokens.get(key)) for row, key in keys if key in rewards)
 
@@ -187,7 +186,7 @@ def _label_of(place: str) -> str:
     return Path(path.name.removesuffix(".gz")).stem
 
 
-def find_suite(text: str, *, slices: Sequence[str] = ()) -> tuple[Suite, str | None]:
+def find_suite(text: str) -> tuple[Suite, str | None]:
     """Finds a suite, a suite with its file (``llmbar=FILE``), a file, or a data set on the Hub by what a user wrote.
 
     Returns the suite and the place to read it from (None: the suite's own on the Hub); an unknown name raises
@@ -208,9 +207,9 @@ def find_suite(text: str, *, slices: Sequence[str] = ()) -> tuple[Suite, str | N
     if plain(name) in by_plain and not Path(text).exists():
         return by_plain[plain(name)](), place if separator else None
     if separator and plain(name) == Preferences.name:
-        return Preferences(slices), place
+        return Preferences(), place
     if Path(text).expanduser().exists() or kind_of_file(Path(text)) is not None or "/" in text:
-        return Preferences(slices), text
+        return Preferences(), text
     close = difflib.get_close_matches(plain(name), list(by_plain), n=3, cutoff=0.5)
     meant = f"Did you mean {' or '.join(f'`{by_plain[match].name}`' for match in close)}? " if close else ""
     raise ConfigError(
