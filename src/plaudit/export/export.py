@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import fnmatch
 import gc
+import itertools
 import json
 import logging
 import math
@@ -14,6 +15,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -80,7 +82,7 @@ class ExportResult:
     """
 
     folder: Path
-    source: str  # a model id, or the name of a folder
+    source: str  # a model id, or the name of a folder: exports are shared, so without the path to it
     architecture: str
     parameters: int  # those of a kept adapter included
     adapter: Adapter
@@ -191,19 +193,18 @@ def export_model(
         model: A folder, or a model id on the Hub: a whole model, or an adapter.
         output: Folder to write. It gets its name when the model in it has given the rewards that it should.
         merge: Merge an adapter into the weights under it; False exports it as an adapter.
-        dtype: What the weights are stored in: ``"float32"``, ``"bfloat16"`` or ``"float16"``; by default what those of
-            the source are. The head is stored in float32 in any case.
+        dtype: Precision of the stored weights: ``"float32"``, ``"bfloat16"`` or ``"float16"``; by default that of the
+            source. The head is stored in float32 in any case.
         normalize: Data (as for `load_preference_dataset`, or rows in memory): exported rewards have mean 0 and
             deviation 1 over all its responses.
-        temperature: Rewards are divided by it, so that the sigmoid of a difference is the probability of being better:
-            ``"stored"`` for that of the calibration, a number, or data with comparisons to fit it on.
+        temperature: Divisor of rewards, so that the sigmoid of a difference is the probability of being better: a
+            number, ``"stored"`` for that of the calibration, or data with comparisons to fit it on.
         raw: Leave rewards as they are; a calibration is copied beside the model, unchanged.
         overwrite: Replace a model that is in the output folder.
         dataset_config: Configuration of a data set on the Hub.
         dataset_split: Split of the data, also with a slice.
-        tolerance: Most that rewards may differ from what they should be, in units of the source's rewards where these
-            are below 1 and as a part of the largest of them where not. By default 1e-4 for float32, 0.01 for float16
-            and 0.05 for bfloat16.
+        tolerance: Largest allowed difference of a reward, in units of the source's rewards, times the largest of them
+            where that is above 1. By default 1e-4 for float32, 0.01 for float16 and 0.05 for bfloat16.
         device: Where it is computed; by default the accelerator, or the CPU. The model is loaded in float32.
         batch_layout: See `RewardModel`.
         max_length: See `RewardModel`; longer rows of the data are left out, and counted.
@@ -211,12 +212,9 @@ def export_model(
         revision: Branch, tag or commit on the Hub.
         trust_remote_code: Allow model and tokenizer code from the Hub.
 
-    Returns:
-        What was done.
-
     Raises:
-        ConfigError: There is no reward model there, the settings exclude each other, the output folder would destroy
-            something, or the exported model gives other rewards than it should; nothing is left then.
+        ConfigError: There is no reward model, settings exclude each other, the output folder would destroy something,
+            or the exported model gives other rewards than it should; nothing is left then.
         DataError: A row of the data cannot be scored.
     """
     target = Path(output).expanduser().resolve()
@@ -230,29 +228,37 @@ def export_model(
             message = "is for whole models, and the adapter is not merged"
             raise ConfigError(message, field="dtype", fix="Remove `dtype`, or merge the adapter.")
         stored_dtype = "float32"
-    device = default_device() if device is None else torch.device(device)
+    wrap = partial(
+        RewardModel,
+        batch_layout=batch_layout,
+        overlong="nan",
+        max_tokens_per_batch=max_tokens_per_batch,
+        max_length=max_length,
+    )
+    load = partial(load_reward_model, device=torch.device(device or default_device()), dtype=torch.float32)
     golden = load_golden_rows(source.name, revision)
-
-    def wrap(loaded: Any, tokenizer: PreTrainedTokenizerBase) -> RewardModel:
-        limits: dict[str, Any] = {"max_tokens_per_batch": max_tokens_per_batch, "max_length": max_length}
-        return RewardModel(loaded, tokenizer, batch_layout=batch_layout, overlong="nan", **limits)
-
     with new_folder(target, overwrite=overwrite) as folder:
-        written = _write_model(source, folder, target, wrap, golden, rescaling, merge, stored_dtype, device, tolerance)
+        written = _write_model(source, folder, load, wrap, golden, rescaling, merge, stored_dtype, tolerance)
         gc.collect()  # models refer to themselves: two of them would be in memory
-        check = check_folder(replace(source, name=str(folder), revision=None), wrap, written, device, tolerance)
-        result = replace(written.result, check=check)
+        check = check_folder(replace(source, name=str(folder), revision=None), load, wrap, written, tolerance)
+        carried, left_behind = carry_files(source, folder)
+        result = replace(written.result, folder=target, check=check, carried=carried, left_behind=left_behind)
         if result.calibration is not None:
             result.calibration.save(folder)
         if golden is not None:
-            _exported_golden_rows(golden, written).save(folder)
-        result = replace(
-            result,
-            golden_rows=0 if golden is None else len(golden.rows),
-            carried=carry_files(source, folder),
-            left_behind=left_behind(source),
-        )
-        _write_record(result, folder)
+            # They are replayed as exactly as the exported weights allow.
+            rounded = written.rounded and golden.dtype in _PRECISION
+            precision = max(golden.dtype, result.dtype, key=_PRECISION.index) if rounded else golden.dtype
+            exported = golden.rescaled(result.scale, result.shift)
+            replace(exported, dtype=precision, pad_token_id=written.tokenizer.pad_token_id).save(folder)
+        values = asdict(result)
+        del values["folder"]  # it may be moved
+        versions = installed_versions(("transformers", "torch"))
+        del versions["python"]
+        saved = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        record = {"format": FORMAT, "version": VERSION, **values, "versions": versions, "saved": saved}
+        text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
+        (folder / _RECORD).write_text(text + "\n", encoding="utf-8")
         write_card(result, folder, find_file(source.name, "README.md", revision))
     for note in result.notes:
         logger.warning("%s", note)
@@ -262,18 +268,16 @@ def export_model(
 def _write_model(
     source: Source,
     folder: Path,
-    target: Path,
+    load: Callable[[Source], Any],
     wrap: Callable[[Any, PreTrainedTokenizerBase], RewardModel],
     golden: GoldenRows | None,
     rescaling: Rescaling,
     merge: bool,
     dtype: str,
-    device: torch.device,
     tolerance: float | None,
 ) -> _Written:
     """Loads a model in float32, merges and rescales it, and writes weights and tokenizer into `folder`."""
-    loaded: Any = load_reward_model(source, device=device, dtype=torch.float32)
-    source_tokenizer = load_tokenizer_of(source)
+    loaded, source_tokenizer = load(source), load_tokenizer_of(source)
     model = wrap(loaded, source_tokenizer)
     most = model.max_length
     saved = [row for row in golden.rows if most is None or len(row.ids) <= most] if golden else []
@@ -294,9 +298,7 @@ def _write_model(
     beside = rest if rest.changes_rewards or rest.temperature != 1 else None
     exact = max(TOLERANCE["float32"], tolerance or 0.0)
     fix = "Use `merge=False`, `raw=True` or a `tolerance`: the merge or the arithmetic of the head is at fault."
-    check = compare(
-        before, score_ids(model, ids), scale=scale, shift=shift, tolerance=exact, golden=len(saved), fix=fix
-    )
+    check = compare(before, score_ids(model, ids), scale, shift, len(saved), tolerance=exact, fix=fix)
     base = base_model_of(model.model)
     tokenizer = set_pad_token(base, model.processing_class, may_resize=adapter != "kept")
     # Learned positions count padding on the left, so that rewards would depend on the batch.
@@ -305,16 +307,10 @@ def _write_model(
     rounded = adapter != "kept" and round_weights(base, dtype, () if layer is None else layer.parameters())
     model.model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    notes = (
-        *_reward_notes(rewards, scale, beside, raw=rescaling.raw),
-        *_padding_notes(source_tokenizer, tokenizer, base),
-        *_golden_notes(golden, [row.reward for row in saved], before),
-        *_ensemble_notes(source),
-    )
     path = Path(source.name).expanduser()
     result = ExportResult(
-        folder=target,
-        source=path.resolve().name if path.exists() else source.name,  # without the path to it: exports are shared
+        folder=folder,
+        source=path.resolve().name if path.exists() else source.name,
         architecture=type(base).__name__,
         parameters=base.num_parameters(),
         adapter=adapter,
@@ -325,7 +321,12 @@ def _write_model(
         shift=shift,
         calibration=beside,
         check=check,
-        notes=notes,
+        golden_rows=0 if golden is None else len(golden.rows),
+        notes=(
+            *_reward_notes(rewards, scale, beside, raw=rescaling.raw),
+            *_padding_notes(source_tokenizer, tokenizer, base),
+            *_source_notes(source, golden, [row.reward for row in saved], before),
+        ),
     )
     weight = None if layer is None else layer.weight.detach().cpu().clone()
     return _Written(result, ids, weight, tokenizer, rounded)
@@ -333,78 +334,45 @@ def _write_model(
 
 def check_folder(
     source: Source,
+    load: Callable[[Source], Any],
     wrap: Callable[[Any, PreTrainedTokenizerBase], RewardModel],
     written: _Written,
-    device: torch.device,
     tolerance: float | None,
 ) -> ExportCheck:
     """Loads what was written as anybody would, and compares its rewards with those of the source."""
-    model: Any = load_reward_model(source, device=device, dtype=torch.float32)
-    tokenizer = load_tokenizer_of(source)
+    model, tokenizer, result = load(source), load_tokenizer_of(source), written.result
     if built_in_ids(tokenizer, None) != built_in_ids(written.tokenizer, None):
         message = "the exported tokenizer renders conversations differently from the source's: it was not saved whole"
         raise ConfigError(message, fix=_REPORT)
-    result = written.result
     if result.head is not None and written.head_weight is not None:
         weight: Any = base_model_of(model).get_submodule(result.head).weight
         if not torch.equal(weight.detach().cpu(), written.head_weight):
             raise ConfigError("the reward head was not saved unchanged", fix=_REPORT)
     kept = is_peft_model(model)
     after = score_ids(wrap(model, tokenizer), written.ids) if kept else plain_rewards(model, written.ids)
-    return compare(
-        result.check.before,
-        after,
-        scale=result.scale,
-        shift=result.shift,
-        tolerance=TOLERANCE[result.dtype] if tolerance is None else tolerance,
-        golden=result.check.golden,
-        fix=_REPORT if result.dtype == "float32" else "Use a higher precision, such as `dtype='float32'`.",
-    )
-
-
-def _exported_golden_rows(golden: GoldenRows, written: _Written) -> GoldenRows:
-    """The golden rows with the rewards of the export, to be replayed as exactly as its weights allow."""
-    result = written.result
-    golden = golden.rescaled(result.scale, result.shift)
-    if written.rounded and golden.dtype in _PRECISION:
-        golden = replace(golden, dtype=max(golden.dtype, result.dtype, key=_PRECISION.index))
-    return replace(golden, pad_token_id=written.tokenizer.pad_token_id)
-
-
-def _write_record(result: ExportResult, folder: Path) -> None:
-    values = asdict(result)
-    del values["folder"]  # it may be moved
-    versions = installed_versions(("transformers", "torch"))
-    del versions["python"]
-    saved = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    record = {"format": FORMAT, "version": VERSION, **values, "versions": versions, "saved": saved}
-    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
-    (folder / _RECORD).write_text(text + "\n", encoding="utf-8")
+    fix = _REPORT if result.dtype == "float32" else "Use a higher precision, such as `dtype='float32'`."
+    allowed = TOLERANCE[result.dtype] if tolerance is None else tolerance
+    before, golden = result.check.before, result.check.golden
+    return compare(before, after, result.scale, result.shift, golden, tolerance=allowed, fix=fix)
 
 
 # ---- rewards before and after ------------------------------------------------------------------------------------
 
 _TURNS = (
-    (("What is 2 + 2?", "4"),),
-    (("What is 2 + 2?", "It is 5, as everybody knows."),),
-    (("Name three colors of the rainbow.", "Red, green and blue."),),
-    (("Name three colors of the rainbow.", "No."),),
-    (("Write one line about the sea.", "The sea keeps no road open behind a ship."), ("Shorter!", "The sea forgets.")),
-    (("How do I boil an egg?", "Put it into boiling water for eight minutes, then into cold water."),),
+    ("What is 2 + 2?", "4"),
+    ("What is 2 + 2?", "It is 5, as everybody knows."),
+    ("Name three colors of the rainbow.", "Red, green and blue."),
+    ("Name three colors of the rainbow.", "No."),
+    ("Write one line about the sea.", "The sea keeps no road open behind a ship.", "Shorter!", "The sea forgets."),
+    ("How do I boil an egg?", "Put it into boiling water for eight minutes, then into cold water."),
 )
 
 
 def built_in_ids(tokenizer: PreTrainedTokenizerBase, max_length: int | None) -> list[tuple[int, ...]]:
     """Returns the token ids of a few short conversations, or of texts where there is no chat template."""
-    texts: list[Any] = ["\n".join(f"{prompt}\n{response}" for prompt, response in turns) for turns in _TURNS]
-    conversations = [
-        [
-            {"role": role, "content": text}
-            for turn in turns
-            for role, text in zip(("user", "assistant"), turn, strict=True)
-        ]
-        for turns in _TURNS
-    ]
+    texts: list[Any] = ["\n".join(turns) for turns in _TURNS]
+    roles = itertools.cycle(("user", "assistant"))
+    conversations = [[{"role": next(roles), "content": text} for text in turns] for turns in _TURNS]
     preparer = RowPreparer(tokenizer, max_length, "truncate_right")
     rows = preparer.prepare(conversations if tokenizer.chat_template else texts, range(len(texts)))
     if all(row.ids is None for row in rows):  # a template of its own kind
@@ -432,11 +400,11 @@ def plain_rewards(model: Any, ids: Sequence[Sequence[int]]) -> list[float]:
 def compare(
     before: Sequence[float],
     after: Sequence[float],
-    *,
     scale: float,
     shift: float,
-    tolerance: float,
     golden: int,
+    *,
+    tolerance: float,
     fix: str,
 ) -> ExportCheck:
     """Compares rewards with what they should be; raises `ConfigError` where they differ by more than is allowed."""
@@ -464,27 +432,28 @@ def find_head(model: RewardModel, ids: Sequence[Sequence[int]]) -> tuple[str, nn
     It is found by watching a forward pass: names differ (`score`, `classifier`, `out_proj`), and so does what comes
     after them. The model is in float32 and has no calibration.
     """
-    seen: dict[str, list[torch.Tensor]] = {}
+    outputs: dict[nn.Module, list[torch.Tensor]] = {}
     layers = {
         name: layer
         for name, layer in base_model_of(model.model).named_modules()
         if isinstance(layer, nn.Linear) and layer.out_features == 1
     }
 
-    def watch(name: str) -> Any:
-        def keep(module: nn.Module, inputs: Any, output: torch.Tensor) -> None:
-            seen.setdefault(name, []).append(output.detach().float().flatten().cpu())
+    def keep(layer: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        outputs.setdefault(layer, []).append(output.detach().float().flatten().cpu())
 
-        return keep
-
-    handles = [layer.register_forward_hook(watch(name)) for name, layer in layers.items()]
+    handles = [layer.register_forward_hook(keep) for layer in layers.values()]
     try:
         rewards_N = torch.tensor(score_ids(model, ids))
     finally:
         for handle in handles:
             handle.remove()
-    names = [name for name, outputs in seen.items() if _holds_all(torch.cat(outputs), rewards_N)]
-    return (names[0], layers[names[0]]) if len(names) == 1 else None
+    heads = [
+        (name, layer)
+        for name, layer in layers.items()
+        if layer in outputs and _holds_all(torch.cat(outputs[layer]), rewards_N)
+    ]
+    return heads[0] if len(heads) == 1 else None
 
 
 def _holds_all(outputs: torch.Tensor, rewards_N: torch.Tensor) -> bool:
@@ -624,21 +593,19 @@ def _padding_notes(before: PreTrainedTokenizerBase, after: PreTrainedTokenizerBa
         )
 
 
-def _golden_notes(golden: GoldenRows | None, saved: Sequence[float], before: Sequence[float]) -> Iterator[str]:
-    """Whether the source still gives the rewards that were saved with it; those come first in `before`."""
-    if golden is None or not saved:
-        return
-    difference = max(abs(reward - now) for reward, now in zip(saved, before, strict=False))
-    allowed = TOLERANCE.get(golden.dtype, TOLERANCE["bfloat16"]) * max(1.0, *map(abs, saved))
-    if difference > allowed:
-        yield (
-            f"The source does not give the rewards that were saved with it: its golden rows differ by up to "
-            f"{difference:.3g} ({allowed:.2g} would be rounding). It was changed since, or trained on quantised "
-            "weights; the export gives what the source gives now. `plaudit verify` says more."
-        )
-
-
-def _ensemble_notes(source: Source) -> Iterator[str]:
+def _source_notes(
+    source: Source, golden: GoldenRows | None, saved: Sequence[float], before: Sequence[float]
+) -> Iterator[str]:
+    """What the source loses: rewards that were saved with it, which come first in `before`, and its ensemble."""
+    if golden is not None and saved:
+        difference = max(abs(reward - now) for reward, now in zip(saved, before, strict=False))
+        allowed = TOLERANCE.get(golden.dtype, TOLERANCE["bfloat16"]) * max(1.0, *map(abs, saved))
+        if difference > allowed:
+            yield (
+                f"The source does not give the rewards that were saved with it: its golden rows differ by up to "
+                f"{difference:.3g} ({allowed:.2g} would be rounding). It was changed since, or trained on quantised "
+                "weights; the export gives what the source gives now. `plaudit verify` says more."
+            )
     path = find_file(source.name, TRAINING_HEADS, source.revision)
     if path is not None and ensemble_in(Path(path)) is not None:
         yield (
@@ -664,29 +631,21 @@ def require_free(output: Path, source: Source, *, overwrite: bool) -> None:
     """Raises `ConfigError` for an output folder whose contents an export would destroy."""
     source_folder = Path(source.name).expanduser()
     if source_folder.is_dir() and source_folder.resolve().is_relative_to(output):
-        raise ConfigError(
-            f"the output folder {str(output)!r} is that of the model itself, or holds it",
-            field="output",
-            fix="Use another folder: a model is never exported over itself.",
-        )
-    if not output.exists():
+        message = f"the output folder {str(output)!r} is that of the model itself, or holds it"
+        fix = "Use another folder: a model is never exported over itself."
+    elif output.exists() and not output.is_dir():
+        message, fix = f"{str(output)!r} is a file", "Use a folder that does not exist yet."
+    elif not output.exists() or not any(output.iterdir()):
         return
-    if not output.is_dir():
-        raise ConfigError(f"{str(output)!r} is a file", field="output", fix="Use a folder that does not exist yet.")
-    if not any(output.iterdir()):
+    elif not overwrite:
+        message = f"the folder {str(output)!r} exists"
+        fix = "Use another folder, or replace this one with `overwrite` (--overwrite)."
+    elif not any((output / name).exists() for name in ("config.json", "adapter_config.json")):
+        message = f"the folder {str(output)!r} holds something else than a model, which would be deleted"
+        fix = "Use another folder, or empty this one yourself."
+    else:
         return
-    if not overwrite:
-        raise ConfigError(
-            f"the folder {str(output)!r} exists",
-            field="output",
-            fix="Use another folder, or replace this one with `overwrite` (--overwrite).",
-        )
-    if not any((output / name).exists() for name in ("config.json", "adapter_config.json")):
-        raise ConfigError(
-            f"the folder {str(output)!r} holds something else than a model, which would be deleted",
-            field="output",
-            fix="Use another folder, or empty this one yourself.",
-        )
+    raise ConfigError(message, field="output", fix=fix)
 
 
 @contextlib.contextmanager
@@ -695,49 +654,45 @@ def new_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
 
     With `overwrite`, what is there stays until the new folder is whole.
     """
-    unfinished = output.with_name(f".{output.name}.{os.getpid()}.part")
+    unfinished, old = (output.with_name(f".{output.name}.{os.getpid()}.{ending}") for ending in ("part", "old"))
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         unfinished.mkdir(parents=True)
         yield unfinished
-        if not (overwrite and output.exists() and any(output.iterdir())):
-            unfinished.replace(output)  # fails where somebody else has written there meanwhile
-            return
-        old = output.with_name(f".{output.name}.{os.getpid()}.old")
-        output.replace(old)
+        replaces = overwrite and output.exists()
+        if replaces:
+            output.replace(old)
         try:
-            unfinished.replace(output)
+            unfinished.replace(output)  # fails where somebody else has written there meanwhile
         except OSError:
-            old.replace(output)
+            if replaces:
+                old.replace(output)
             raise
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        raise ConfigError(
-            f"the export cannot be written to {str(output)!r}: {error}",
-            field="output",
-            fix="Use a folder on a disk with space, where you may write.",
-        ) from error
+        message = f"the export cannot be written to {str(output)!r}: {error}"
+        fix = "Use a folder on a disk with space, where you may write."
+        raise ConfigError(message, field="output", fix=fix) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def carry_files(source: Source, folder: Path) -> tuple[str, ...]:
-    """Copies the files that go along with a model unchanged, and returns their names."""
+def carry_files(source: Source, folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Copies the files that go along with a model unchanged; returns their names, and what stays behind.
+
+    Of a model on the Hub nothing stays behind.
+    """
     paths = {name: find_file(source.name, name, source.revision) for name in CARRIED}
     for name, path in paths.items():
         if path is not None:
             shutil.copyfile(path, folder / name)
-    return tuple(name for name, path in paths.items() if path is not None)
-
-
-def left_behind(source: Source) -> tuple[str, ...]:
-    """Returns what stays in the source's folder, neither copied nor written anew; of a model on the Hub nothing."""
-    folder = Path(source.name).expanduser()
-    return tuple(
+    source_folder = Path(source.name).expanduser()
+    left_behind = tuple(
         path.name + ("/" if path.is_dir() else "")
-        for path in (sorted(folder.iterdir()) if folder.is_dir() else ())
+        for path in (sorted(source_folder.iterdir()) if source_folder.is_dir() else ())
         if not any(fnmatch.fnmatchcase(path.name, pattern) for pattern in (*CARRIED, *_WRITTEN_ANEW))
     )
+    return tuple(name for name, path in paths.items() if path is not None), left_behind
 
 
 # ---- the model card ----------------------------------------------------------------------------------------------
@@ -750,7 +705,12 @@ _UNFILLED = "[More Information Needed]"  # in the sections of the Hub's template
 def write_card(result: ExportResult, folder: Path, source_card: str | None) -> None:
     """Writes `README.md`; of the source's card, it keeps what is still true."""
     text = Path(source_card).read_text(encoding="utf-8", errors="replace") if source_card is not None else ""
-    header, body = _split_card(text)
+    match = re.match(r"---\n(.*?)\n---\n?(.*)", text, flags=re.DOTALL)
+    try:
+        header = yaml.safe_load(match[1]) if match else None
+    except yaml.YAMLError:
+        header = None
+    header = header if isinstance(header, dict) else {}
     header = {name: header[name] for name in _HEADER_KEPT if header.get(name)}
     if str(header.get("base_model", "")).startswith(("/", ".", "~")):
         del header["base_model"]  # a path on somebody's machine
@@ -766,21 +726,9 @@ def write_card(result: ExportResult, folder: Path, source_card: str | None) -> N
         name=result.folder.name,
         result=result,
         calibration_file=CALIBRATION_FILE,
-        source_sections=_true_sections(body),
+        source_sections=_true_sections(match[2] if match else text),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
-
-
-def _split_card(card: str) -> tuple[dict[str, Any], str]:
-    """The YAML header of a card, and the rest."""
-    match = re.match(r"---\n(.*?)\n---\n?(.*)", card, flags=re.DOTALL)
-    if match is None:
-        return {}, card
-    try:
-        header = yaml.safe_load(match[1])
-    except yaml.YAMLError:
-        header = None
-    return (header if isinstance(header, dict) else {}), match[2]
 
 
 def _true_sections(body: str) -> list[str]:

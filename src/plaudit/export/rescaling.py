@@ -17,7 +17,7 @@ from plaudit.errors import ConfigError, DataError
 from plaudit.inference.io import open_input
 from plaudit.inference.reward_model import RewardModel
 from plaudit.model.calibration import RewardCalibration
-from plaudit.schema import TOKENIZED_COLUMNS, Label, comparisons_of
+from plaudit.schema import TOKENIZED_COLUMNS, comparisons_of
 
 Rows: TypeAlias = str | os.PathLike[str] | Iterable[Any]
 """A file, a folder, a data set on the Hub, or rows in memory."""
@@ -106,7 +106,12 @@ def _fitted(model: RewardModel, current: RewardCalibration, rows: Rows, rescalin
     preference_probs: list[float] = []
     name, scored = _score(model, rows, rescaling)
     for index, features, row, rewards in scored:
-        label = _label_of(row, index, features)
+        if not isinstance(row, Mapping):
+            fix = "Give it `chosen` and `rejected`, or `responses` with `scores` or `ranks`."
+            raise DataError("does not say which response is better", row=index, fix=fix)
+        filled = {column for column, value in row.items() if value is not None}
+        tokenized = set(TOKENIZED_COLUMNS) <= filled or "response_ids" in filled
+        label = read_example(row, row_number=index, tokenized=tokenized, features=features).label
         for better, worse in comparisons_of(label.ratings):
             margin = rewards[better] - rewards[worse]
             if not math.isnan(margin):
@@ -121,9 +126,8 @@ def _fitted(model: RewardModel, current: RewardCalibration, rows: Rows, rescalin
             fix="Use more comparisons, which the model was not trained on.",
         )
     current = replace(current, scale=1.0, shift=current.shift / current.scale)  # the margins are those of the head
-    return _divided(
-        current, temperature, f"temperature {temperature:.6g}, fitted on {len(margins):,} comparisons of {name}"
-    )
+    how = f"temperature {temperature:.6g}, fitted on {len(margins):,} comparisons of {name}"
+    return _divided(current, temperature, how)
 
 
 def fit_temperature(margin_P: np.ndarray, preference_prob_P: np.ndarray) -> float | None:
@@ -181,12 +185,3 @@ def _score(
             yield index, features, row, rewards
 
     return name, scored()
-
-
-def _label_of(row: Any, index: int, features: Mapping[str, Any] | None) -> Label:
-    if not isinstance(row, Mapping):
-        fix = "Give it `chosen` and `rejected`, or `responses` with `scores` or `ranks`."
-        raise DataError("does not say which response is better", row=index, fix=fix)
-    filled = {name for name, value in row.items() if value is not None}
-    tokenized = set(TOKENIZED_COLUMNS) <= filled or "response_ids" in filled
-    return read_example(row, row_number=index, tokenized=tokenized, features=features).label
