@@ -231,16 +231,14 @@ def load_preference_dataset(
             named after their splits; a folder written by ``save_to_disk``; or a name on the Hub. What
             exists on this machine comes first.
         config: Configuration of a data set on the Hub, or of a folder with the same structure.
-        split: Which split, also with slices and sums such as ``"train[:10%]"`` or ``"train+validation"``. A
-            single file is the split ``train``.
+        split: One split, or slices and sums such as ``"train[:10%]+validation"``. A single file is ``train``.
         streaming: Read row by row instead of all at once.
         data_dir: A folder inside the data set. With ``"json"``, ``"csv"`` or ``"parquet"`` as `name`, any folder.
         data_files: Names or patterns such as ``"part-*.jsonl"`` of files inside the data set (any files, with
             those names), or a mapping from splits to them.
 
     Raises:
-        DataError: There is nothing of that name, it has no such split, or it cannot be read; the message
-            names the file and the line where it can.
+        DataError: There is no such data or split, or it cannot be read; names the file, and the line where known.
     """
     text, path = os.fspath(name), Path(name).expanduser()
     inside: dict[str, Any] = {"data_dir": data_dir, "data_files": data_files}
@@ -694,9 +692,8 @@ def split_by_prompt(dataset: Dataset, fraction: float, *, seed: int = 0) -> tupl
     """Splits preferences for training and evaluation; rows that share a prompt stay together.
 
     The prompt is the column ``prompt`` where there is one; in conversations without it, the messages that
-    both responses share, up to the last user turn; in plain text without it, where prompt and response
-    cannot be told apart, the whole row. The same rows, fraction and seed always give the same parts, in which
-    the rows keep their order.
+    both responses share, up to the last user turn; in plain text without it, the whole row. The same rows,
+    fraction and seed always give the same parts, in which the rows keep their order.
 
     Args:
         dataset: Raw preferences.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import random
@@ -110,7 +109,7 @@ def load_mixture(
         settings = {"parts": specs, "columns": tuple(names), "folds": folds}
         return IterableDataset.from_generator(_stream_rows, gen_kwargs=settings), None
     target = _common_features(opened, names, folds)
-    mixture = concatenate_datasets([_align(part, target) for part in _choose_rows(opened, seed)])
+    mixture = concatenate_datasets(_choose_rows(opened, target, seed))
     mixture, held_out = (mixture, None) if eval_fraction is None else split_by_prompt(mixture, eval_fraction, seed=seed)
     if not folds:
         return mixture, held_out
@@ -127,9 +126,6 @@ def located(error: DataError, dataset: Any) -> DataError:
         return error
     row = dataset.select_columns([PART, PART_ROW])[error.row]
     return DataError(error.message, row=row[PART_ROW], field=error.field, dataset=row[PART], fix=error.fix)
-
-
-# --- parts ------------------------------------------------------------------------------------------------------
 
 
 def _open_part(part: DatasetPart, label: str, streaming: bool) -> _OpenedPart:
@@ -170,11 +166,8 @@ def _check_one_form(parts: Sequence[_OpenedPart]) -> None:
             raise DataError(f"is of type {feature}, not a number", dataset=part.label, field="margin", fix=fix)
 
 
-# --- tables -----------------------------------------------------------------------------------------------------
-
-
-def _choose_rows(parts: Sequence[_OpenedPart], seed: int) -> list[_OpenedPart]:
-    """Adds the columns `PART` and `PART_ROW`, and takes as many rows as requested, in their order."""
+def _choose_rows(parts: Sequence[_OpenedPart], target: Features, seed: int) -> list[Dataset]:
+    """Takes as many rows of each part as requested, in their order, and brings them to the features of the mixture."""
     lengths = [len(part.dataset) for part in parts]
     counts = [length if part.spec.rows is None else part.spec.rows for part, length in zip(parts, lengths, strict=True)]
     for part, length, count in zip(parts, lengths, counts, strict=True):
@@ -185,7 +178,7 @@ def _choose_rows(parts: Sequence[_OpenedPart], seed: int) -> list[_OpenedPart]:
         whole = sum(shares)
         total = min(length * whole / share for length, share in zip(lengths, shares, strict=True))
         counts = [min(length, round(share / whole * total)) for length, share in zip(lengths, shares, strict=True)]
-    result, texts = [], []
+    result, summary = [], []
     for number, (part, length, count) in enumerate(zip(parts, lengths, counts, strict=True)):
         if count == 0:
             fix = "Raise its `fraction`, or remove the part."
@@ -193,9 +186,14 @@ def _choose_rows(parts: Sequence[_OpenedPart], seed: int) -> list[_OpenedPart]:
         dataset = part.dataset.add_column(PART, [part.label] * length).add_column(PART_ROW, np.arange(length))
         if count < length:
             dataset = dataset.select(sorted(random.Random(f"{seed} {number}").sample(range(length), count)))
-        result.append(dataclasses.replace(part, dataset=dataset))
-        texts.append(f"{count:,} {'rows' if count == length else f'of {length:,} rows'} from {part.label}")
-    logger.info("Mixture of %s rows: %s.", f"{sum(counts):,}", ", ".join(texts))
+        if dataset.features == target:
+            result.append(dataset.select_columns(list(target)))
+        else:
+            texts = tuple(name for name in _JSON_TEXTS if target.get(name) == Value("string"))
+            settings = {"columns": tuple(target), "own": part.columns, "features": dataset.features, "texts": texts}
+            result.append(_map(dataset, partial(_aligned, **settings), target))
+        summary.append(f"{count:,} {'rows' if count == length else f'of {length:,} rows'} from {part.label}")
+    logger.info("Mixture of %s rows: %s.", f"{sum(counts):,}", ", ".join(summary))
     return result
 
 
@@ -226,14 +224,6 @@ def _common_features(parts: Sequence[_OpenedPart], names: Sequence[str], folds: 
         general["scores"] = Json()  # numbers of single responses beside lists
     common = {name: types[name][0] if same[name] else general[name] for name in names}
     return Features({**common, PART: Value("string"), PART_ROW: Value("int64")})
-
-
-def _align(part: _OpenedPart, target: Features) -> Dataset:
-    if part.dataset.features == target:
-        return part.dataset.select_columns(list(target))
-    texts = tuple(name for name in _JSON_TEXTS if target.get(name) == Value("string"))
-    settings = {"columns": tuple(target), "own": part.columns, "features": part.dataset.features, "texts": texts}
-    return _map(part.dataset, partial(_aligned, **settings), target)
 
 
 def _aligned(
@@ -275,9 +265,6 @@ def _folded(row: Mapping[str, Any], *, explicit: Mapping[str, bool]) -> dict[str
     if "responses" in row:
         folded["responses"] = row["responses"] and [row["prompt"] + response for response in row["responses"]]
     return folded
-
-
-# --- streams ----------------------------------------------------------------------------------------------------
 
 
 def _stream_rows(

@@ -81,10 +81,6 @@ class KindCount:
         if len(self.first_rows) < ROWS_NAMED:
             self.first_rows.append(row)
 
-    def rows(self) -> str:
-        """Names the first rows, such as ``"rows 3, 18"`` or ``"rows 0, 1, 2, 3, 4, ..."``."""
-        return row_names(self.first_rows, self.count)
-
 
 def row_names(rows: Sequence[int], count: int | None = None) -> str:
     """Names the first of `count` rows (None: as many as are given).
@@ -185,7 +181,7 @@ class DataReport:
 
     def describe(self, kind: str, count: KindCount) -> str:
         """Puts one count into words, such as ``"3 with an empty response (rows 1, 4, 9)"``."""
-        words, details = KIND_WORDS[kind], count.rows()
+        words, details = KIND_WORDS[kind], row_names(count.first_rows, count.count)
         if kind == Flag.OVERLONG.kind:
             words += self.overlong.replace("truncate_", ", truncated on the ") if "truncate" in self.overlong else ""
             details = f"> {self.max_length} tokens; {details}"

@@ -7,11 +7,10 @@ import datetime
 import gzip
 import json
 import os
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
-
-import numpy as np
 
 from plaudit.data.load import DataSource
 from plaudit.data.parse import without_nulls
@@ -43,9 +42,8 @@ def check_target(path: Path, source: Any, *, overwrite: bool) -> None:
         if isinstance(source, str | os.PathLike) and target.resolve() == Path(source).expanduser().resolve():
             raise ConfigError(f"{str(target)!r} is the data set itself", fix="Give the cleaned copy another name.")
         if target.exists() and not overwrite:
-            raise ConfigError(
-                f"{str(target)!r} exists", fix="Use another file name, or pass `--overwrite` to replace it."
-            )
+            fix = "Use another file name, or pass `--overwrite` to replace it."
+            raise ConfigError(f"{str(target)!r} exists", fix=fix)
 
 
 def write_fixed(
@@ -55,42 +53,31 @@ def write_fixed(
 
     Both files appear when they are complete; until then neither changes.
     """
-    rows, reasons = _removals(findings, kinds)
-    if len(rows) == total:
+    reasons: dict[int, str] = {}  # for each row to remove, the first fault it has in the order of the kinds
+    for finding in sorted(findings, key=lambda finding: list(KINDS).index(finding.kind)):
+        if finding.kind in kinds and KINDS[finding.kind].removable:
+            reasons = dict.fromkeys(finding.rows, finding.kind) | reasons
+    if len(reasons) == total:
         fix = "Look at the findings: this looks like one fault in how the data was made."
         raise DataError("has no row without a fault: nothing was written", dataset=source.name, fix=fix)
-    counts: dict[str, int] = {}
-    seen, index = 0, 0
+    counts, rows_seen = Counter[str](), 0
     with _appearing(path) as kept, _appearing(removed_path(path)) as removed:
-        for seen, row in enumerate(source.whole_rows(), start=1):
-            line = _as_json(row, source, seen - 1)
-            if index < len(rows) and rows[index] == seen - 1:
-                kind = reasons[index]
-                counts[kind] = counts.get(kind, 0) + 1
-                about = {"row": seen - 1, "reason": kind, "title": KINDS[kind].title}
+        for index, row in enumerate(source.whole_rows()):
+            line = _as_json(row, source, index)
+            rows_seen = index + 1
+            if reason := reasons.get(index):
+                counts[reason] += 1
+                about = {"row": index, "reason": reason, "title": KINDS[reason].title}
                 removed.write(f'{json.dumps(about)[:-1]}, "data": {line}}}\n')
-                index += 1
             else:
                 kept.write(f"{line}\n")
-        if seen != total:
+        if rows_seen != total:
             raise DataError(
-                f"had {total:,} rows when it was checked, and has {seen:,} now: nothing was written",
+                f"had {total:,} rows when it was checked, and has {rows_seen:,} now: nothing was written",
                 dataset=source.name,
                 fix="Check a data set that does not change meanwhile.",
             )
-    return Fixed(str(path), str(removed_path(path)), total - len(rows), counts)
-
-
-def _removals(findings: Sequence[Finding], kinds: Collection[str]) -> tuple[list[int], list[str]]:
-    """Rows to remove, ascending, and for each the first fault it has, in the order of the kinds."""
-    order = [name for name, kind in KINDS.items() if kind.removable and name in kinds]
-    faults = sorted((fault for fault in findings if fault.kind in order), key=lambda fault: order.index(fault.kind))
-    if not faults:
-        return [], []
-    rows = np.concatenate([np.asarray(fault.rows, dtype=np.int64) for fault in faults])
-    names = np.repeat([order.index(fault.kind) for fault in faults], [fault.count for fault in faults])
-    unique, first = np.unique(rows, return_index=True)
-    return unique.tolist(), [order[number] for number in names[first].tolist()]
+    return Fixed(str(path), str(removed_path(path)), total - len(reasons), dict(counts))
 
 
 @contextlib.contextmanager
@@ -105,9 +92,7 @@ def _as_json(row: dict[str, Any], source: DataSource, number: int) -> str:
     features = source.features or {}
     # Arrow fills the messages of a table with nulls for keys that other rows have.
     values = {
-        name: without_nulls(value, features.get(name))
-        if features and name in RAW_COLUMNS and value is not None
-        else value
+        name: without_nulls(value, features[name]) if name in features and name in RAW_COLUMNS else value
         for name, value in row.items()
     }
     try:

@@ -57,7 +57,9 @@ def breaks_off(text: str) -> str | None:
     word = _WORD.search(text)
     if word is None or _URL.search(line) or "`" in line or "|" in line or re.search(r"^:|[.@/\\]", words[-1]):
         return None
-    if word[0].islower() and word[0] in _OPEN_WORDS and len(words) >= 4 and _follows_words(words):
+    is_open = word[0].islower() and word[0] in _OPEN_WORDS and len(words) >= 4
+    # "option a" and "vitamin a" do not end in an article.
+    if is_open and (words[-1] != "a" or (words[-2][-1:].isalpha() and words[-2].lower() in _OPEN_WORDS)):
         return f'ends in the word "{word[0]}"'
     if _LIST_ITEM.match(line):
         return None
@@ -67,9 +69,11 @@ def breaks_off(text: str) -> str | None:
         return None
     # After the last full stop of the line: "Answer. 12 apples" has ended.
     tail = _SENTENCE_END.split(line)[-1].split() if inside else words
-    if len(tail) < 3 or not tail[-1][-1].isalpha() or not _capitalizes_sentences(text):
+    if len(tail) < 3 or not tail[-1][-1].isalpha():
         return None
-    return "ends in the middle of a sentence"
+    # Who writes sentences without capitals also ends them without a full stop.
+    starts = [part.lstrip("\"'“‘([*_ \n\t-")[:1] for part in _SENTENCE_END.split(text)]
+    return None if any(start.islower() for start in starts) else "ends in the middle of a sentence"
 
 
 def lacks_end(text: str) -> bool | None:
@@ -81,17 +85,6 @@ def lacks_end(text: str) -> bool | None:
     if "\n" in text or len(text.split()) < _PROSE_WORDS or text[-1] in "`|" or _URL.search(text):
         return None
     return text[-1].isalnum() or text[-1] in ",;-("
-
-
-def _capitalizes_sentences(text: str) -> bool:
-    """Whether sentences begin with capitals: who writes without them also ends without a full stop."""
-    starts = [part.lstrip("\"'“‘([*_ \n\t-")[:1] for part in _SENTENCE_END.split(text)]
-    return not any(start.islower() for start in starts)
-
-
-def _follows_words(words: list[str]) -> bool:
-    """Whether the last word stands in prose: "option a" and "vitamin a" do not end in an article."""
-    return words[-1] != "a" or (words[-2][-1:].isalpha() and words[-2].lower() in _OPEN_WORDS)
 
 
 _PHRASES = {

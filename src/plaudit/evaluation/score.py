@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from torch import nn
 
-from plaudit.data.report import KIND_WORDS, Flag
+from plaudit.data.report import KIND_WORDS, Flag, row_names
 from plaudit.errors import DataError
 from plaudit.evaluation.checks import ALONE, PADDED, SWAPPED, swap_labels
 from plaudit.evaluation.judge import EvaluationSettings, judge
@@ -109,7 +109,8 @@ def evaluate_suite(
 def log_dropped(evaluated: SuiteEvaluation) -> None:
     """Logs which rows were dropped."""
     for kind, count in evaluated.dropped.items():
-        logger.warning("%s: not scored: %d %s (%s).", evaluated.name, count.count, KIND_WORDS[kind], count.rows())
+        rows = row_names(count.first_rows, count.count)
+        logger.warning("%s: not scored: %d %s (%s).", evaluated.name, count.count, KIND_WORDS[kind], rows)
 
 
 def score_suite(
