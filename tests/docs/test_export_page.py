@@ -88,5 +88,5 @@ def rows_of(path):
 
 def test_settings_and_tolerances_on_the_page_exist():
     assert set(re.findall(r"--[a-z_]+", PAGE)) - {"--runner"} <= set(EXPORT.options)
-    assert "by 1e-4 where weights are stored in float32, 0.01\nin float16 and 0.05 in bfloat16" in PAGE
+    assert "is 1e-4 for weights stored in float32, 0.01 for float16 and 0.05 for bfloat16" in PAGE
     assert TOLERANCE == {"float32": 1e-4, "float16": 0.01, "bfloat16": 0.05}

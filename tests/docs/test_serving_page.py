@@ -25,7 +25,7 @@ def test_code_runs_and_gives_the_rewards_of_python(model):
     names = {}
     with LiveServer(model) as server:
         exec(block.replace("127.0.0.1:8000", f"127.0.0.1:{server.port}"), names)
-    assert names["one"] == REWARD.approx(model.score("2+2=4"))
+    assert names["reward"] == REWARD.approx(model.score("2+2=4"))
     assert names["several"] == REWARD.approx(model.score([f"2+2={end}" for end in ("4", "5", "22")]))
     assert names["pair"] == REWARD.approx(model.score(["2+2=4", "2+2=5"]))
     assert names["order"] == [one.position for one in model.rank("2+2=", ["5", "4"])]
@@ -42,7 +42,7 @@ def test_commands_of_curl_are_answered(model):
 
 def test_settings_and_metrics_exist(model):
     known = {*SERVE.options, "--help", "--reward"}
-    ours = PAGE.partition("## The checkpoint on other servers")[0]
+    ours = PAGE.partition("## Serve a checkpoint with vLLM or SGLang")[0]
     assert set(re.findall(r"--[a-z_]+", ours)) - {"--remote_rm_url"} <= known
     with LiveServer(model) as server:
         page = server.service.metrics.text().decode()
