@@ -59,6 +59,8 @@ Response: TypeAlias = tuple[int, int]
 """Number of an example in a batch, and of the response in the example."""
 IndexOf: TypeAlias = Callable[[int, int, int], int]
 """Returns the index of token t of response n of example g in the flattened ``input_ids``."""
+Layout: TypeAlias = tuple[Batch, list[Response], IndexOf]
+"""The model's inputs, the order of the responses in them, and where their tokens are."""
 
 
 @dataclass
@@ -107,9 +109,8 @@ class _LayoutCollator:
         examples = [tokenized_example(row) for row in rows]
         responses = [(g, n) for g, example in enumerate(examples) for n in range(len(example.response_ids))]
         inputs, order, index_of = self._lay_out(examples, responses)
-        own_starts = [
-            common_prefix_length(example.response_ids) if len(example.response_ids) > 1 else 0 for example in examples
-        ]
+        ids_of = [example.response_ids for example in examples]
+        own_starts = [common_prefix_length(ids) if len(ids) > 1 else 0 for ids in ids_of]
         sized = [(g, n, len(examples[g].response_ids[n])) for g, n in order]
         batch: Batch = {
             **_weights(rows),
@@ -124,10 +125,7 @@ class _LayoutCollator:
             batch |= _text(examples, own_starts, index_of)
         return batch | _content(examples) if self.content else batch
 
-    def _lay_out(
-        self, examples: Sequence[EncodedExample], responses: list[Response]
-    ) -> tuple[Batch, list[Response], IndexOf]:
-        """Returns the model's inputs, the order of the responses in them, and where their tokens are."""
+    def _lay_out(self, examples: Sequence[EncodedExample], responses: list[Response]) -> Layout:
         raise NotImplementedError
 
 
@@ -138,9 +136,7 @@ class PaddedCollator(_LayoutCollator):
     pad_token_id: int
     pad_to_multiple_of: int | None = None
 
-    def _lay_out(
-        self, examples: Sequence[EncodedExample], responses: list[Response]
-    ) -> tuple[Batch, list[Response], IndexOf]:
+    def _lay_out(self, examples: Sequence[EncodedExample], responses: list[Response]) -> Layout:
         # Rank by rank, so that the preferred responses of pairs come first: the rectangle of the reference.
         order = sorted(responses, key=lambda response: (response[1], response[0]))
         ids = [examples[g].response_ids[n] for g, n in order]
@@ -160,9 +156,7 @@ class SharedPrefixCollator(_LayoutCollator):
     response keeps at least one token of its own, at which its reward is read.
     """
 
-    def _lay_out(
-        self, examples: Sequence[EncodedExample], responses: list[Response]
-    ) -> tuple[Batch, list[Response], IndexOf]:
+    def _lay_out(self, examples: Sequence[EncodedExample], responses: list[Response]) -> Layout:
         row = share_prefixes(examples)
         tree, leaves = row.tree, row.leaves
         spans = [range(depth, depth + length) for length, depth in zip(tree.lengths, tree.depths, strict=True)]

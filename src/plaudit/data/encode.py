@@ -150,7 +150,7 @@ def segment_tokenizer_for(tokenizer: PreTrainedTokenizerBase, add_special_tokens
     first = {token.content: (index, token) for index, token in added if token.content and not token.normalized}
     plain = {text: index for text, (index, token) in first.items() if not _is_greedy(token)}
     # The only step that treats the beginning of a text in its own way.
-    position_matters = b'"prepend_scheme":"first"' in _state_of(backend.pre_tokenizer)
+    position_matters = '"prepend_scheme": "first"' in json.dumps(_state_of(backend.pre_tokenizer))
     anchor = min(plain, key=len) if position_matters and plain else None
     greedy = [text for text in first if text not in plain]
     words = anchor is None and not position_matters and _splits_before_spaces(backend)
@@ -165,22 +165,20 @@ def _obstacle(tokenizer: PreTrainedTokenizerBase) -> str | None:
         if getattr(type(tokenizer), name, None) is not getattr(PreTrainedTokenizerFast, name, None):
             return f"has a way of its own to encode ({name})"
     backend = tokenizer.backend_tokenizer
-    special_as_text = getattr(tokenizer, "split_special_tokens", False) or backend.encode_special_tokens
-    reasons = {
-        "drops merges at random": getattr(backend.model, "dropout", None),
-        "reads special tokens as text": special_as_text,
-        "pads or truncates": backend.padding is not None or backend.truncation is not None,
-    }
-    return next((reason for reason, applies in reasons.items() if applies), None)
+    if getattr(backend.model, "dropout", None):
+        return "drops merges at random"
+    if getattr(tokenizer, "split_special_tokens", False) or backend.encode_special_tokens:
+        return "reads special tokens as text"
+    return "pads or truncates" if backend.padding is not None or backend.truncation is not None else None
 
 
 def _is_greedy(token: AddedToken) -> bool:
     return bool(token.lstrip or token.rstrip or token.single_word)
 
 
-def _state_of(part: Any) -> bytes:
-    """Returns a part of a tokenizer as JSON without spaces; ``b"null"`` where there is none."""
-    return json.dumps(json.loads(part.__getstate__()), separators=(",", ":")).encode() if part is not None else b"null"
+def _state_of(part: Any) -> Any:
+    """Returns the settings of a part of a tokenizer; None where there is none."""
+    return None if part is None else json.loads(part.__getstate__())
 
 
 def _ids_around(backend: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
@@ -197,12 +195,12 @@ def _ids_around(backend: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...]] |
 
 def _splits_before_spaces(backend: Tokenizer) -> bool:
     """Whether every visible ASCII character ends a word where a space follows."""
-    if type(backend.model).__name__ != "BPE" or _state_of(backend.normalizer) not in (b"null", b'{"type":"NFC"}'):
+    if type(backend.model).__name__ != "BPE" or _state_of(backend.normalizer) not in (None, {"type": "NFC"}):
         return False
     for token in backend.get_added_tokens_decoder().values():
         if _BEFORE_SPACE.search(token.content) or (token.normalized and _is_greedy(token)):
             return False
-    steps = json.loads(_state_of(backend.pre_tokenizer))
+    steps = _state_of(backend.pre_tokenizer)
     steps = steps["pretokenizers"] if steps is not None and steps["type"] == "Sequence" else [steps]
     split = False
     for step in steps:
@@ -311,7 +309,6 @@ class ConversationEncoder(Encoder):
     """Renders conversations with the chat template, whose text holds every special token already."""
 
     add_special_tokens = False
-
     _sketches: TemplateSketches | None = None
 
     def check(self, example: Example) -> None:

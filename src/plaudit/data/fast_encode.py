@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial, partialmethod, wraps
 from typing import Any, NoReturn, TypeAlias, cast
 
 import jinja2
@@ -34,7 +34,7 @@ class TemplateSketches:
     A chat template is a program. It is run on contents that it cannot look into: it can print, join and strip
     them, and ask whether they are empty, equal some text, or have it in them, at their start or at their end.
     Whatever it asks is noted with the answer. A conversation with the same roles whose contents give the same
-    answers takes the same way through the program, and its contents go to the same indices. Where a template does
+    answers takes the same way through the program, and its contents go to the same positions. Where a template does
     more, or a message is more than a role and a text, the template itself renders.
 
     Each sketch is held against the template when it is made, and again on samples of what is rendered with it.
@@ -66,9 +66,8 @@ class TemplateSketches:
     def render(self, conversations: Sequence[Conversation]) -> list[str]:
         """Renders conversations; raises one of `RENDER_ERRORS` where the template rejects one."""
         texts = [self._fill(conversation) for conversation in conversations]
-        indices = [
-            index for index, text in enumerate(texts) if text is None or index % _CHECK_EVERY == _CHECK_EVERY - 1
-        ]
+        sampled = range(_CHECK_EVERY - 1, len(texts), _CHECK_EVERY)
+        indices = [index for index, text in enumerate(texts) if text is None or index in sampled]
         rendered = self.render_all([conversations[index] for index in indices]) if indices else []
         for index, text in zip(indices, rendered, strict=True):
             filled = texts[index]
@@ -85,12 +84,9 @@ class TemplateSketches:
         keys = list(conversation[0])
         if sorted(keys) != ["content", "role"]:
             return None
-        roles, contents = [], []
-        for message in conversation:
-            if list(message) != keys:
-                return None
-            roles.append(message["role"])
-            contents.append(message["content"])
+        if any(list(message) != keys for message in conversation):
+            return None
+        roles, contents = ([message[key] for message in conversation] for key in ("role", "content"))
         if {*map(type, roles), *map(type, contents)} != {str}:
             return None
         shape = (keys[0], *roles)
@@ -109,12 +105,11 @@ class TemplateSketches:
         if tries > _PATIENCE and self._reused < 2 * tries:
             self._give_up("the chat template looks into the messages, or each conversation has other roles")
             return None
-        run = Run(contents)
+        answers: dict[Question, bool] = {}
         messages = []
         for index, role in enumerate(shape[1:]):
-            content = OpaqueText((index,), run)
-            by_role, by_content = {"role": role, "content": content}, {"content": content, "role": role}
-            messages.append(by_role if shape[0] == "role" else by_content)
+            message = {"role": role, "content": OpaqueText((index,), contents, answers)}
+            messages.append(message if shape[0] == "role" else dict(reversed(message.items())))
         try:
             rendered = self.template.render(messages=messages, **self.variables)
             parts: Parts = rendered.parts if isinstance(rendered, OpaqueText) else (rendered,)
@@ -122,7 +117,7 @@ class TemplateSketches:
                 raise LookedInside("the result")
             text = fill_in(parts, contents)
             if text == self.render_all([conversation])[0]:
-                self._sketches.setdefault(shape, []).append((parts, run.answers))
+                self._sketches.setdefault(shape, []).append((parts, answers))
                 return text
             self._give_up("a filled-in conversation differs from a rendered one")
         except (LookedInside, *RENDER_ERRORS) as error:
@@ -140,19 +135,27 @@ _MARKER = "plaudit7f3c9e51opaque"
 """What C code that bypasses our methods sees instead of a text; a result in which it shows up is thrown away."""
 _CHANGING_GLOBALS = ("strftime_now", "lipsum")
 # These hand values on, or ask about them with Python's own operators, which an `OpaqueText` answers or refuses itself.
-_SAFE_FILTERS = frozenset(
-    ("string", "default", "d", "length", "count", "first", "last", "list", "selectattr", "rejectattr")
-)
-_SAFE_TESTS = frozenset(("eq", "==", "equalto", "ne", "!="))
-_TYPE_TESTS = frozenset(
-    ("defined", "undefined", "none", "string", "mapping", "sequence", "iterable", "number", "integer", "float")
-) | {"boolean", "true", "false", "callable"}
+_SAFE_FILTERS = {"string", "default", "d", "length", "count", "first", "last", "list", "selectattr", "rejectattr"}
+_SAFE_TESTS = {"eq", "==", "equalto", "ne", "!="}
+_TYPE_TESTS = {
+    "defined",
+    "undefined",
+    "none",
+    "string",
+    "mapping",
+    "sequence",
+    "iterable",
+    "number",
+    "integer",
+    "float",
+}
+_TYPE_TESTS |= {"boolean", "true", "false", "callable"}
 
 
 class LookedInside(BaseException):
     """A template asked for something that depends on a text in a way that cannot be noted down.
 
-    No `Exception`, because jinja catches those in indices and goes on as if the answer were no.
+    No `Exception`, because jinja catches those of subscripts and goes on as if the answer were no.
     """
 
 
@@ -175,14 +178,13 @@ def fill_in(parts: Parts, texts: Sequence[str]) -> str:
     >>> fill_in(("<", 0, "|", Stripped((1,), "strip", None), ">"), ["a", " b "])
     '<a|b>'
     """
-    return "".join(
-        part
-        if isinstance(part, str)
-        else texts[part]
-        if isinstance(part, int)
-        else getattr(fill_in(part.parts, texts), part.method)(part.characters)
-        for part in parts
-    )
+    filled = []
+    for part in parts:
+        if isinstance(part, Stripped):
+            filled.append(getattr(fill_in(part.parts, texts), part.method)(part.characters))
+        else:
+            filled.append(texts[part] if isinstance(part, int) else part)
+    return "".join(filled)
 
 
 @dataclass(frozen=True)
@@ -199,31 +201,17 @@ class Question:
         return bool(text) if self.method == "__bool__" else bool(getattr(text, self.method)(*self.arguments))
 
 
-@dataclass
-class Run:
-    """One run of a template, with all that it asked."""
-
-    texts: Sequence[str]  # the texts that it runs on
-    answers: dict[Question, bool] = field(default_factory=dict)  # what it asked about them, in order
-
-    def ask(self, parts: Parts, method: str, *arguments: Any) -> bool:
-        """Answers a question about a text, and records it."""
-        if any(type(argument) is not str for argument in arguments):
-            raise LookedInside(method)
-        question = Question(parts, method, arguments)
-        return self.answers.setdefault(question, question.answer(self.texts))
-
-
 class OpaqueText(str):
     """A text that can be printed, joined and stripped, and asked a few things; anything else raises `LookedInside`."""
 
     parts: Parts
-    run: Run
+    texts: Sequence[str]  # those that the template runs on
+    answers: dict[Question, bool]  # what the template asked about them, in order
 
-    def __new__(cls, parts: Parts, run: Run) -> OpaqueText:
+    def __new__(cls, parts: Parts, texts: Sequence[str], answers: dict[Question, bool]) -> OpaqueText:
         """Makes a text whose own letters are a marker."""
         text = super().__new__(cls, _MARKER)
-        text.parts, text.run = parts, run
+        text.parts, text.texts, text.answers = parts, texts, answers
         return text
 
     def __str__(self) -> str:
@@ -236,7 +224,7 @@ class OpaqueText(str):
         return join_opaque((other, self)) if isinstance(other, str) else NotImplemented
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, str) and self.run.ask(self.parts, "__eq__", other)
+        return isinstance(other, str) and self._ask("__eq__", other)
 
     def __ne__(self, other: object) -> bool:
         return not self == other
@@ -247,14 +235,16 @@ class OpaqueText(str):
             raise TypeError("string indices must be integers")
         raise LookedInside("an index")
 
+    def _ask(self, method: str, *arguments: Any) -> bool:
+        if any(type(argument) is not str for argument in arguments):
+            raise LookedInside(method)
+        question = Question(self.parts, method, arguments)
+        return self.answers.setdefault(question, question.answer(self.texts))
+
     def _stripped(self, method: str, chars: str | None = None) -> OpaqueText:
         if chars is not None and type(chars) is not str:
             raise LookedInside(method)
-        return OpaqueText((Stripped(self.parts, method, chars),), self.run)
-
-
-def _ask(method: str) -> Callable[..., bool]:
-    return lambda self, *arguments: self.run.ask(self.parts, method, *arguments)
+        return OpaqueText((Stripped(self.parts, method, chars),), self.texts, self.answers)
 
 
 def _refuse(name: str) -> Callable[..., NoReturn]:
@@ -264,22 +254,22 @@ def _refuse(name: str) -> Callable[..., NoReturn]:
     return method
 
 
-_ANSWERED: dict[str, Any] = {name: _ask(name) for name in ("__bool__", "__contains__", "startswith", "endswith")}
-for _name in ("strip", "lstrip", "rstrip"):
-    _ANSWERED[_name] = functools.partialmethod(cast(Any, OpaqueText)._stripped, _name)  # noqa: SLF001
+_ANSWERED = dict.fromkeys(("__bool__", "__contains__", "startswith", "endswith"), cast(Any, OpaqueText)._ask)  # noqa: SLF001
+_ANSWERED |= dict.fromkeys(("strip", "lstrip", "rstrip"), cast(Any, OpaqueText)._stripped)  # noqa: SLF001
 _OPEN = {"__new__", "__init__", "__class__", "__doc__", "__getattribute__", "__setattr__", "__delattr__"}
 _OPEN |= {"__init_subclass__", "__subclasshook__", "__dir__"} | (vars(OpaqueText).keys() - {"__hash__"})
 # `__hash__` is None where `__eq__` is defined, and a TypeError would be taken for an answer.
 for _name in (*dir(str), "__bool__", "__rmul__", "__rmod__", "__int__", "__float__", "__index__", "__html__"):
     if _name not in _OPEN:
-        setattr(OpaqueText, _name, _ANSWERED.get(_name) or _refuse(_name))
+        answered = _name in _ANSWERED
+        setattr(OpaqueText, _name, partialmethod(_ANSWERED[_name], _name) if answered else _refuse(_name))
 
 
 def join_opaque(parts: Iterable[str]) -> str:
     """Joins texts, some of which may be opaque."""
     texts = list(parts)
-    run = next((text.run for text in texts if isinstance(text, OpaqueText)), None)
-    if run is None:
+    opaque = next((text for text in texts if isinstance(text, OpaqueText)), None)
+    if opaque is None:
         return "".join(texts)
     merged: list[str | int | Stripped] = []
     for text in texts:
@@ -288,7 +278,7 @@ def join_opaque(parts: Iterable[str]) -> str:
                 merged[-1] += part
             else:
                 merged.append(part)
-    return OpaqueText(tuple(merged), run)
+    return OpaqueText(tuple(merged), opaque.texts, opaque.answers)
 
 
 class _Closed(str):
@@ -302,21 +292,17 @@ class _Closed(str):
 
 def _is_clear(value: Any) -> bool:
     """Whether a value certainly holds no opaque text."""
-    if isinstance(value, OpaqueText):
-        return False
-    if isinstance(value, list | tuple):
-        return all(map(_is_clear, value))
-    if isinstance(value, dict):
-        return all(map(_is_clear, value.values()))
+    if isinstance(value, list | tuple | dict):
+        return all(map(_is_clear, value.values() if isinstance(value, dict) else value))
     # What a generator, a view or a namespace holds cannot be seen without using it up.
     known = (str, int, float, range, Undefined, Context, nodes.EvalContext, jinja2.Environment)
-    return value is None or isinstance(value, known)
+    return value is None or (isinstance(value, known) and not isinstance(value, OpaqueText))
 
 
 def _guard(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     """Lets a filter or test of jinja refuse values that it would look into."""
 
-    @functools.wraps(function)
+    @wraps(function)
     def guarded(*args: Any, **kwargs: Any) -> Any:
         if not all(map(_is_clear, args)) or not all(map(_is_clear, kwargs.values())):
             raise LookedInside(name)
@@ -325,16 +311,8 @@ def _guard(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     return guarded
 
 
-def _type_test(function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def test(value: Any, *args: Any) -> Any:
-        return function("text" if isinstance(value, OpaqueText) else value, *args)
-
-    return test
-
-
 class _Rewrite(NodeTransformer):
-    """Reindices the two operators that read a text in C code, ``~`` and ``in``, by functions of ours."""
+    """Replaces the two operators that read a text in C code, ``~`` and ``in``, by functions of ours."""
 
     def visit_Concat(self, node: nodes.Concat) -> nodes.Expr:
         node = cast(nodes.Concat, self.generic_visit(node))
@@ -369,6 +347,10 @@ class _OpaqueEnvironment(ImmutableSandboxedEnvironment):
         return super().getitem(obj, argument)
 
 
+def _type_test(function: Callable[..., Any], value: Any, *args: Any) -> Any:
+    return function("text" if isinstance(value, OpaqueText) else value, *args)
+
+
 def compile_opaque(source: str, original: jinja2.Environment) -> jinja2.Template:
     """Compiles a template to run on opaque texts, with the settings and functions of its usual environment."""
     environment = _OpaqueEnvironment(
@@ -392,7 +374,7 @@ def compile_opaque(source: str, original: jinja2.Environment) -> jinja2.Template
     environment.tests = {
         name: function
         if name in _SAFE_TESTS
-        else _type_test(cast(Any, function))
+        else partial(_type_test, cast(Any, function))
         if name in _TYPE_TESTS
         else _guard(cast(Any, function), name)
         for name, function in original.tests.items()

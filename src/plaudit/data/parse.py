@@ -516,14 +516,7 @@ def survey(dataset: Dataset | IterableDataset) -> tuple[frozenset[RowKind], froz
 
 
 def row_kinds_in(dataset: Dataset | IterableDataset, first_row: Mapping[str, Any]) -> frozenset[RowKind]:
-    """Returns the kinds of the rows of a raw data set; columns that are null in a stream's first row may come later.
-
-    >>> pair, ranking = {"chosen": "a", "rejected": "b"}, {"responses": ["a", "b"], "ranks": [1, 2]}
-    >>> nothing = dict.fromkeys([*pair, *ranking])
-    >>> rows = Dataset.from_list([nothing | pair, nothing | ranking])
-    >>> sorted(row_kinds_in(rows, rows[0]))
-    ['pairs', 'ranks']
-    """
+    """Returns the kinds of the rows of a raw data set; columns that are null in a stream's first row may come later."""
     if isinstance(dataset, IterableDataset):
         row_kind = schema.row_kind_of(first_row)
         later = schema.row_kinds_of(name for name, value in first_row.items() if value is None)

@@ -98,9 +98,7 @@ class RowPreparer:
 
     def prepare(self, rows: Iterable[Any], indices: Iterable[int]) -> list[PreparedRow]:
         """Reads and encodes some rows, given with their indices in the data set."""
-        prepared = [self.read(row, index) for row, index in zip(rows, indices, strict=True)]
-        self.encode(prepared)
-        return prepared
+        return self.encode([self.read(row, index) for row, index in zip(rows, indices, strict=True)])
 
     def windows(
         self, rows: Iterable[Any], size: int | None = None, *, first_row: int = 0, features: Any = None
@@ -117,21 +115,16 @@ class RowPreparer:
             window.append(row)
             if row.error is None:
                 responses += row.responses
-                example = cast(Example, row.example)
-                if row.ids is None and example.conversational:
-                    characters += sum(
-                        len(message["content"]) for text in example.responses for message in cast(Any, text)
-                    )
-                else:
-                    characters += sum(map(len, row.ids or example.responses))
+                parts: Iterable[Any] = row.ids or cast(Example, row.example).responses
+                if row.ids is None and cast(Example, row.example).conversational:
+                    parts = (message["content"] for conversation in parts for message in conversation)
+                characters += sum(map(len, parts))
             full = responses >= _RESPONSES_AT_ONCE or characters >= _CHARACTERS_AT_ONCE
             if (full or len(window) >= _ROWS_AT_ONCE) if size is None else len(window) >= size:
-                self.encode(window)
-                yield window
+                yield self.encode(window)
                 window, responses, characters = [], 0, 0
         if window:
-            self.encode(window)
-            yield window
+            yield self.encode(window)
 
     def read(self, row: Any, index: int, features: Mapping[str, Any] | None = None) -> PreparedRow:
         """Reads a row and checks its label; it has no token ids yet unless the row holds them."""
@@ -166,8 +159,8 @@ class RowPreparer:
             return PreparedRow(index, *shape_of(row), error=error)
         return prepared
 
-    def encode(self, rows: Sequence[PreparedRow]) -> None:
-        """Renders, tokenises and truncates the responses of rows that were read, those of one form in one call."""
+    def encode(self, rows: list[PreparedRow]) -> list[PreparedRow]:
+        """Renders, tokenises and truncates the responses of rows that were read, in place; one call for each form."""
         unread = [(row, cast(Example, row.example)) for row in rows if row.ids is None and row.error is None]
         for conversational in (False, True):
             members = [(row, example) for row, example in unread if example.conversational is conversational]
@@ -188,6 +181,7 @@ class RowPreparer:
         for row in rows:
             if row.error is None and row.ids is not None:
                 self._measure(row, row.ids)
+        return rows
 
     def encoder_for(self, example: Example) -> Encoder | None:
         """Returns the encoder of rows like this one, made and checked when the first is met; None: no tokenizer."""
@@ -228,17 +222,16 @@ class RowPreparer:
         if not row_schema.tokenized and row_kind not in objective.row_kinds:
             message = f"is of the form {ROW_KIND_NAMES[row_kind]}, from which {objective.name} cannot learn"
             fix = f"Use another objective ({', '.join(objectives_for([row_kind], [])) or 'none reads it'})."
-            raise self._error(prepared.index, column, message, fix)
-        if row_schema.pairs and row_kind != "pairs":
+        elif row_schema.pairs and row_kind != "pairs":
             message = f"is of the form {ROW_KIND_NAMES[row_kind]}, but the first row is a pair and has no such columns"
             fix = "Give all rows the columns of all forms, null where a row has none, or pass a `Dataset`."
-            raise self._error(prepared.index, column, message, fix)
-        if row_kind == "pairs" and row.get("tie") and "tie" not in objective.columns:
+        elif row_kind == "pairs" and row.get("tie") and "tie" not in objective.columns:
+            column, message = "tie", f"is true, and {objective.name} knows no ties"
             fix = f"Use another objective ({' or '.join(objectives_for([row_kind], ['tie']))}), or drop the row."
-            raise self._error(prepared.index, "tie", f"is true, and {objective.name} knows no ties", fix)
-        problem = objective.problem(prepared.label)
-        if problem is not None:
-            raise self._error(prepared.index, *problem)
+        else:
+            column, message, fix = objective.problem(prepared.label) or ("", "", "")
+        if message:
+            raise self._error(prepared.index, column, message, fix)
         ratings = prepared.label.ratings
         tied = objective.learns_ties and len(ratings) > 1
         if objective.compares and not tied and not schema.comparisons_of(ratings):
@@ -424,11 +417,7 @@ def dump_error(error: DataError) -> str:
 
 
 def load_error(text: str) -> DataError:
-    """Reads an error back from the text that :func:`dump_error` wrote.
-
-    >>> load_error(dump_error(DataError("is null", row=3, field="chosen"))).row
-    3
-    """
+    """Reads an error back from the text that :func:`dump_error` wrote."""
     message, row, field, dataset, fix = json.loads(text)
     return DataError(message, row=row, field=field, dataset=dataset, fix=fix)
 

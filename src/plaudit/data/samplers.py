@@ -159,10 +159,10 @@ class RowCost:
 class TokenBatchSampler(Sampler[list[WeightedRow]]):
     """Yields the micro-batches of one process, each under `max_tokens`, as lists of row indices with weights.
 
-    The seed decides once which rows go together, and in each epoch anew which of these batches come when. So every
-    epoch has the same number of steps, on all processes alike, and a run resumes where it stopped. Batches of similar
-    size go into the same step, so that no process waits long. A row of more tokens makes a batch of its own. A seed of
-    None keeps the order of the rows; `order` is the order in which they are put together, by default shuffled.
+    The seed decides once which rows go together, and in each epoch anew when each batch comes: all epochs have as many
+    steps, on all processes alike, and a run resumes where it stopped. The batches of a step have similar sizes, so that
+    no process waits long. A row of more tokens makes a batch of its own. A seed of None keeps the order of the rows;
+    `order` is the order in which they are put together, by default shuffled.
 
     >>> cost = RowCost(tokens=[4, 4, 4, 9], widths=[3, 3, 3, 8], responses=[2, 2, 2, 2], padded=False)
     >>> list(TokenBatchSampler(cost, max_tokens=8, seed=None))
@@ -187,8 +187,7 @@ class TokenBatchSampler(Sampler[list[WeightedRow]]):
                 # Rows of similar width side by side: a rectangle is padded to the longest.
                 stretches = [order[start : start + _STRETCH] for start in range(0, len(order), _STRETCH)]
                 order = [row for rows in stretches for row in sorted(rows, key=cost.widths.__getitem__, reverse=True)]
-        batches = _fill(cost, order, max_tokens)
-        self.steps = _deal(cost, batches, num_processes, in_order=seed is None)
+        self.steps = _steps(cost, order, max_tokens, num_processes, in_order=seed is None)
 
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch of the next iteration."""
@@ -205,7 +204,10 @@ class TokenBatchSampler(Sampler[list[WeightedRow]]):
             yield self.steps[step][self.process_index]
 
 
-def _fill(cost: RowCost, order: Sequence[int], max_tokens: int) -> list[list[int]]:
+def _steps(
+    cost: RowCost, order: Sequence[int], max_tokens: int, processes: int, *, in_order: bool
+) -> list[list[list[WeightedRow]]]:
+    """Returns one batch per step and process: halves the largest, or adds fillers, until their number is even."""
     batches: list[list[int]] = []
     tokens = width = responses = 0
     for row in order:
@@ -216,11 +218,6 @@ def _fill(cost: RowCost, order: Sequence[int], max_tokens: int) -> list[list[int
         else:
             batches.append([row])
             tokens, width, responses = cost.tokens[row], cost.widths[row], cost.responses[row]
-    return batches
-
-
-def _deal(cost: RowCost, batches: list[list[int]], processes: int, *, in_order: bool) -> list[list[list[WeightedRow]]]:
-    """Returns one batch per step and process: halves the largest, or adds fillers, until their number is even."""
     while len(batches) % processes:
         largest = max(range(len(batches)), key=lambda index: (len(batches[index]) > 1, cost.of(batches[index])))
         rows = batches[largest]
