@@ -9,6 +9,9 @@ from dataclasses import replace
 
 import pytest
 
+from plaudit.cli.console import make_console
+from plaudit.cli.eval import print_evaluation
+from plaudit.evaluation import page
 from plaudit.evaluation.results import Evaluation, Interval
 from plaudit.report import write_report
 from report.fake_run import EVIL, logs
@@ -102,6 +105,26 @@ def test_findings_say_what_the_numbers_mean(full):
     assert "Length on heldout: the model leans to longer responses; " in text
     assert re.search(r"Calibration on lists: [^:]*; the model is overconfident: a temperature of \d", text)
     assert "Not scored on heldout: 3 rows." in text
+
+
+def test_page_terminal_and_report_say_the_same(full, full_run, capsys):
+    evaluation = Evaluation.load(full_run / "evaluation")
+    print_evaluation(evaluation, make_console(), mistakes=1)
+    shown, beside = capsys.readouterr().out, page.evaluation_page(evaluation)
+    suite = evaluation.suites[0]
+    for title, text, tone in page.findings(suite):
+        assert f"{title}: {text}" in shown
+        assert f"- {title}: {page.line(text)}" in beside
+        assert tone not in ("good", "warning") or f"{title} on heldout: {text}." in full.page.text
+    table = page.suite_table(suite)
+    assert full.blocks("suite-1")["scores"]["rows"] == json.loads(json.dumps(table.rows))
+    for row in table.cells():
+        assert "  ".join(row).split() in [line.split() for line in shown.splitlines()]
+        assert f"| {' | '.join(cell.strip() for cell in row)} |" in beside
+    facts = page.mistake_of(suite.mistakes[0], suite).facts
+    assert f"Mistake: {' · '.join(facts)}" in shown
+    assert " · ".join(map(page.line, facts)) in beside
+    assert " · ".join(facts) in full.page.text
 
 
 @pytest.mark.parametrize(

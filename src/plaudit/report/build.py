@@ -284,7 +284,7 @@ def overview_section(run: Run, suites: Sequence[Evaluated]) -> Section:
         if dropped := sum(count.count for count in suite.dropped.values()):
             findings.append(page.Finding("Not scored", page.count_of(dropped, "row"), "note"))
         on = f" on {page.suite_title(suite)}" if several else ""
-        blocks += [Paragraph(f"{finding.title}{on}: {finding.text}.", finding.tone) for finding in findings]
+        blocks += [Paragraph(f"{title}{on}: {text.removesuffix('.')}.", tone) for title, text, tone in findings]
     return Section("overview", "At a glance", blocks, "" if several else f"On {page.suite_title(suites[0][2])}.")
 
 

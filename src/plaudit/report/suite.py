@@ -333,5 +333,4 @@ def dropped_cells(kind: str, count: KindCount) -> list[Any]:
     >>> dropped_cells("overlong", KindCount(9, [0, 1]))
     ['over-long', 9, '0, 1, ...']
     """
-    more = ", ..." if count.count > len(count.first_rows) > 0 else ""
-    return [KIND_WORDS.get(kind, kind), count.count, ", ".join(map(str, count.first_rows)) + more]
+    return [KIND_WORDS.get(kind, kind), count.count, count.rows().partition(" ")[2]]
