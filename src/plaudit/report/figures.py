@@ -60,11 +60,9 @@ def as_svg(axes: Any, *, legend: bool = True, markerscale: float = 1) -> str:
     svg = svg[svg.index("<svg") :]
     for unwanted in (r"<metadata>.*?</metadata>", r"<style\b.*?</style>", r"<!--.*?-->", r"<defs>\s*</defs>"):
         svg = re.sub(unwanted, "", svg, flags=re.DOTALL)
-    view = re.search(r'viewBox="([^"]+)"', svg)
-    if view is None:  # matplotlib always writes one
-        raise ValueError("the figure has no viewBox")
-    box = " ".join(f"{float(number):g}" for number in view[1].split())
-    svg = re.sub(r"<svg\b[^>]*>", f'<svg viewBox="{box}" focusable="false" aria-hidden="true">', svg, count=1)
+    width, height = 72 * axes.figure.get_size_inches()
+    head = f'<svg viewBox="0 0 {width:g} {height:g}" focusable="false" aria-hidden="true">'
+    svg = re.sub(r"<svg\b[^>]*>", head, svg, count=1)
     # Only within tags: what stands between them is text.
     svg = re.sub(r"<[^>]+>", lambda match: _themed_tag(match[0]), svg)
     svg = re.sub(r"\s*\n\s*", "\n", svg)

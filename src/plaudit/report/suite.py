@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from plaudit.data.report import KIND_WORDS, KindCount
+from plaudit.data.report import KIND_WORDS, KindCount, row_names
 from plaudit.evaluation import page
 from plaudit.evaluation.page import Figure, Number, Paragraph, Score, Table, count_of, heads, written
 from plaudit.evaluation.results import Evaluation, ModelEvaluation, SuiteEvaluation
@@ -333,4 +333,4 @@ def dropped_cells(kind: str, count: KindCount) -> list[Any]:
     >>> dropped_cells("overlong", KindCount(9, [0, 1]))
     ['over-long', 9, '0, 1, ...']
     """
-    return [KIND_WORDS.get(kind, kind), count.count, count.rows().partition(" ")[2]]
+    return [KIND_WORDS.get(kind, kind), count.count, row_names(count.first_rows, count.count).partition(" ")[2]]
