@@ -1,8 +1,9 @@
-"""Wilson's interval, for whatever counts: it needs neither torch nor scipy."""
+"""Wilson's interval, for whatever counts, and Holm's correction: they need neither torch nor scipy."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 Z_95 = 1.959963984540054
 """Quantile of the normal distribution for a 95% interval."""
@@ -23,3 +24,17 @@ def wilson_interval(successes: float, trials: int) -> tuple[float, float]:
     p, z2 = successes / trials, Z_95**2 / trials
     half = Z_95 * math.sqrt(p * (1 - p) / trials + z2 / (4 * trials))
     return max(0.0, (p + z2 / 2 - half) / (1 + z2)), min(1.0, (p + z2 / 2 + half) / (1 + z2))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Corrects p-values for their number.
+
+    Source: Holm (1979), Scandinavian Journal of Statistics 6.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        corrected[index] = largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+    return corrected

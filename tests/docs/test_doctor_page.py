@@ -22,7 +22,7 @@ def blocks(language):
 def test_its_table_has_every_kind():
     rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in PAGE.splitlines() if line.startswith("| `")]
     assert [(name.strip("`"), severity, removed.startswith(("yes", "if"))) for name, severity, removed in rows] == [
-        (kind.name, kind.severity, kind.removable) for kind in KINDS.values()
+        (name, kind.severity, kind.removable) for name, kind in KINDS.items()
     ]
 
 

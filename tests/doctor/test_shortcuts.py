@@ -150,9 +150,10 @@ def test_the_sample_is_fair():
         sample = Sample(10, seed)
         for number in range(50):
             sample.add(CheckedRow(number, ratings=(1.0, 0.0), parts=parts))
-        assert len(sample.rows) == 10
-        for row in sample.rows:
-            drawn[row.number] += 1
+        pairs = sample.comparisons()
+        assert [(pair.better, pair.worse) for pair in pairs] == [("a", "b")] * 10
+        for pair in pairs:
+            drawn[pair.row] += 1
     # Each of 50 rows is drawn with probability 1/5: 80 times of 400, give or take 8.
     assert np.all(np.abs(drawn - 80) < 35)
 

@@ -13,7 +13,8 @@ from statsmodels.stats.multitest import multipletests
 from evaluation.refusals import refused
 from evaluation.scored_rows import pairs
 from plaudit.errors import ConfigError
-from plaudit.evaluation.compare import compare, compare_outcomes, holm, sign_flip_test
+from plaudit.evaluation.compare import compare, compare_outcomes, sign_flip_test
+from plaudit.intervals import holm
 
 
 @given(st.lists(st.sampled_from([-1, 0, 1]), max_size=40))

@@ -56,7 +56,8 @@ _SPLIT_WORDS = {
 # Written by `datasets` beside the data.
 _NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 _MESSAGE_COLUMNS = ("prompt", *RESPONSE_COLUMNS, "response")
-_TEXT_OF_JSON = ("tools", "chat_template_kwargs")
+JSON_TEXTS = ("tools", "chat_template_kwargs")
+"""Columns that may hold JSON as text."""
 _TRUTHS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -196,14 +197,12 @@ def _take_columns(
     if missing:
         message = f"has no column {quoted(missing)}, which `columns` asks for"
         raise DataError(message, dataset=name, fix=f"Its columns are {quoted(names)}.")
-    rows = rows.select_columns(list(columns))
-    if not isinstance(columns, dict):
-        return rows, tuple(columns)
-    new_names = tuple(columns.values())
-    if len(set(new_names)) < len(new_names):
+    renames = columns if isinstance(columns, dict) else {column: column for column in columns}
+    if len(set(renames.values())) < len(renames):
         raise ConfigError(f"`columns` of {name} gives two columns one name", fix="Give each its own.")
-    renames = {old: new for old, new in columns.items() if old != new}
-    return (rows.rename_columns(renames) if renames else rows), new_names
+    rows = rows.select_columns(list(columns))
+    changed = {old: new for old, new in renames.items() if old != new}
+    return (rows.rename_columns(changed) if changed else rows), tuple(renames.values())
 
 
 def until_broken(rows: Iterator[Any]) -> Iterator[Any]:
@@ -480,7 +479,7 @@ def _load_parquet(files: list[str], streaming: bool) -> Dataset | IterableDatase
 def _read_files(paths: Sequence[str]) -> Iterator[dict[str, Any]]:
     for path in map(Path, paths):
         for row in csv_rows(path) if kind_of_file(path) == "csv" else json_rows(path):
-            for name in _TEXT_OF_JSON:
+            for name in JSON_TEXTS:
                 if isinstance(row.get(name), list | dict):
                     row[name] = json.dumps(row[name], ensure_ascii=False)
             yield row
@@ -603,10 +602,9 @@ def _messages_in(cell: str) -> list[Any] | None:
 
 
 def _number_in(cell: str) -> float | None:
-    try:
+    with contextlib.suppress(ValueError):
         return float(cell)
-    except ValueError:
-        return None
+    return None
 
 
 # --- types of JSON columns --------------------------------------------------------------------------------------

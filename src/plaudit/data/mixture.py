@@ -15,7 +15,7 @@ import numpy as np
 from datasets import Dataset, Features, IterableDataset, Json, List, Value, concatenate_datasets
 
 from plaudit import schema
-from plaudit.data.load import open_data, split_by_prompt
+from plaudit.data.load import JSON_TEXTS, open_data, split_by_prompt
 from plaudit.data.parse import read_example, without_nulls
 from plaudit.errors import ConfigError, DataError
 from plaudit.schema import READ_COLUMNS, RESPONSE_COLUMNS, TOKENIZED_COLUMNS
@@ -23,7 +23,6 @@ from plaudit.schema import READ_COLUMNS, RESPONSE_COLUMNS, TOKENIZED_COLUMNS
 logger = logging.getLogger("plaudit")
 PART, PART_ROW = "part", "part_row"
 """Columns that a mixture adds: the name of the part a row is from, and its index there."""
-_JSON_TEXTS = ("tools", "chat_template_kwargs")  # JSON text, where parts differ in how they write them
 _WHOLE = (*RESPONSE_COLUMNS, "response")
 # What rows get that lack a column which other parts have, and what such values are called.
 _DEFAULTS: dict[str, tuple[Any, str]] = {
@@ -137,7 +136,7 @@ def _open_part(part: DatasetPart, label: str, streaming: bool) -> _OpenedPart:
     dataset = source.select(columns)
     if not source.declared and not tokenized and part.columns is None:
         # A stream that names no columns: its first row may lack what is optional.
-        columns += tuple(name for name in _JSON_TEXTS if name not in columns)
+        columns += tuple(name for name in JSON_TEXTS if name not in columns)
     first = next(iter(dataset.take(1)), None)
     if first is None:
         raise DataError("has no rows", dataset=label, fix="Remove the part from the mixture.")
@@ -189,7 +188,7 @@ def _choose_rows(parts: Sequence[_OpenedPart], target: Features, seed: int) -> l
         if dataset.features == target:
             result.append(dataset.select_columns(list(target)))
         else:
-            texts = tuple(name for name in _JSON_TEXTS if target.get(name) == Value("string"))
+            texts = tuple(name for name in JSON_TEXTS if target.get(name) == Value("string"))
             settings = {"columns": tuple(target), "own": part.columns, "features": dataset.features, "texts": texts}
             result.append(_map(dataset, partial(_aligned, **settings), target))
         summary.append(f"{count:,} {'rows' if count == length else f'of {length:,} rows'} from {part.label}")
@@ -215,7 +214,7 @@ def _common_features(parts: Sequence[_OpenedPart], names: Sequence[str], folds: 
         "responses": Json() if mixed else List(Value("string")),
         **dict.fromkeys(TOKENIZED_COLUMNS, Json() if ids and mixed else List(Value("int64"))),
         "response_ids": List(List(Value("int64"))),
-        **dict.fromkeys(_JSON_TEXTS, Value("string")),
+        **dict.fromkeys(JSON_TEXTS, Value("string")),
         **dict.fromkeys(("margin", "preference_prob", "weight", "score"), Value("float64")),
         **dict.fromkeys(("tie", "label"), Value("bool")),
         **dict.fromkeys(("scores", "ranks"), List(Value("float64"))),
@@ -295,7 +294,7 @@ def _part_rows(part: _OpenedPart, columns: Sequence[str], folds: bool) -> Iterat
             if name not in part.columns and part.spec.columns is None and raw.get(name) is not None:
                 message, fix = f"is there, but the first row has no {name}", f"Give all rows a {name}, or none."
                 raise DataError(message, row=number, field=name, dataset=part.label, fix=fix)
-        row = _aligned(raw, columns=columns, own=part.columns, features=features, texts=_JSON_TEXTS)
+        row = _aligned(raw, columns=columns, own=part.columns, features=features, texts=JSON_TEXTS)
         if folds:
             about = {PART: part.label, PART_ROW: number}
             row |= _folded(row | about, explicit={part.label: "prompt" in part.columns})

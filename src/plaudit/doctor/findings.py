@@ -82,37 +82,33 @@ EXAMPLES = 3
 class Kind:
     """One kind of finding."""
 
-    name: str  # its name in JSON and in lists of removed rows
     severity: Severity  # how bad it is
     title: str  # what is wrong, as it follows a number of rows
     removable: bool = False  # whether `fix` removes such rows: only where the fault is certain
 
 
 KINDS = {
-    kind.name: kind
-    for kind in (
-        Kind("broken_file", "error", "the file breaks off"),
-        Kind("no_objective", "error", "no objective reads all rows"),
-        Kind("unreadable", "error", "unreadable", removable=True),
-        Kind("empty", "error", "an empty response", removable=True),
-        Kind("identical", "error", "identical responses", removable=True),
-        Kind("contradictory", "error", "contradictory: A over B here, B over A there", removable=True),
-        Kind("in_eval", "error", "prompt is in the evaluation data", removable=True),
-        Kind("in_benchmark", "error", "prompt is in a benchmark", removable=True),
-        Kind("duplicate", "warning", "exact duplicates of an earlier row", removable=True),
-        Kind("overlong", "warning", "over-long", removable=True),
-        Kind("cycle", "warning", "preference cycles: A over B over C over A"),
-        Kind("nothing_to_compare", "warning", "nothing to compare: no two responses differ in score"),
-        Kind("same_rendering", "warning", "different responses, same tokens"),
-        Kind("same_words", "warning", "responses differ only in white space"),
-        Kind("last_message", "warning", "last message is not the assistant's"),
-        Kind("special_token", "warning", "a special token written out in a response"),
-        Kind("near_benchmark", "warning", "prompt overlaps a benchmark's"),
-        Kind("truncated", "warning", "a response that seems to break off"),
-        Kind("leak", "warning", "marks of one side: they give the label away"),
-        Kind("lean", "note", "marks that lean to one side"),
-        Kind("shortcut", "warning", "a shortcut solves the data"),
-    )
+    "broken_file": Kind("error", "the file breaks off"),
+    "no_objective": Kind("error", "no objective reads all rows"),
+    "unreadable": Kind("error", "unreadable", removable=True),
+    "empty": Kind("error", "an empty response", removable=True),
+    "identical": Kind("error", "identical responses", removable=True),
+    "contradictory": Kind("error", "contradictory: A over B here, B over A there", removable=True),
+    "in_eval": Kind("error", "prompt is in the evaluation data", removable=True),
+    "in_benchmark": Kind("error", "prompt is in a benchmark", removable=True),
+    "duplicate": Kind("warning", "exact duplicates of an earlier row", removable=True),
+    "overlong": Kind("warning", "over-long", removable=True),
+    "cycle": Kind("warning", "preference cycles: A over B over C over A"),
+    "nothing_to_compare": Kind("warning", "nothing to compare: no two responses differ in score"),
+    "same_rendering": Kind("warning", "different responses, same tokens"),
+    "same_words": Kind("warning", "responses differ only in white space"),
+    "last_message": Kind("warning", "last message is not the assistant's"),
+    "special_token": Kind("warning", "a special token written out in a response"),
+    "near_benchmark": Kind("warning", "prompt overlaps a benchmark's"),
+    "truncated": Kind("warning", "a response that seems to break off"),
+    "leak": Kind("warning", "marks of one side: they give the label away"),
+    "lean": Kind("note", "marks that lean to one side"),
+    "shortcut": Kind("warning", "a shortcut solves the data"),
 }
 """Every kind, in the order in which findings are shown. A row that has several is removed for the first of them."""
 _ADVICE = {

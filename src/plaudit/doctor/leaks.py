@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from plaudit.intervals import holm
+
 _OPEN_WORDS = frozenset(
     re.findall(
         r"\w+",
@@ -252,27 +254,13 @@ def two_proportions(first_M: np.ndarray, size: int, second_M: np.ndarray, other_
     return np.array([math.erfc(z / math.sqrt(2)) for z in z_M.tolist()])
 
 
-def holm(p_values_M: np.ndarray) -> np.ndarray:
-    """Adjust p values for their number (Holm, Scandinavian Journal of Statistics 6, 1979).
-
-    >>> holm(np.array([0.01, 0.04, 0.03])).tolist()
-    [0.03, 0.06, 0.06]
-    """
-    order = np.argsort(p_values_M, kind="stable")
-    tests = len(p_values_M)
-    adjusted = np.maximum.accumulate(p_values_M[order] * (tests - np.arange(tests)))
-    result = np.empty(tests)
-    result[order] = np.minimum(adjusted, 1.0)
-    return result
-
-
 def find_leaks(
     names: Sequence[str], chosen_M: np.ndarray, size: int, rejected_M: np.ndarray, other_size: int
 ) -> list[Leak]:
     """Name the marks whose shares differ for certain and by enough to matter, the clearest first."""
     if not size or not other_size or not names:
         return []
-    adjusted_M = holm(two_proportions(chosen_M, size, rejected_M, other_size))
+    adjusted_M = np.array(holm(two_proportions(chosen_M, size, rejected_M, other_size).tolist()))
     shares_M, others_M = chosen_M / size, rejected_M / other_size
     effect_M = 2 * np.arcsin(np.sqrt(shares_M)) - 2 * np.arcsin(np.sqrt(others_M))
     wanted = (adjusted_M < LEVEL) & (np.maximum(shares_M, others_M) >= LEAST_SHARE)

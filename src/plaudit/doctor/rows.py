@@ -207,14 +207,9 @@ class Sample:
             CheckedRow(row.number, ratings=ratings, prompt_key=row.prompt_key, parts=parts)
         ]
 
-    @property
-    def rows(self) -> list[CheckedRow]:
-        """The rows drawn, in the order of the data set."""
-        return sorted(self._rows, key=lambda row: row.number)
-
     def comparisons(self) -> list[Comparison]:
         """Comparisons of the rows drawn: one of each row where there are many, several where there are few."""
-        rows = self.rows
+        rows = sorted(self._rows, key=lambda row: row.number)  # in the order of the data set
         each = max(1, min(MOST_COMPARISONS, self._size // max(1, len(rows))))
         draw = random.Random(0)
         comparisons = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -13,6 +13,7 @@ from plaudit.errors import ConfigError
 from plaudit.evaluation.results import Difference, PValueMethod, SuiteResult
 from plaudit.evaluation.stats import mean_interval, sums_by_cluster
 from plaudit.evaluation.table import ScoredSet
+from plaudit.intervals import holm
 
 FLIPS = 20_000
 _EXACT_CELLS = 50_000_000
@@ -57,21 +58,6 @@ def sign_flip_test(differences_C: np.ndarray, *, seed: int = 0) -> tuple[float, 
         chances = (np.roll(chances, size) + np.roll(chances, -size)) / 2
     reached = abs(int(whole_C.sum()))
     return min(1.0, float(chances[np.abs(np.arange(-total, total + 1)) >= reached].sum())), "sign-flip-exact"
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Corrects p-values for several tests.
-
-    Source: Holm (1979), Scandinavian Journal of Statistics 6.
-
-    >>> holm([0.01, 0.04, 0.03])
-    [0.03, 0.06, 0.06]
-    """
-    p_K = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(p_K, kind="stable")
-    corrected_K = np.empty(len(p_K))
-    corrected_K[order] = np.maximum.accumulate(np.minimum(1.0, np.arange(len(p_K), 0, -1) * p_K[order]))
-    return [float(p) for p in corrected_K]
 
 
 def compare_outcomes(
