@@ -409,14 +409,14 @@ def compare(
 ) -> ExportCheck:
     """Compares rewards with what they should be; raises `ConfigError` where they differ by more than is allowed."""
     allowed = tolerance * scale * max(1.0, *map(abs, before))
-    wanted = [scale * reward + shift for reward in before]
-    differences = [abs(reward - right) for reward, right in zip(after, wanted, strict=True)]
+    expected = [scale * reward + shift for reward in before]
+    differences = [abs(reward - target) for reward, target in zip(after, expected, strict=True)]
     wrong = [index for index, difference in enumerate(differences) if not difference <= allowed]  # also where it is NaN
     if wrong:
         index = max(wrong, key=lambda index: math.inf if math.isnan(differences[index]) else differences[index])
         raise ConfigError(
             f"the exported model gives other rewards than its source: {after[index]:.6g} instead of "
-            f"{wanted[index]:.6g} (response {index} of {len(before)}; {len(wrong)} differ by more than the "
+            f"{expected[index]:.6g} (response {index} of {len(before)}; {len(wrong)} differ by more than the "
             f"{allowed:.2g} that are allowed). Nothing was written",
             fix=fix,
         )

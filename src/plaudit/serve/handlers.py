@@ -97,11 +97,6 @@ class Question:
     answer: Callable[[Sequence[Scored]], BaseModel]
 
 
-def _json(reward: float) -> float | None:
-    """Returns a reward as JSON holds it: null where it is no finite number."""
-    return reward if math.isfinite(reward) else None
-
-
 def _counts(scored: Sequence[Scored]) -> dict[str, Any]:
     truncated = [index for index, row in enumerate(scored) if row.truncated]
     return {"tokens": sum(row.tokens for row in scored), **({"truncated": truncated} if truncated else {})}
@@ -133,11 +128,10 @@ def _validated(schema: type[SchemaT], body: Any, fix: str) -> SchemaT:
 _CHAT = [{"role": "user", "content": "What color is the sky?"}, {"role": "assistant", "content": "It is blue."}]
 _MESSAGE_SCHEMA = {"type": "object", "required": ["role"], "properties": {"role": {"type": "string"}, "content": {}}}
 _MESSAGES_SCHEMA = {"type": "array", "items": _MESSAGE_SCHEMA}
-_TEXT_SCHEMA = {"anyOf": [{"type": "string"}, _MESSAGES_SCHEMA]}
+_STRING_SCHEMA = {"type": "string"}
+_TEXT_SCHEMA = {"anyOf": [_STRING_SCHEMA, _MESSAGES_SCHEMA]}
 _IDS_SCHEMA = {"type": "array", "items": {"type": "integer", "minimum": 0}}
-_INPUT_SCHEMA = {
-    "anyOf": [{"type": "string"}, {"type": "array", "items": {"anyOf": [_IDS_SCHEMA, {"type": "string"}]}}]
-}
+_INPUT_SCHEMA = {"anyOf": [_STRING_SCHEMA, {"type": "array", "items": {"anyOf": [_IDS_SCHEMA, _STRING_SCHEMA]}}]}
 Messages = Annotated[Any, WithJsonSchema(_MESSAGES_SCHEMA)]
 Text = Annotated[Any, WithJsonSchema(_TEXT_SCHEMA)]
 Texts = Annotated[Any, WithJsonSchema({"type": "array", "items": _TEXT_SCHEMA, "minItems": 1})]
@@ -207,8 +201,7 @@ def score(body: Any, served: Served) -> Question:
         return field if single else f"[{row}].{field}" if field else f"[{row}]"
 
     def answer(scored: Sequence[Scored]) -> ScoreAnswer:
-        lists = [[_json(reward) for reward in row.rewards] for row in scored]
-        rewards: list[Any] = [values[0] if row.single else values for row, values in zip(scored, lists, strict=True)]
+        rewards: list[Any] = [row.rewards[0] if row.single else row.rewards for row in scored]
         return ScoreAnswer(model=served.name, rewards=rewards[0] if single else rewards, **_counts(scored))
 
     return Question(rows, locate, answer)
@@ -253,7 +246,7 @@ def rank(body: Any, served: Served) -> Question:
         rewards = scored[0].rewards
         # A reward that is no number is neither above nor below anything: last.
         order = sorted(range(len(rewards)), key=lambda n: (math.isnan(rewards[n]), -rewards[n]))
-        ranking = [RankedResponse(position=n, reward=_json(rewards[n]), response=given[n]) for n in order]
+        ranking = [RankedResponse(position=n, reward=rewards[n], response=given[n]) for n in order]
         return RankAnswer(model=served.name, order=order, ranking=ranking, **_counts(scored))
 
     return Question([{**request.beside("prompt"), "responses": responses}], lambda row, field: field, answer)

@@ -146,9 +146,9 @@ def diagnose(
     ]
     exact = next((finding for residual, finding in residuals if residual <= tolerance), None)
     lengths = np.array([len(golden.rows[row].ids) for row in rows])
-    known_cause = exact or _of_some_rows(differences > tolerance, lengths) or _rescaled(wanted, got, tolerance)
-    if known_cause is not None:
-        return known_cause
+    cause = exact or _of_some_rows(differences > tolerance, lengths) or _rescaled(wanted, got, tolerance)
+    if cause is not None:
+        return cause
     largest, nearest = float(differences.max()), min(residuals, key=lambda entry: entry[0], default=(math.inf, None))
     if largest <= TOLERANCES["bfloat16"] * size and nearest[0] >= largest / 3:
         return _finding("dtype", dtype="float16 or tf32" if largest <= TOLERANCES["float16"] * size else "bfloat16")

@@ -166,7 +166,7 @@ def verify(
     seen, suspects = _run_locally(subject, export=export) if local else ([], [])
     if target is not None:
         seen += server_paths(Server(target.url, kind_of_server(target), api_key), subject)
-    return Verification(source.name, golden, tuple(_judge(golden, each, suspects, tolerance) for each in seen))
+    return Verification(source.name, golden, tuple(_judge(golden, way, suspects, tolerance) for way in seen))
 
 
 def _run_locally(subject: Subject, *, export: bool) -> tuple[list[Observation], list[Suspect]]:
