@@ -12,7 +12,8 @@ import plaudit
 SOURCE = Path(plaudit.__file__).parent
 # Lowest first; parts on one line do not import each other.
 LAYERS = [
-    {"version", "errors", "files", "intervals"},
+    {"version", "errors", "intervals"},
+    {"files"},
     {"schema"},
     {"prefix_tree", "losses", "metrics"},
     {"objectives"},

@@ -2,6 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+
+def nearest(name: str, names: Iterable[str], otherwise: str, prefix: str = "") -> str:
+    """Returns a fix that names the nearest of the known names, or another fix where none is near."""
+    import difflib  # here: it is needed only for a misspelled name
+
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f"Did you mean `{prefix}{close[0]}`?" if close else otherwise
+
 
 class PlauditError(Exception):
     """Base of every error that Plaudit raises on purpose.

@@ -1,4 +1,4 @@
-"""Writes files atomically: a reader, or a process that was killed, finds a whole file or none."""
+"""Writes files atomically: a reader, or a process that was killed, finds a whole file or none. Refuses to replace."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+
+from plaudit.errors import ConfigError
 
 
 @contextlib.contextmanager
@@ -17,6 +19,15 @@ def appearing(path: Path) -> Iterator[Path]:
         rename(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def refuse_existing(path: str | Path, overwrite: bool) -> None:
+    """Raises `ConfigError` if a file exists and may not be overwritten."""
+    if Path(path).is_dir():
+        raise ConfigError(f"{str(path)!r} is a folder", fix="Pass a file name.")
+    if os.path.lexists(path) and not overwrite:
+        fix = "Use another file name, or pass `--overwrite` to replace it."
+        raise ConfigError(f"{str(path)!r} exists", fix=fix)
 
 
 def write_atomically(path: Path, text: str) -> None:

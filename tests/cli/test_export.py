@@ -11,7 +11,7 @@ import pytest
 
 from model_builders import conversation_rows
 from plaudit import RewardModel
-from plaudit.cli.export import EXPORT, read_temperature
+from plaudit.cli.export import EXPORT, EXPORT_MODEL
 from plaudit.cli.main import main
 from plaudit.model.calibration import RewardCalibration, load_calibration
 from tolerances import REWARD
@@ -117,5 +117,6 @@ def test_help_lists_every_setting(plaudit):
 
 
 def test_temperatures():
-    assert read_temperature("1e-1") == 0.1
-    assert read_temperature("2.jsonl") == "2.jsonl"
+    for text, value in (("1e-1", 0.1), ("stored", "stored"), ("2.jsonl", "2.jsonl")):
+        _, _, calls = EXPORT.parse(["m", "--output", "out", "--temperature", text])
+        assert calls[EXPORT_MODEL]["temperature"] == value

@@ -50,8 +50,7 @@ COMMAND = Command(
     words=("model", "input"),
     sections=(
         Section(
-            "Files",
-            "Where to write.",
+            "Files: where to write.",
             WRITE,
             output=about("File to write.", aliases=["-o", "--write_to"]),
             max_rows="Maximum number of rows.",
@@ -62,7 +61,7 @@ COMMAND = Command(
             sort_rows=Setting("Sort.", bool, True, aliases=["--order"], words={"sorted": True, "given": False}),
             keep=Setting("Keep.", bool, "stored", switch=("stored", None), words={"none": None}),
         ),
-        section_of("Choice", "What to do.", Choice, Choice.__annotations__),
+        section_of("Choice: what to do.", Choice, Choice.__annotations__),
     ),
 )
 
@@ -204,7 +203,7 @@ def test_help_is_printed_only_where_it_is_asked_for(capsys, monkeypatch):
         "Usage: plaudit try MODEL INPUT --output FILE\n\nTry it. For example:\n\n  plaudit try model"
     )
     assert "A note [in brackets]." in text
-    assert "Files  Where to write.\n" in text
+    assert "Files: where to write.\n" in text
     lines = [" ".join(line.split()) for line in text.splitlines()]
     for line in (
         "--output TEXT File to write.",

@@ -332,7 +332,7 @@ class TestCache:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(embedded_model, "_put_in_place", killed)
+            patch.setattr(Path, "replace", killed)
             with pytest.raises(KeyboardInterrupt):
                 embedded_model_path(tmp_path)
         assert not [path for path in tmp_path.iterdir() if path.is_dir()]

@@ -10,7 +10,6 @@ import argparse
 import ast
 import builtins
 import dataclasses
-import difflib
 import enum
 import functools
 import importlib
@@ -20,7 +19,7 @@ import sys
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -29,7 +28,7 @@ from rich.table import Table
 from rich.text import Text
 
 from plaudit.cli.console import make_console
-from plaudit.errors import ConfigError
+from plaudit.errors import ConfigError, nearest
 
 MISSING = dataclasses.MISSING
 _SWITCH = dict.fromkeys(("true", "yes", "t", "y", "1"), True) | dict.fromkeys(("false", "no", "f", "n", "0"), False)
@@ -50,7 +49,6 @@ class Setting:
     choices: Sequence[str] = ()
     words: Mapping[str, Any] = field(default_factory=dict)  # of a switch: values of words beside true and false
     switch: tuple[Any, Any] = (True, False)  # values of true and false
-    reader: Callable[[str], Any] | None = None
     bare: Any = None  # value of the setting written without one
 
     @functools.cached_property
@@ -101,8 +99,6 @@ class Setting:
 
     def read(self, text: str) -> Any:
         """Returns the value that a text stands for."""
-        if self.reader is not None:
-            return self.reader(text)
         if text.lower() in ("none", "null") and type(None) in self.types and self.kind in (int, float):
             return None
         if self.bare is not None:
@@ -116,9 +112,15 @@ class Setting:
                 return text
             raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
         try:
+            if self.kind is str and float in self.types:  # a number, or the name of something
+                return float(text)
             return dict(json.loads(text)) if self.kind is dict else self.kind(text)
         except (TypeError, ValueError):
-            wanted = {int: "a whole number", float: "a number", dict: "a JSON object"}[self.kind]
+            if self.kind is str and text.strip():
+                return text
+            wanted = {int: "a whole number", float: "a number", dict: "a JSON object"}.get(
+                self.kind, "a number or name"
+            )
             raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from None
 
 
@@ -136,11 +138,11 @@ class Section:
     """Settings that the help lists together, declared by their help, which are passed to a function or class.
 
     `target` is ``module:function``, ``module:Class`` or ``module:Class.method``. What `about` gives replaces what the
-    target declares. A `Setting` belongs to the command itself.
+    target declares; the name of the parameter is an alias. A `Setting` belongs to the command itself.
     """
 
-    def __init__(self, title: str, about: str, target: str = "", /, **given: str | Mapping[str, Any] | Setting) -> None:
-        self.title, self.about, self.target, self.given = title, about, target, given
+    def __init__(self, heading: str, target: str = "", /, **given: str | Mapping[str, Any] | Setting) -> None:
+        self.heading, self.target, self.given = heading, target, given
 
     @functools.cached_property
     def settings(self) -> list[Setting]:
@@ -151,12 +153,12 @@ class Section:
                 settings.append(dataclasses.replace(given, name=name))
                 continue
             changes = {"parameter": name, **({"help": given} if isinstance(given, str) else given)}
-            declaration = declared(self.target, changes["parameter"])
-            settings.append(Setting(**{**declaration, "name": name, "target": self.target, **changes}))
+            fields = {"name": name, "target": self.target, "aliases": [f"--{changes['parameter']}"]}
+            settings.append(Setting(**{**fields, **declared(self.target, changes["parameter"]), **changes}))
         return settings
 
 
-def section_of(title: str, about: str, kind: Any, names: Iterable[str]) -> Section:
+def section_of(heading: str, kind: Any, names: Iterable[str]) -> Section:
     """Declares fields of a dataclass as settings; their metadata hold help, aliases and choices."""
     hints, target = typing.get_type_hints(kind), kind.__name__
     settings: dict[str, Setting] = {}
@@ -166,7 +168,7 @@ def section_of(title: str, about: str, kind: Any, names: Iterable[str]) -> Secti
             more = {name: item.metadata[name] for name in ("aliases", "choices") if name in item.metadata}
             more |= {"bare": item.metadata.get("const"), "target": target, "parameter": item.name}
             settings[item.name] = Setting(item.metadata.get("help", ""), hints[item.name], default, **more)
-    return Section(title, about, target, **settings)
+    return Section(heading, target, **settings)
 
 
 @dataclass(frozen=True)
@@ -232,7 +234,11 @@ class Command:
             else:
                 tokens.append(f"{token}=true")
                 ignored[following] = token
-        namespace, rest = self._parser.parse_known_args(tokens)
+        try:
+            namespace, rest = self._parser.parse_known_args(tokens)
+        except argparse.ArgumentError as error:
+            message = re.sub("^argument ([^/:]*)[^:]*", r"\1", str(error))  # of all spellings only the first
+            raise ConfigError(message, fix=self._see_help) from None
         given = vars(namespace)
         unknown = next((token for token in rest if token.startswith("-")), None)
         if unknown is not None:
@@ -253,10 +259,8 @@ class Command:
     def refuse_unknown(self, name: str, prefix: str = "--") -> NoReturn:
         """Raises an error that names the nearest setting."""
         plain, *names = (option.lstrip("-").replace("-", "_") for option in (name, *self.options))
-        close = difflib.get_close_matches(plain, dict.fromkeys(names), n=1)
-        fix = f"Did you mean `{prefix}{close[0]}`?" if close else self._see_help
-        shown = name if prefix else f"`{name}`"
-        raise ConfigError(f"there is no setting {shown}", fix=fix)
+        fix = nearest(plain, dict.fromkeys(names), self._see_help, prefix)
+        raise ConfigError(f"there is no setting {name if prefix else f'`{name}`'}", fix=fix)
 
     def helped(self, arguments: Sequence[str]) -> bool:
         """Prints the help if a command line asks for it, and returns whether it did."""
@@ -270,7 +274,8 @@ class Command:
         for note in self.notes:
             console.print(f"\n{note}", markup=False)
         for section in self.sections:
-            console.print(Text(f"\n{section.title}", style="bold"), Text(f"  {section.about}", style="dim"), sep="")
+            title, colon, rest = section.heading.partition(":")
+            console.print(Text(f"\n{title}", style="bold").append(colon + rest, style="not bold dim"))
             table = Table(box=None, show_header=False, padding=(0, 0, 0, 2))
             table.add_column(no_wrap=True, max_width=44)
             table.add_column(overflow="fold")
@@ -289,7 +294,9 @@ class Command:
 
     @functools.cached_property
     def _parser(self) -> argparse.ArgumentParser:
-        parser = _Parser(f"plaudit {self.name}", add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+        parser = argparse.ArgumentParser(
+            add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS, exit_on_error=False
+        )
         for name, setting in self.settings.items():
             more: dict[str, Any] = {"nargs": "+", "action": "extend"} if setting.items else {}
             parser.add_argument(*setting.options, dest=name, type=setting.read, choices=setting.allowed or None, **more)
@@ -300,12 +307,6 @@ class Command:
     @property
     def _see_help(self) -> str:
         return f"`plaudit {self.name} --help` lists all settings."
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        message = re.sub("^argument ([^/:]*)[^:]*", r"\1", message)  # of all spellings only the first
-        raise ConfigError(message, fix=f"`{self.prog} --help` lists all settings.")
 
 
 # --- functions, read from their source -----------------------------------------------------------------------
@@ -400,39 +401,37 @@ class _Opaque(metaclass=_OpaqueType):
 # --- settings that several commands share ------------------------------------------------------------------------
 
 API_KEY_VARIABLE = "PLAUDIT_API_KEY"
-DTYPES = ("auto", "bfloat16", "float16", "float32")
-REVISION: Mapping[str, Any] = about(
-    "Branch, tag or commit of a model on the Hub.", parameter="revision", aliases=["--revision"]
+DATA = (
+    "a JSON, JSON lines, CSV or Parquet file, a folder of such files or one saved by `datasets`, or the name of a data "
+    "set on the Hub."
 )
+DTYPES = ("auto", "bfloat16", "float16", "float32")
+REVISION = about("Branch, tag or commit of a model on the Hub.", parameter="revision")
 DATASET: Mapping[str, Mapping[str, Any]] = {
-    "dataset_config": about("Configuration of a data set on the Hub.", parameter="config"),
-    "dataset_split": about(
-        "Split to read. May have a slice, as in train[:1000].", parameter="split", aliases=["--split"]
-    ),
+    "dataset_config": about("Configuration of a data set on the Hub.", parameter="config", aliases=()),
+    "dataset_split": about("Split to read, optionally with a slice: train[:1000].", parameter="split"),
 }
 DEVICE: Mapping[str, Any] = {
-    "device": about("Device to run on, such as cuda:1. Default: the accelerator, or the CPU.", hint=str | None),
-    "max_tokens_per_batch": "Maximum number of computed tokens in a batch. Default: 2,048 on a CPU, otherwise 32,768.",
+    "device": "Device to run on, such as cuda:1. Default: the accelerator, or the CPU.",
+    "max_tokens_per_batch": "Maximum number of tokens computed per batch. Default: 2,048 on a CPU, otherwise 32,768.",
     "trust_remote_code": "Allow models and tokenizers that bring their own Python code.",
 }
 COMPUTE: Mapping[str, Any] = {
     **DEVICE,
-    "dtype": about(
-        "Precision of the weights. Default: float32 on a CPU, otherwise that of the checkpoint.", choices=DTYPES
-    ),
-    "batch_layout": "shared_prefix computes each prompt once and gives the same rewards.",
-    "max_length": "Maximum length of a response with its prompt, in tokens. Default: the model's own limit.",
+    "batch_layout": "Layout of batches; shared_prefix computes each prompt once, with the same rewards.",
+    "max_length": "Maximum length of a prompt with its response, in tokens. Default: the model's own limit.",
 }
+DTYPE = about("Precision of the weights. Default: float32 on a CPU, otherwise the checkpoint's.", choices=DTYPES)
 LOAD = "plaudit.inference.reward_model:RewardModel.from_pretrained"
 LOADING: Mapping[str, Any] = {
     **COMPUTE,
+    "dtype": DTYPE,
     "model_revision": REVISION,
     "merge_adapter": "Merge an adapter into the weights, which is faster.",
     "calibrated": about(
-        "Apply the calibration beside the model, if there is one; false gives raw rewards. Also `--calibration none`.",
+        "Apply the calibration saved with the model, if any; false, or `--calibration none`, gives raw rewards.",
         hint=bool,
         parameter="calibration",
-        aliases=["--calibration"],
         words={"stored": "stored", "none": None},
         switch=("stored", None),
     ),

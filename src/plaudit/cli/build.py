@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib.util
 import json
 import os
@@ -19,12 +18,12 @@ import yaml
 from datasets import Dataset, IterableDataset
 from transformers import BitsAndBytesConfig
 
-from plaudit.cli.arguments import DTYPES, Command, Section, Setting, section_of
+from plaudit.cli.arguments import DATA, DTYPES, Command, Section, Setting, section_of
 from plaudit.cli.console import say
 from plaudit.data.load import load_preference_dataset, split_by_prompt
 from plaudit.data.mixture import DatasetPart, load_mixture, located
 from plaudit.demo import EMBEDDED_MODEL_NAME, embedded_model_path
-from plaudit.errors import ConfigError, DataError, PlauditError
+from plaudit.errors import ConfigError, DataError, PlauditError, nearest
 from plaudit.schema import quoted
 from plaudit.training.config import OBJECTIVE_SETTINGS, RewardConfig
 from plaudit.training.setup import check_writable
@@ -64,8 +63,6 @@ _PRESET_USES = {
     "quick": "trains a LoRA adapter on a laptop or a small GPU",
     "full": "trains the whole model on a large GPU, with the usual settings for reward models",
 }
-
-
 _OWN = [name for name in RewardConfig.__annotations__ if name not in OBJECTIVE_SETTINGS]
 _INHERITED = {item.name for item in dataclasses.fields(RewardConfig)} - {*RewardConfig.__annotations__}
 
@@ -83,7 +80,7 @@ def value_text(value: Any) -> str:
 
 TRAIN = Command(
     "train",
-    usage="[--preset NAME] [--config FILE.yaml] [--dry-run] [--NAME VALUE ...]",
+    usage="[--config FILE.yaml] [--dry-run] [--NAME VALUE ...]",
     about="Train a reward model on preferences.",
     examples=(
         "plaudit train --model_name_or_path Qwen/Qwen3-0.6B --dataset_name pairs.jsonl \\",
@@ -100,84 +97,67 @@ TRAIN = Command(
     ),
     sections=(
         Section(
-            "This command",
-            "A dry run, and where settings come from.",
+            "This command: a dry run, and where settings come from.",
             dry_run=Setting("Show data, batches, memory and time without training. Writes nothing.", bool, False),
             config=Setting("YAML file of settings. Settings on the command line override it."),
-            preset=Setting(f"Set of defaults: {' or '.join(PRESETS)} (see above). Every other setting overrides it."),
+            preset=Setting(f"Set of defaults: {' or '.join(PRESETS)} (see above). Other settings override it."),
             ignore_bias_buffers=Setting("Accepted for compatibility; has no effect.", bool, False),
         ),
-        section_of("Reward training", "How the reward model is trained.", RewardConfig, _OWN),
-        section_of("Objective", "What is learned, and what is added to the loss.", RewardConfig, OBJECTIVE_SETTINGS),
+        section_of("Reward training: how the reward model is trained.", RewardConfig, _OWN),
+        section_of("Objective: what is learned, and what is added to the loss.", RewardConfig, OBJECTIVE_SETTINGS),
         Section(
-            "Model",
-            "The model to train, and how it is loaded.",
+            "Model: the model to train, and how it is loaded.",
             model_name_or_path=Setting(
                 "Folder or model id of a language model, or of a reward model to train further. Default: the small "
                 "embedded chat model."
             ),
             model_revision=Setting("Branch, tag or commit of a model on the Hub."),
             dtype=Setting(
-                "Precision in which the weights are loaded. Default: float32, which trains best; bfloat16 saves "
-                "memory.",
-                choices=DTYPES,
+                "Precision of the weights. Default: float32, which trains best; bfloat16 saves memory.", choices=DTYPES
             ),
-            attn_implementation=Setting("Attention implementation under the batch layout, such as sdpa or eager."),
+            attn_implementation=Setting("Attention implementation of transformers, such as sdpa or eager."),
         ),
         Section(
-            "Data",
-            "The preferences to train and evaluate on.",
-            dataset_name=Setting(
-                "JSON, JSON lines, CSV or Parquet file, folder of such files or one saved by `datasets`, or name of a "
-                "data set on the Hub."
-            ),
+            "Data: the preferences to train and evaluate on.",
+            dataset_name=Setting(DATA[0].upper() + DATA[1:]),
             datasets=Setting(
-                "Mixture of data sets, in place of `dataset_name`. In YAML a list of mappings with `path` and "
+                "Mixture of data sets, instead of `dataset_name`. In YAML, a list of mappings with `path` and "
                 "optionally `name`, `data_dir`, `data_files`, `split`, `columns`, `fraction` and `rows`; on the "
-                "command line paths, or such mappings as JSON.",
+                "command line, paths or such mappings as JSON.",
                 list[str] | None,
             ),
             dataset_config=Setting("Configuration of a data set on the Hub."),
-            dataset_train_split=Setting("Split to train on. May have a slice, as in train[:1000].", str, "train"),
+            dataset_train_split=Setting("Split to train on, optionally with a slice: train[:1000].", str, "train"),
             dataset_test_split=Setting(
                 "Split to evaluate on. Default: `test` if `eval_strategy` asks for evaluation, otherwise none."
             ),
             dataset_streaming=Setting(
-                "Read the data while training. Requires `max_steps`. Also `streaming`.",
-                bool,
-                False,
-                aliases=("--streaming",),
+                "Stream the data; requires `max_steps`. Alias: `streaming`.", bool, False, aliases=("--streaming",)
             ),
             eval_fraction=Setting(
                 "Hold out this fraction of the training rows for evaluation. Rows with the same prompt stay together. "
-                "Also `test_split_size`.",
+                "Alias: `test_split_size`.",
                 float | None,
                 aliases=("--test_split_size",),
             ),
         ),
         Section(
-            "Adapters (PEFT)",
-            "Train a LoRA adapter instead of the whole model.",
-            use_peft=Setting(
-                "Train a LoRA adapter and the reward head. A learning rate near 1e-3 works well.", bool, False
-            ),
+            "Adapters (PEFT): train a LoRA adapter instead of the whole model.",
+            use_peft=Setting("Train an adapter and the head. A learning rate near 1e-3 works well.", bool, False),
             lora_r=Setting("Rank of the adapter.", int, 16),
             lora_alpha=Setting("Scale of the adapter.", int, 32),
             lora_dropout=Setting("Dropout in the adapter.", float, 0.05),
             lora_target_modules=Setting(
                 "Modules that get an adapter, or all-linear. Default: PEFT's choice for the model.", list[str] | None
             ),
-            lora_target_parameters=Setting(
-                "Parameters that get an adapter, such as the experts of some models.", list[str] | None
-            ),
+            lora_target_parameters=Setting("Parameters that get an adapter, such as experts.", list[str] | None),
             lora_modules_to_save=Setting("Modules trained in full, in addition to the head.", list[str] | None),
             lora_task_type=Setting("Accepted for compatibility; the task type of a reward model is always SEQ_CLS."),
-            use_rslora=Setting("Scale by the square root of the rank (rsLoRA).", bool, False),
-            use_dora=Setting("Decompose weights into magnitude and direction (DoRA).", bool, False),
+            use_rslora=Setting("Scale the adapter by the square root of its rank (rsLoRA).", bool, False),
+            use_dora=Setting("Decompose the weights into magnitude and direction (DoRA).", bool, False),
         ),
         Section(
-            "Quantisation (QLoRA)",
-            "Load the frozen model under an adapter in fewer bits (needs a GPU and bitsandbytes).",
+            "Quantisation (QLoRA): load the frozen model in fewer bits (requires an adapter, a GPU and bitsandbytes).",
             load_in_4bit=Setting("Load the model in 4 bits.", bool, False),
             load_in_8bit=Setting("Load the model in 8 bits.", bool, False),
             bnb_4bit_quant_type=Setting("4-bit number format.", str, "nf4", choices=("nf4", "fp4")),
@@ -187,7 +167,7 @@ TRAIN = Command(
                 choices=("uint8", "bfloat16", "float16", "float32"),
             ),
         ),
-        section_of("Training", "Inherited from transformers' TrainingArguments.", RewardConfig, _INHERITED),
+        section_of("Training: inherited from transformers' TrainingArguments.", RewardConfig, _INHERITED),
     ),
 )
 
@@ -201,8 +181,7 @@ def parse_arguments(arguments: Sequence[str]) -> Namespace:
     file = read_file(Path(given["config"])) if "config" in given else {}
     preset = given.get("preset", file.get("preset"))
     if preset is not None and preset not in PRESETS:
-        close = difflib.get_close_matches(preset, PRESETS, n=1)
-        fix = f"Did you mean `{close[0]}`?" if close else f"Use one of: {', '.join(PRESETS)}."
+        fix = nearest(preset, PRESETS, f"Use one of: {', '.join(PRESETS)}.")
         raise ConfigError(f"there is no preset {preset!r}", fix=fix)
     values = {**PRESETS.get(str(preset), {}), **file, **given}
     if values.get("output_dir") is None:
@@ -276,15 +255,15 @@ def read_file(path: Path) -> dict[str, Any]:
     return values
 
 
-_PART_FIXES = {
-    "path": "Use the name of a file, a folder or a data set on the Hub.",
-    "name": "Use the name of a configuration.",
-    "data_dir": "Use the name of a folder.",
-    "data_files": "Use a file name, a list of them, or a mapping from splits to them.",
-    "split": 'Write it like "train" or "train[:500]".',
-    "columns": "Use a list of columns, or a mapping from columns to new names.",
-    "fraction": "Use a number above 0, such as 0.5.",
-    "rows": "Use a whole number from 1.",
+_PART_FIELDS: dict[str, tuple[Any, str]] = {  # types and fix of each field of a part
+    "path": (str, "Use the name of a file, a folder or a data set on the Hub."),
+    "name": (str, "Use the name of a configuration."),
+    "data_dir": (str, "Use the name of a folder."),
+    "data_files": ((str, list, dict), "Use a file name, a list of them, or a mapping from splits to them."),
+    "split": (str, 'Write it like "train" or "train[:500]".'),
+    "columns": ((list, dict), "Use a list of columns, or a mapping from columns to new names."),
+    "fraction": ((int, float), "Use a number above 0, such as 0.5."),
+    "rows": (int, "Use a whole number from 1."),
 }
 
 
@@ -308,31 +287,24 @@ def read_part(value: Any, number: int) -> DatasetPart:
     if not isinstance(value, Mapping):
         refuse(f"is {value!r}, not a mapping", "Write `- path: pairs.jsonl`, with further fields below it.")
     for name in value:
-        if name not in _PART_FIXES:
-            close = difflib.get_close_matches(str(name), _PART_FIXES, n=1)
-            fix = f"Did you mean `{close[0]}`?" if close else f"A part has the fields {quoted(list(_PART_FIXES))}."
+        if name not in _PART_FIELDS:
+            fix = nearest(str(name), _PART_FIELDS, f"A part has the fields {quoted(list(_PART_FIELDS))}.")
             refuse(f"there is no field `{name}`", fix)
     given = {name: item for name, item in value.items() if item is not None}
     for name, item in given.items():
-        if not _is_valid(name, item):
-            refuse(f"`{name}` is {item!r}", _PART_FIXES[name])
+        kinds, fix = _PART_FIELDS[name]
+        is_valid = isinstance(item, kinds) and not isinstance(item, bool) and bool(item)
+        if is_valid and isinstance(item, int | float):
+            is_valid = 0 < item < float("inf")
+        elif is_valid and (isinstance(item, list) or name == "columns"):
+            is_valid = all(isinstance(text, str) for text in (item.values() if isinstance(item, dict) else item))
+        if not is_valid:
+            refuse(f"`{name}` is {item!r}", fix)
     if "path" not in given:
-        refuse("has no `path`", _PART_FIXES["path"])
+        refuse("has no `path`", _PART_FIELDS["path"][1])
     if "fraction" in given and "rows" in given:
         refuse("has both `fraction` and `rows`", "Remove one of them.")
     return DatasetPart(**given)
-
-
-def _is_valid(name: str, value: Any) -> bool:
-    if name in ("fraction", "rows"):
-        number = int if name == "rows" else (int, float)
-        return isinstance(value, number) and not isinstance(value, bool) and 0 < value < float("inf")
-    if name == "data_files" and isinstance(value, dict):
-        return bool(value)
-    if name in ("columns", "data_files") and isinstance(value, list | dict):
-        texts = value.values() if isinstance(value, dict) else value
-        return bool(value) and all(isinstance(text, str) for text in texts)
-    return name != "columns" and isinstance(value, str) and bool(value)
 
 
 def build_trainer(settings: Namespace, data: tuple[Rows, Rows | None] | None = None) -> RewardTrainer:
@@ -372,42 +344,26 @@ def check_settings(settings: Namespace) -> None:
     """Raises `ConfigError` for settings that cannot work together."""
     evaluates, mixes = settings.config.eval_strategy != "no", settings.datasets is not None
     holds_out, streams = settings.eval_fraction is not None, settings.dataset_streaming
-    quantizes = settings.load_in_4bit or settings.load_in_8bit
     if not mixes and settings.dataset_name is None:
         fix = "Pass --dataset_name with a file, a folder or a Hub name (`plaudit demo` brings its own data)."
         raise ConfigError("no data set is named", fix=fix)
     for name, fix in _MIXTURE_FIXES.items():
         if mixes and getattr(settings, name) not in (None, "train"):
             raise ConfigError(f"`datasets` and `{name}` exclude each other", fix=fix)
-    for is_wrong, message, fix in (
-        (
-            mixes and evaluates and not holds_out,
-            "`eval_strategy` asks for evaluation, but a mixture has no split to evaluate on",
-            "Hold out rows with --eval_fraction 0.1.",
-        ),
-        (
-            holds_out and settings.dataset_test_split is not None,
-            "`eval_fraction` and `dataset_test_split` both select the rows to evaluate on",
-            "Remove one of them.",
-        ),
-        (
-            streams and settings.config.max_steps <= 0,
-            "a streamed data set has no length, so training would never end",
-            "Set the number of steps, such as --max_steps 1000.",
-        ),
-        (
-            streams and holds_out,
-            "`eval_fraction` needs all rows, and a stream reads them one by one",
-            "Evaluate on a split with --dataset_test_split, or turn streaming off.",
-        ),
-        (
-            quantizes and not settings.use_peft,
-            "a quantised model cannot be trained, only an adapter on top of it",
-            "Add --use_peft.",
-        ),
-    ):
-        if is_wrong:
-            raise ConfigError(message, fix=fix)
+    if mixes and evaluates and not holds_out:
+        message = "`eval_strategy` asks for evaluation, but a mixture has no split to evaluate on"
+        raise ConfigError(message, fix="Hold out rows with --eval_fraction 0.1.")
+    if holds_out and settings.dataset_test_split is not None:
+        message = "`eval_fraction` and `dataset_test_split` both select the rows to evaluate on"
+        raise ConfigError(message, fix="Remove one of them.")
+    if streams and settings.config.max_steps <= 0:
+        message = "a streamed data set has no length, so training would never end"
+        raise ConfigError(message, fix="Set the number of steps, such as --max_steps 1000.")
+    if streams and holds_out:
+        fix = "Evaluate on a split with --dataset_test_split, or turn streaming off."
+        raise ConfigError("`eval_fraction` needs all rows, and a stream reads them one by one", fix=fix)
+    if (settings.load_in_4bit or settings.load_in_8bit) and not settings.use_peft:
+        raise ConfigError("a quantised model cannot be trained, only an adapter on top of it", fix="Add --use_peft.")
 
 
 _MIXTURE_FIXES = {
@@ -416,9 +372,6 @@ _MIXTURE_FIXES = {
     "dataset_train_split": "Give each part its own `split`.",
     "dataset_test_split": "Hold out rows with `eval_fraction`.",
 }
-
-
-# --- model --------------------------------------------------------------------------------------------------
 
 
 def model_init_kwargs(settings: Namespace) -> dict[str, Any]:
@@ -458,10 +411,9 @@ def make_quantization_config(settings: Namespace, kwargs: Mapping[str, Any]) -> 
     if settings.load_in_8bit:
         return BitsAndBytesConfig(load_in_8bit=True)
     dtype = kwargs.get("dtype")
-    storage = settings.bnb_4bit_quant_storage
     return BitsAndBytesConfig(
         load_in_4bit=True,
-        **({} if storage is None else {"bnb_4bit_quant_storage": storage}),
+        bnb_4bit_quant_storage=settings.bnb_4bit_quant_storage,
         bnb_4bit_compute_dtype=torch.bfloat16 if dtype in (None, "auto") else dtype,
         bnb_4bit_quant_type=settings.bnb_4bit_quant_type,
         bnb_4bit_use_double_quant=settings.use_bnb_nested_quant,
@@ -496,9 +448,6 @@ def make_peft_config(settings: Namespace) -> Any | None:
         raise ConfigError(f"PEFT rejects these settings: {error}", fix="Change the lora_ settings.") from error
 
 
-# --- data ---------------------------------------------------------------------------------------------------
-
-
 def load_data(settings: Namespace) -> tuple[Rows, Rows | None]:
     """Returns the rows to train on, and those to evaluate on, if any."""
     config: RewardConfig = settings.config
@@ -519,7 +468,6 @@ def load_data(settings: Namespace) -> tuple[Rows, Rows | None]:
     try:
         return train, load(split=DEFAULT_TEST_SPLIT)
     except DataError as error:
-        raise ConfigError(
-            f"`eval_strategy` asks for evaluation, but there is no split to evaluate on: {error.message}",
-            fix="Hold out rows with --eval_fraction 0.1, or pass a split as --dataset_test_split.",
-        ) from error
+        message = f"`eval_strategy` asks for evaluation, but there is no split to evaluate on: {error.message}"
+        fix = "Hold out rows with --eval_fraction 0.1, or pass a split as --dataset_test_split."
+        raise ConfigError(message, fix=fix) from error

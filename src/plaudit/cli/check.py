@@ -15,12 +15,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from plaudit.cli.arguments import DATASET, REVISION, Command, Section, Setting, about
+from plaudit.cli.arguments import DATA, DATASET, REVISION, Command, Section, Setting, about
 from plaudit.cli.console import bars_where_seen, duration, log_lines, make_console, say
 from plaudit.errors import ConfigError
+from plaudit.files import refuse_existing
 
 if TYPE_CHECKING:
-    from plaudit.doctor.findings import DataCheck, Finding
+    from plaudit.doctor.findings import DataCheck
 
 EXIT_FAULTS = 1
 CHECK_DATASET = "plaudit.doctor.check:check_dataset"
@@ -29,60 +30,52 @@ _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 
 CHECK = Command(
     "check",
-    usage="DATASET [--model MODEL] [--fix FILE.jsonl] [--NAME VALUE ...]",
+    usage="DATASET [--fix FILE.jsonl] [--NAME VALUE ...]",
     about="Check preference data before you train a model on it.",
     examples=("plaudit check pairs.jsonl --model Qwen/Qwen3-0.6B --eval test.jsonl --fix clean.jsonl",),
     notes=(
-        "DATASET is what `plaudit train --dataset_name` takes: a JSON, JSON lines, CSV or Parquet file, a folder of "
-        "such files or one saved by `datasets`, or the name of a data set on the Hub.",
-        "Exit code: 0 without errors, 1 with errors, 2 for a wrong command line or missing data.",
+        f"DATASET is {DATA}",
+        "Exit code: 0 if no errors were found, 1 if some were, 2 for an invalid command line or missing data.",
     ),
     words=("dataset",),
     sections=(
         Section(
-            "Settings",
-            "What to check, and what to write.",
+            "Settings: what to check, and what to write.",
             CHECK_DATASET,
             model=Setting(
-                "Folder or model id whose tokenizer and chat template training will use. With it, overlong rows, and "
-                "rows that the template rejects or renders alike, are found.",
+                "Model (folder or Hub id) to be trained. Its tokenizer and chat template reveal overlong rows, and "
+                "rows that the template rejects or renders alike.",
                 aliases=("--model_name_or_path",),
             ),
             model_revision=Setting(REVISION["help"]),
             max_length=Setting(
-                "Maximum length of a response with its prompt, in tokens. By default, rows longer than the default of "
-                "`plaudit train` are reported, but --fix keeps them.",
+                "Maximum length of a prompt with its response, in tokens. If it is not set, rows longer than the "
+                "default of `plaudit train` are reported, but --fix keeps them.",
                 int | None,
             ),
-            eval=Setting("Evaluation data, whose prompts must not occur: a file, a folder, or a Hub name."),
-            eval_split=Setting("Split of the evaluation data. Without --eval, a split of DATASET itself."),
+            eval=Setting("Evaluation data whose prompts must not occur in DATASET: a file, a folder, or a Hub name."),
+            eval_split=Setting("Split of the evaluation data; without --eval, of DATASET itself."),
             benchmark=about(
-                "Files of benchmarks, whose prompts must not occur, even in part: preferences, or rows with a "
+                "Benchmark files whose prompts must not occur in DATASET, even in part: preferences, or rows with a "
                 "column such as `question`.",
                 parameter="benchmarks",
-                hint=list[str],
             ),
-            fix=about(
-                "Write the rows without certain faults to this file (.jsonl or .jsonl.gz), and the removed "
-                "rows, with the reason, to a .removed file beside it. DATASET itself never changes.",
-                hint=str | None,
-            ),
+            fix="Write a cleaned copy to this file (.jsonl or .jsonl.gz), and the removed rows with their reasons to a "
+            ".removed file beside it. DATASET itself never changes.",
             overwrite="Let --fix and --json replace existing files.",
             json=Setting("Also write the results to this file."),
             strict=Setting("Count warnings as errors in the exit code.", bool, False),
             dataset_config=DATASET["dataset_config"],
             dataset_split=about(
-                "Split to check. May have a slice, as in train[:1000].",
+                "Split to check, optionally with a slice: train[:1000].",
                 parameter="split",
                 aliases=("--dataset_train_split", "--split"),
             ),
-            dataset_streaming=about(
-                "Read row by row, without the cache of `datasets`.", parameter="streaming", aliases=("--streaming",)
-            ),
-            words="Fit a bag of words, which finds its shortcut, leaking words and mislabelled rows.",
-            sample_rows="Maximum number of rows to fit it to, drawn at random. Memory and time grow with it.",
+            dataset_streaming=about("Read row by row, without the cache of `datasets`.", parameter="streaming"),
+            words="Fit a bag of words, which finds shortcuts by words, leaking words and mislabelled rows.",
+            sample_rows="Maximum number of rows for --words, drawn at random. Memory and time grow with it.",
             examples=Setting("Number of examples per finding, up to 3.", int, 2),
-            seed="Seed of the random draw.",
+            seed="Seed of all random draws.",
         ),
     ),
 )
@@ -92,51 +85,38 @@ def run_check(arguments: Sequence[str]) -> int:
     """Checks a data set; returns 0 without errors, 1 with errors (or, with ``--strict``, warnings)."""
     (dataset,), settings, calls = CHECK.parse(arguments)
     given = calls[CHECK_DATASET]
-    for name, value, fix in (
-        ("max_length", settings["max_length"], "Set it to at least 1 token."),
-        ("sample_rows", given.get("sample_rows"), "Set it to at least 1, or pass --words false."),
-    ):
+    for name, fix in (("max_length", "1 token."), ("sample_rows", "1, or pass --words false.")):
+        value = {**settings, **given}.get(name)
         if value is not None and value < 1:
-            raise ConfigError(f"`{name}` is {value}", fix=fix)
-    target = settings["json"]
-    if target is not None and Path(target).exists() and not given.get("overwrite"):
-        raise ConfigError(f"{target!r} exists", fix="Use another file name, or pass `--overwrite` to replace it.")
+            raise ConfigError(f"`{name}` is {value}", fix=f"Set it to at least {fix}")
+    target, limit, split, tokenizer = settings["json"], settings["max_length"], settings["eval_split"], None
+    if target is not None:
+        refuse_existing(target, given.get("overwrite", False))
+    from plaudit.doctor.check import REMOVABLE, check_dataset
+    from plaudit.model.load import load_tokenizer
+    from plaudit.training.config import RewardConfig
+
+    # A limit that nobody set should not cost rows.
+    given["remove"] = [kind for kind in REMOVABLE if kind != "overlong" or limit is not None]
     with log_lines(logging.WARNING), _progress() as progress:
-        check = _check(dataset, settings, given, progress)
+        if settings["model"] is not None:
+            tokenizer = load_tokenizer(settings["model"], revision=settings["model_revision"])
+            limit = RewardConfig.max_length if limit is None else limit
+        check = check_dataset(
+            dataset,
+            tokenizer=tokenizer,
+            max_length=limit,
+            eval_dataset=dataset if settings["eval"] is None and split is not None else settings["eval"],
+            eval_split=split or "train",
+            progress=progress,
+            **given,
+        )
     steps = _next_steps(check, dataset, {**settings, **given})
     print_check(check, make_console(), examples=settings["examples"], next_steps=steps)
     if target is not None:
         Path(target).write_text(json.dumps(check.to_dict(), indent=1, ensure_ascii=False) + "\n", "utf-8")
         say(f"Results in {target}.")
     return EXIT_FAULTS if not check.ok or (settings["strict"] and check.of("warning")) else 0
-
-
-def _check(dataset: str, settings: Mapping[str, Any], given: Mapping[str, Any], progress: Any) -> DataCheck:
-    from plaudit.doctor.check import check_dataset
-    from plaudit.model.load import load_tokenizer
-    from plaudit.training.config import RewardConfig
-
-    tokenizer, limit, split = None, settings["max_length"], settings["eval_split"]
-    if settings["model"] is not None:
-        tokenizer = load_tokenizer(settings["model"], revision=settings["model_revision"])
-        limit = RewardConfig.max_length if limit is None else limit
-    return check_dataset(
-        dataset,
-        tokenizer=tokenizer,
-        max_length=limit,
-        eval_dataset=dataset if settings["eval"] is None and split is not None else settings["eval"],
-        eval_split=split or "train",
-        remove=_removed_kinds(settings),
-        progress=progress,
-        **given,
-    )
-
-
-def _removed_kinds(settings: Mapping[str, Any]) -> list[str]:
-    from plaudit.doctor.check import REMOVABLE
-
-    # A limit that nobody set should not cost rows.
-    return [kind for kind in REMOVABLE if kind != "overlong" or settings["max_length"] is not None]
 
 
 @contextlib.contextmanager
@@ -152,12 +132,10 @@ def _progress() -> Iterator[Any]:
             yield lambda what, done, total: bar.update(task, description=what, completed=done, total=total)
 
 
-# --- screen -----------------------------------------------------------------------------------------------------
-
-
 def print_check(check: DataCheck, console: Console, *, examples: int, next_steps: Sequence[str]) -> None:
     """Prints the verdict, the findings with examples, the shortcuts, and what to do next."""
-    from plaudit.doctor.findings import finding_cells
+    from plaudit.doctor.findings import finding_cells, row_names
+    from plaudit.doctor.rows import excerpt
 
     style = "bold red" if not check.ok else "bold yellow" if check.of("warning") else "bold green"
     if not console.is_terminal:
@@ -176,7 +154,19 @@ def print_check(check: DataCheck, console: Console, *, examples: int, next_steps
         console.print()
         console.print(table)
     for finding in check.findings:
-        _print_details(finding, console, examples)
+        shown = [example for example in finding.examples if example.text][:examples]
+        if not shown and not finding.lines and not finding.advice:
+            continue
+        heading = Text(f"\n{finding.severity}: ", style=_STYLES[finding.severity])
+        console.print(heading.append(finding.title, style="bold"), soft_wrap=True)
+        lines = list(finding.lines[:8])
+        if len(finding.lines) > len(lines):
+            lines.append(f"and {len(finding.lines) - len(lines)} more: see --json")
+        lines += [f"{row_names(example.rows)}: {example.text}" for example in shown]
+        for line in lines:
+            console.print(Text(f"  {line}"), soft_wrap=True)
+        if finding.advice:
+            console.print(Text(f"  {finding.advice}", style="dim"), soft_wrap=True)
     if check.shortcuts or check.lengths:
         console.print()
     if check.shortcuts:
@@ -196,48 +186,23 @@ def print_check(check: DataCheck, console: Console, *, examples: int, next_steps
             f"{lengths.median:,}, 95% up to {lengths.most:,}.",
             soft_wrap=True,
         )
-    _print_suspects(check, console, examples)
+    words = next((shortcut for shortcut in check.shortcuts if shortcut.name == "bag of words"), None)
+    if words is not None and check.suspects:
+        console.print(Text("\nMost likely mislabelled", style="bold"), end="")
+        if words.low < 0.6:
+            console.print(Text(": unknown, because the words predict the labels too poorly", style="dim"))
+        else:
+            console.print(Text(f" (by a bag of words; --json lists {len(check.suspects)} rows)", style="dim"))
+            for suspect in check.suspects[: max(examples, 1)]:
+                line = f"  row {suspect.row} (chosen is better: {suspect.probability:.0%})  chosen: "
+                line += f'"{excerpt(suspect.better, 60)}"  rejected: "{excerpt(suspect.worse, 60)}"'
+                console.print(Text(line), soft_wrap=True)
     if check.notes:
         console.print()
         for note in check.notes:
             console.print(Text(note, style="dim"), soft_wrap=True)
     console.print()
     for line in next_steps:
-        console.print(Text(line), soft_wrap=True)
-
-
-def _print_details(finding: Finding, console: Console, examples: int) -> None:
-    from plaudit.data.report import row_names
-
-    shown = [example for example in finding.examples if example.text][:examples]
-    if not shown and not finding.lines and not finding.advice:
-        return
-    heading = Text(f"\n{finding.severity}: ", style=_STYLES[finding.severity])
-    console.print(heading.append(finding.title, style="bold"), soft_wrap=True)
-    lines = list(finding.lines[:8])
-    if len(finding.lines) > len(lines):
-        lines.append(f"and {len(finding.lines) - len(lines)} more: see --json")
-    lines += [f"{row_names(example.rows)}: {example.text}" for example in shown]
-    for line in lines:
-        console.print(Text(f"  {line}"), soft_wrap=True)
-    if finding.advice:
-        console.print(Text(f"  {finding.advice}", style="dim"), soft_wrap=True)
-
-
-def _print_suspects(check: DataCheck, console: Console, examples: int) -> None:
-    from plaudit.doctor.rows import excerpt
-
-    words = next((shortcut for shortcut in check.shortcuts if shortcut.name == "bag of words"), None)
-    if words is None or not check.suspects:
-        return
-    console.print(Text("\nMost likely mislabelled", style="bold"), end="")
-    if words.low < 0.6:
-        console.print(Text(": unknown, because the words predict the labels too poorly", style="dim"))
-        return
-    console.print(Text(f" (by a bag of words; --json lists {len(check.suspects)} rows)", style="dim"))
-    for suspect in check.suspects[: max(examples, 1)]:
-        line = f"  row {suspect.row} (chosen is better: {suspect.probability:.0%})  chosen: "
-        line += f'"{excerpt(suspect.better, 60)}"  rejected: "{excerpt(suspect.worse, 60)}"'
         console.print(Text(line), soft_wrap=True)
 
 
@@ -251,7 +216,7 @@ def _next_steps(check: DataCheck, dataset: str, settings: Mapping[str, Any]) -> 
             f"Kept {check.fixed.kept:,} rows in {check.fixed.path}; removed: {removed} ({check.fixed.removed_path}).",
             f"Next: plaudit train --dataset_name {target}{model} --eval_fraction 0.1",
         ]
-    removable = [finding for finding in check.findings if finding.kind in _removed_kinds(settings)]
+    removable = [finding for finding in check.findings if finding.kind in settings["remove"]]
     rows = len({row for finding in removable for row in finding.rows})
     if rows > _MOST_REMOVED * check.rows:
         would = f"--fix would remove {rows:,} of {check.rows:,} rows."

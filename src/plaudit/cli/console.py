@@ -12,25 +12,20 @@ from rich.console import Console
 
 
 @contextlib.contextmanager
-def bars_where_seen() -> Iterator[bool]:
+def bars_where_seen(hide: bool = False) -> Iterator[bool]:
     """Hides the bars of `datasets` and `transformers` unless standard error is a terminal; yields whether it is."""
     import datasets  # here, because it is slow to import and --help needs none of it
     from transformers.utils import logging as transformers_logging
 
     is_terminal = sys.stderr.isatty()
-    hide_data = not is_terminal and not datasets.are_progress_bars_disabled()
-    hide_models = not is_terminal and transformers_logging.is_progress_bar_enabled()
-    if hide_data:
-        datasets.disable_progress_bars()
-    if hide_models:
-        transformers_logging.disable_progress_bar()
-    try:
+    with contextlib.ExitStack() as stack:
+        if (hide or not is_terminal) and not datasets.are_progress_bars_disabled():
+            datasets.disable_progress_bars()
+            stack.callback(datasets.enable_progress_bars)
+        if (hide or not is_terminal) and transformers_logging.is_progress_bar_enabled():
+            transformers_logging.disable_progress_bar()
+            stack.callback(transformers_logging.enable_progress_bar)
         yield is_terminal
-    finally:
-        if hide_data:
-            datasets.enable_progress_bars()
-        if hide_models:
-            transformers_logging.enable_progress_bar()
 
 
 def make_console() -> Console:

@@ -5,16 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 
 from plaudit.cli.arguments import Command, Section, Setting
-from plaudit.cli.console import duration, log_lines, make_console, say
-
-if TYPE_CHECKING:
-    from plaudit.demo.run import DemoResult
+from plaudit.cli.console import bars_where_seen, duration, log_lines, make_console, say
 
 DEMO = Command(
     "demo",
@@ -23,9 +18,8 @@ DEMO = Command(
     examples=("plaudit demo", "plaudit demo --seeds 0 1 2"),
     sections=(
         Section(
-            "Settings",
-            "How often to train, and where to save.",
-            seeds=Setting("Seeds, one run each.", list[int], [0]),
+            "Settings: how often to train, and where to save.",
+            seeds=Setting("Random seeds; the demo trains one model for each.", list[int], [0]),
             output_dir=Setting("Folder for the trained model.", str, "runs/demo"),
         ),
     ),
@@ -33,49 +27,17 @@ DEMO = Command(
 
 
 def run_demo(arguments: Sequence[str]) -> int:
-    """Runs the demo with the given command-line arguments; returns the exit code."""
+    """Runs the demo; prints the held-out numbers of each run, and the rewards of two responses."""
     _, settings, _ = DEMO.parse(arguments)
     from plaudit.demo import run as demo
 
-    seeds, folder = settings["seeds"], Path(settings["output_dir"])
-    with log_lines(logging.WARNING):
-        results = [
-            demo.run_demo(folder if len(seeds) == 1 else folder / f"seed-{seed}", seed=seed, say=say) for seed in seeds
-        ]
-    print_results(results, make_console())
-    return 0
-
-
-def print_results(results: Sequence[DemoResult], console: Console) -> None:
-    """Prints the held-out numbers of each run, and the rewards of two responses."""
-    from plaudit.demo.run import BETTER_RESPONSE, PROMPT, WORSE_RESPONSE
-
-    rows = results[0].after.rows
+    seeds, folder, several = settings["seeds"], Path(settings["output_dir"]), len(settings["seeds"]) > 1
+    with log_lines(logging.WARNING), bars_where_seen(hide=True):  # loading and encoding take no time here
+        results = [demo.run_demo(folder / f"seed-{seed}" if several else folder, seed=seed, say=say) for seed in seeds]
+    console, rows = make_console(), results[0].after.rows
     console.print(f"\nHeld-out preferences: {rows} pairs on topics that were not trained on", markup=False)
-    console.print(_table(results))
-    last = results[-1]
-    better, worse = last.rewards
-    console.print(f"\nA new prompt, scored by the model loaded from {last.folder}:", markup=False)
-    table = Table(box=None, show_header=False, padding=(0, 1, 0, 2))
-    table.add_column(justify="right")
-    table.add_column()
-    table.add_row("", f"[bold]{PROMPT}[/bold]")
-    for reward, response in ((better, BETTER_RESPONSE), (worse, WORSE_RESPONSE)):
-        mark = " [bold green]◀ preferred[/bold green]" if reward == max(last.rewards) and better != worse else ""
-        table.add_row(f"{reward:+.2f}", response + mark)
-    console.print(table)
-    folders = ", ".join(result.folder for result in results)
-    total = duration(sum(result.seconds for result in results))
-    saved = "The reward model is" if len(results) == 1 else "The reward models are"
-    console.print(f"\n{saved} in {folders} (took {total}).", markup=False, soft_wrap=True)
-    for result in results:
-        console.print(f"The report: {result.report}", markup=False, soft_wrap=True)
-
-
-def _table(results: Sequence[DemoResult]) -> Table:
-    """Tables the held-out numbers before and after training; with several seeds also their means."""
     table = Table()
-    if len(results) > 1:
+    if several:
         table.add_column("seed", justify="right")
     for column in ("", "accuracy", "95% interval", "margin", "loss"):
         table.add_column(column, justify="left" if column == "" else "right")
@@ -83,8 +45,8 @@ def _table(results: Sequence[DemoResult]) -> Table:
         for name, score in (("before", result.before), ("after", result.after)):
             low, high = score.interval
             cells = [name, f"{score.accuracy:.1%}", f"{low:.1%} to {high:.1%}", f"{score.margin:+.3f}"]
-            table.add_row(*([str(result.seed)] if len(results) > 1 else []), *cells, f"{score.loss:.3f}")
-    if len(results) > 1:
+            table.add_row(*([str(result.seed)] if several else []), *cells, f"{score.loss:.3f}")
+    if several:
         table.add_section()
         for name in ("before", "after"):
             scores = [getattr(result, name) for result in results]
@@ -92,4 +54,21 @@ def _table(results: Sequence[DemoResult]) -> Table:
                 sum(getattr(score, field) for score in scores) / len(scores) for field in ("accuracy", "margin", "loss")
             )
             table.add_row("mean", name, f"{accuracy:.1%}", "", f"{margin:+.3f}", f"{loss:.3f}")
-    return table
+    console.print(table)
+    better, worse = results[-1].rewards
+    console.print(f"\nA new prompt, scored by the model loaded from {results[-1].folder}:", markup=False)
+    table = Table(box=None, show_header=False, padding=(0, 1, 0, 2))
+    table.add_column(justify="right")
+    table.add_column()
+    table.add_row("", f"[bold]{demo.PROMPT}[/bold]")
+    for reward, response in ((better, demo.BETTER_RESPONSE), (worse, demo.WORSE_RESPONSE)):
+        mark = " [bold green]◀ preferred[/bold green]" if reward == max(better, worse) and better != worse else ""
+        table.add_row(f"{reward:+.2f}", response + mark)
+    console.print(table)
+    folders = ", ".join(result.folder for result in results)
+    total = duration(sum(result.seconds for result in results))
+    saved = "The reward models are" if several else "The reward model is"
+    console.print(f"\n{saved} in {folders} (took {total}).", markup=False, soft_wrap=True)
+    for result in results:
+        console.print(f"The report: {result.report}", markup=False, soft_wrap=True)
+    return 0

@@ -76,11 +76,8 @@ def dry_run(settings: Namespace, console: Console) -> None:
                 console.print(f"  Responses with their prompts: {tokens}.", markup=False)
         _print_grid("Objective", _objective_rows(trainer, row_kinds, columns), console)
         _show_example(trainer, batches[0][0], row_kinds, console)
-        _show_batches(trainer, batches, console)
-        _show_needs(trainer, batches, console)
-    console.print(
-        f"\nNothing was trained or written. Training would save to {output_dir}.", markup=False, soft_wrap=True
-    )
+        _show_costs(trainer, batches, console)
+    console.print(Text(f"\nNothing was trained or written. Training would save to {output_dir}."), soft_wrap=True)
 
 
 def _print_grid(title: str, rows: Sequence[tuple[str, ...]], console: Console) -> None:
@@ -113,9 +110,6 @@ def _objective_rows(
     return [*lines, ("settings", ", ".join(added))] if added else lines
 
 
-# --- one example ------------------------------------------------------------------------------------------
-
-
 def _show_example(
     trainer: RewardTrainer, row: Mapping[str, Any], row_kinds: frozenset[RowKind], console: Console
 ) -> None:
@@ -127,40 +121,26 @@ def _show_example(
     kind = "One tie" if example.label.preference_prob == 0.5 else "One example"
     console.print(Text(f"\n{kind}, tokens separated by {MARK}", style="bold"))
     if len(responses) > 1:
-        _show_tokens(f"Shared prompt: {prefix:,} tokens", responses[0][:prefix], tokenizer, False, console)
+        console.print(Text(f"  Shared prompt: {prefix:,} tokens", style="dim"))
+        console.print(render_tokens(responses[0][:prefix], tokenizer, rewarded=False))
     names = ["Chosen", "Rejected"]
     if "response_ids" in row:
-        names = response_names(example.label.ratings, row_kinds)
+        ratings, count = example.label.ratings, len(responses)
+        labels = [f"score {rating:g}" for rating in ratings]
+        if row_kinds == {"ranks"}:
+            labels = [f"rank {-rating:g}" for rating in ratings]
+        elif row_kinds == {"labels"}:
+            labels = ["label true" if rating else "label false" for rating in ratings]
+        elif row_kinds == {"ratings"}:
+            labels = [f"rating {rating:g}" for rating in ratings]
+        numbers = [f"Response {number} of {count}" for number in range(1, count + 1)] if count > 1 else ["Response"]
+        names = [f"{number} ({label})" for number, label in zip(numbers, labels, strict=True)]
     for name, ids in list(zip(names, responses, strict=True))[:_RESPONSES_SHOWN]:
         tokens = f"{len(ids) - prefix:,} tokens, {len(ids):,}" if len(responses) > 1 else f"{len(ids):,} tokens"
-        _show_tokens(f"{name}: {tokens} with the prompt", ids[prefix:], tokenizer, True, console)
+        console.print(Text(f"  {name}: {tokens} with the prompt", style="dim"))
+        console.print(render_tokens(ids[prefix:], tokenizer, rewarded=True))
     if len(responses) > _RESPONSES_SHOWN:
         console.print(f"  ... {len(responses) - _RESPONSES_SHOWN} more responses", markup=False)
-
-
-def response_names(scores: Sequence[float], row_kinds: frozenset[RowKind]) -> list[str]:
-    """Returns a name of each response of a row, with its label.
-
-    >>> response_names([2.5, 1.0], frozenset(["scores"])), response_names([-1.0], frozenset(["ranks"]))
-    (['Response 1 of 2 (score 2.5)', 'Response 2 of 2 (score 1)'], ['Response (rank 1)'])
-    >>> response_names([0.0], frozenset(["labels"]))
-    ['Response (label false)']
-    """
-    labels = [f"score {score:g}" for score in scores]
-    if row_kinds == {"ranks"}:
-        labels = [f"rank {-score:g}" for score in scores]
-    elif row_kinds == {"labels"}:
-        labels = ["label true" if score else "label false" for score in scores]
-    elif row_kinds == {"ratings"}:
-        labels = [f"rating {score:g}" for score in scores]
-    if len(labels) == 1:
-        return [f"Response ({labels[0]})"]
-    return [f"Response {number} of {len(labels)} ({label})" for number, label in enumerate(labels, start=1)]
-
-
-def _show_tokens(heading: str, ids: Sequence[int], tokenizer: Any, rewarded: bool, console: Console) -> None:
-    console.print(Text(f"  {heading}", style="dim"))
-    console.print(render_tokens(ids, tokenizer, rewarded=rewarded), soft_wrap=False)
 
 
 def render_tokens(ids: Sequence[int], tokenizer: Any, *, rewarded: bool) -> Text:
@@ -201,13 +181,12 @@ def token_texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
     return texts
 
 
-# --- batches, memory, time --------------------------------------------------------------------------------
-
-
-def _show_batches(trainer: RewardTrainer, batches: Sequence[Sequence[Any]], console: Console) -> None:
-    multiple = trainer.args.pad_to_multiple_of
+def _show_costs(trainer: RewardTrainer, batches: Sequence[Sequence[Any]], console: Console) -> None:
+    """Shows what both layouts compute, and estimates memory, speed, steps and time of the training."""
+    config, multiple, layout = trainer.args, trainer.args.pad_to_multiple_of, trainer.batch_layout
     tokenizer: Any = trainer.processing_class
-    total = sum((memory.count_tokens(rows, multiple) for rows in batches), Counter[str]())
+    counts = [memory.count_tokens(rows, multiple) for rows in batches]
+    total = sum(counts, Counter[str]())
     padded = tuple(PaddedCollator(tokenizer.pad_token_id, multiple)(batches[0])["input_ids"].shape)
     shared = tuple(SharedPrefixCollator()(batches[0])["input_ids"].shape)
     console.print(Text(f"\nBatches of {len(batches[0])} examples", style="bold"))
@@ -219,15 +198,11 @@ def _show_batches(trainer: RewardTrainer, batches: Sequence[Sequence[Any]], cons
     table.add_row("padded", str(padded), f"{total['padded']:,}", f"{padding:.0%} are padding")
     table.add_row("shared_prefix", str(shared), f"{total['shared_prefix']:,}", f"{saved:.0%} saved")
     console.print(table)
-
-
-def _show_needs(trainer: RewardTrainer, batches: Sequence[Sequence[Any]], console: Console) -> None:
-    config, multiple, layout = trainer.args, trainer.args.pad_to_multiple_of, trainer.batch_layout
-    tokens = [memory.count_tokens(rows, multiple)[layout] for rows in batches]
     steps = count_steps(config, len(trainer.train_dataset) if isinstance(trainer.train_dataset, Dataset) else None)
+    most = max(count[layout] for count in counts)
     try:
         more: dict[str, Any] = {"layout": layout, "loss_of_rows": trainer.loss_of_rows}
-        needed = memory.estimate_memory(trainer.model, config, batches[0], max(tokens), **more)
+        needed = memory.estimate_memory(trainer.model, config, batches[0], most, **more)
         per_token, per_parameter = measure_speed(trainer, batches[0])
     except torch.OutOfMemoryError:
         reason = "Even a small batch does not fit into the device's memory."
@@ -235,7 +210,7 @@ def _show_needs(trainer: RewardTrainer, batches: Sequence[Sequence[Any]], consol
         return
     trained = sum(parameter.numel() for parameter in trainer.model.parameters() if parameter.requires_grad)
     # Without loading, evaluation and checkpoints.
-    batch_seconds = config.gradient_accumulation_steps * sum(tokens) / len(tokens) * per_token
+    batch_seconds = config.gradient_accumulation_steps * total[layout] / len(counts) * per_token
     seconds = steps * (batch_seconds + trained * per_parameter)
     parts = ", ".join(f"{name} {size(num_bytes)}" for name, num_bytes in needed.items())
     batch = config.train_batch_size * config.gradient_accumulation_steps * config.world_size

@@ -13,17 +13,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from plaudit.cli.arguments import COMPUTE, LOAD, Command, Section, Setting, about
+from plaudit.cli.arguments import COMPUTE, DTYPE, LOAD, Command, Section, Setting, about
 from plaudit.cli.console import bars_where_seen, duration, log_lines, make_console, say, size
 from plaudit.errors import ConfigError
 from plaudit.evaluation.suites import NAMES
+from plaudit.files import refuse_existing
 
 if TYPE_CHECKING:
     from plaudit.evaluation.results import Evaluation, ModelEvaluation
 
 EVALUATE = "plaudit.evaluation.run:evaluate"
 WRITE_REPORT = "plaudit.report.build:write_report"
-_SUITES = ", ".join(NAMES)
 
 EVAL = Command(
     "eval",
@@ -36,70 +36,55 @@ EVAL = Command(
     ),
     notes=(
         "MODEL is a folder or an id on the Hub: what `plaudit train` writes, any other sequence-classification "
-        "checkpoint with one output, or an adapter. The first is compared with each of the others, row by row.",
-        "Exit code: 0, or 2 for a wrong command line, or a model or data that cannot be read.",
+        "checkpoint with one output, or an adapter. The first model is compared with each of the others, row by row.",
+        "Exit code: 0, or 2 for an invalid command line, or a model or data that cannot be read.",
     ),
     words=("[model]...",),
     sections=(
         Section(
-            "Settings",
-            "What to evaluate on, and how.",
+            "Settings: what to evaluate on, and how.",
             EVALUATE,
             suite=about(
-                f"Suites: {_SUITES}; one of these with its file, as `llmbar=FILE`; a file of preferences; or a "
-                "data set on the Hub, as `owner/name`.",
+                f"Suites: {', '.join(NAMES)}; one of these with its file, as `llmbar=FILE`; a file of preferences; or "
+                "a data set on the Hub, as `owner/name`.",
                 parameter="suites",
-                hint=list[str],
             ),
-            rewards=about(
-                "In place of a model: file with rewards that `plaudit score` or another program wrote beside the rows "
-                "of the suite. Without --suite its own rows are the suite.",
-                hint=str | None,
-            ),
-            slice=about(
-                "Columns; results are also given for each of their values.", parameter="slices", hint=list[str]
-            ),
-            output=about(
-                "Folder for evaluation.json, evaluation.md and rewards.parquet. Written after each suite; the "
-                "same command resumes.",
-                hint=str | None,
-            ),
-            overwrite="Discard what is in that folder, and let --json replace a file.",
+            rewards="File, instead of MODEL, in which `plaudit score` or another program wrote rewards beside the rows "
+            "of the suite. Without --suite, its own rows are the suite.",
+            slice=about("Columns whose values get results of their own.", parameter="slices", hint=list[str]),
+            output="Folder for evaluation.json, evaluation.md and rewards.parquet. Written after each suite: the same "
+            "command resumes an interrupted run.",
+            overwrite="Discard the contents of --output, and let --json replace a file.",
             json=Setting("Also write the results to this file."),
             bag_of_words=about(
-                "Preferences that the models were trained on. Each model is compared with a bag of words "
-                "fitted on them.",
-                hint=str | None,
+                "Training data of the models. Each is compared with a bag of words fitted to it.", hint=str | None
             ),
             max_rows="Maximum number of rows per suite, drawn at random.",
             overlong="How to handle rows that are too long; dropped rows are counted.",
             skip_broken=about(
-                "Drop and count rows that cannot be scored, instead of stopping there.",
+                "Drop and count rows that cannot be scored, instead of stopping at the first.",
                 hint=bool,
                 parameter="errors",
+                aliases=(),
                 switch=("drop", "raise"),
             ),
-            dataset_split=about(
-                "Split of files and data sets that are not suites of their own. [train]",
-                parameter="split",
-                aliases=["--split"],
-            ),
+            dataset_split=about("Split of files and data sets that are not named suites. [train]", parameter="split"),
             save_calibration=Setting(
                 "Save the temperature fitted on the first suite beside the model, as reward_calibration.json, if it "
-                "helps on the half of the rows that it was not fitted on.",
+                "improves the half of the rows that it was not fitted on.",
                 bool,
                 False,
             ),
-            sanity_rows="Rows of each suite that are scored again, to check that rewards depend on the texts only.",
+            sanity_rows="Number of rows per suite that are scored again, to check that rewards depend only on texts.",
             mistakes=Setting("Number of mistakes to show per suite, most confident first.", int, 3),
             seed="Seed of all random draws.",
         ),
-        Section("Model", "How a reward model is run.", LOAD, **COMPUTE),
+        Section("Model: how a reward model is run.", LOAD, **COMPUTE, dtype=DTYPE),
     ),
 )
 REPORT = Command(
     "report",
-    usage="RUN_FOLDER [--output FILE.html] [--eval FOLDER ...] [--open]",
+    usage="RUN_FOLDER [--output FILE.html] [--NAME VALUE ...]",
     about="Write one page about a run: how training went, how good the rewards are, and what the data was.",
     examples=(
         "plaudit eval runs/first --suite test.jsonl --output runs/first/evaluation",
@@ -112,18 +97,13 @@ REPORT = Command(
     words=("run folder",),
     sections=(
         Section(
-            "Settings",
-            "Where the report is written, and what it shows.",
+            "Settings: where the report is written, and what it shows.",
             WRITE_REPORT,
-            output=about(
-                "Page to write; JSON and Markdown go beside it. Default: report.html in RUN_FOLDER. Replaces "
-                "an earlier report, but no other file.",
-                hint=str | None,
-            ),
+            output="Page to write; JSON and Markdown go beside it. Default: report.html in RUN_FOLDER. Replaces an "
+            "earlier report, but no other file.",
             eval=about(
-                "Folders written by `plaudit eval --output`. Those in RUN_FOLDER are found without this.",
+                "Folders written by `plaudit eval --output`. Those in RUN_FOLDER are found automatically.",
                 parameter="evaluations",
-                hint=list[str],
             ),
             open=Setting("Open the page in the browser.", bool, False),
         ),
@@ -137,8 +117,8 @@ def run_eval(arguments: Sequence[str]) -> int:
     given = calls[EVALUATE]
     # Raised before anything is computed: results that could not be written in the end.
     target = settings["json"]
-    if target is not None and Path(target).exists() and not given.get("overwrite"):
-        raise ConfigError(f"{target!r} exists", fix="Use another file name, or pass `--overwrite` to replace it.")
+    if target is not None:
+        refuse_existing(target, given.get("overwrite", False))
     elsewhere = [model for model in models or ["--rewards"] if not Path(model).expanduser().is_dir()]
     if settings["save_calibration"] and elsewhere:
         raise ConfigError(
@@ -148,11 +128,9 @@ def run_eval(arguments: Sequence[str]) -> int:
     from plaudit.evaluation.run import evaluate
 
     with log_lines(logging.INFO if "output" in given else logging.WARNING), bars_where_seen() as seen:
-        mistakes = max(settings["mistakes"], 10)
         first, others = (models[0], models[1:]) if models else (None, None)
-        evaluation = evaluate(
-            first, compare_with=others or None, mistakes=mistakes, progress=seen, **given, **calls[LOAD]
-        )
+        more = {"mistakes": max(settings["mistakes"], 10), "progress": seen, **given, **calls[LOAD]}
+        evaluation = evaluate(first, compare_with=others or None, **more)
     console = make_console()
     print_evaluation(evaluation, console, mistakes=settings["mistakes"])
     if settings["save_calibration"]:

@@ -8,37 +8,16 @@ import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from plaudit.cli.arguments import API_KEY_VARIABLE, COMPUTE, DEVICE, DTYPES, REVISION, Command, Section, Setting, about
 from plaudit.cli.console import bars_where_seen, log_lines, make_console
-from plaudit.errors import ConfigError
-
-if TYPE_CHECKING:
-    from plaudit.export.export import ExportResult
-    from plaudit.verification.verify import Verification
 
 EXPORT_MODEL = "plaudit.export.export:export_model"
 VERIFY_MODEL = "plaudit.verification.verify:verify"
 _STYLES = {"same": "green", "differs": "bold red", "failed": "bold red", "skipped": "dim"}
-
-
-def read_temperature(text: str) -> float | str:
-    """Reads the setting ``temperature``: a number, ``stored``, or the name of data.
-
-    >>> read_temperature("1.5"), read_temperature("stored"), read_temperature("pairs.jsonl")
-    (1.5, 'stored', 'pairs.jsonl')
-    """
-    if not text.strip():
-        raise ConfigError("`--temperature` is empty", fix="Use a number, `stored`, or a file.")
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 EXPORT = Command(
@@ -55,45 +34,31 @@ EXPORT = Command(
     words=("model",),
     sections=(
         Section(
-            "Export",
-            "What is written, and where.",
+            "Export: what is written, and where.",
             EXPORT_MODEL,
             output=about(
                 "Folder to write. It appears under this name once the export has passed its check.", aliases=["-o"]
             ),
-            merge="Merge an adapter into the weights, as servers need it; false keeps the adapter.",
-            overwrite="Replace a model in that folder.",
-            tolerance="Maximum difference between a reward and what it should be. Default: 1e-4 for float32, 0.01 for "
-            "float16, 0.05 for bfloat16.",
+            merge="Merge an adapter into the weights, as servers require; false keeps it separate.",
+            overwrite="Replace an existing model in --output.",
+            tolerance="Maximum difference between an exported reward and the expected one. Default: 1e-4 in float32, "
+            "0.01 in float16, 0.05 in bfloat16.",
         ),
         Section(
-            "Rewards",
-            "How rewards are rescaled. By default, a calibration beside the model is folded into it.",
+            "Rewards: how rewards are rescaled. By default, a calibration saved with the model is folded in.",
             EXPORT_MODEL,
-            normalize=about(
-                "Data on whose responses the exported rewards have mean 0 and standard deviation 1.", hint=str | None
-            ),
-            temperature=about(
-                "Divide rewards by a temperature, so that the sigmoid of a difference is the probability of "
-                "being better: a number, `stored` for that of the calibration beside the model, or data to fit it on.",
-                hint=str | None,
-                reader=read_temperature,
-            ),
-            raw="Keep rewards unchanged, and copy the calibration.",
+            normalize="Data whose responses get exported rewards with mean 0 and standard deviation 1.",
+            temperature="Divide rewards by a temperature, so that the sigmoid of a difference is the probability of "
+            "being better: a number, `stored` for that of the saved calibration, or data to fit it to.",
+            raw="Keep rewards unchanged, and copy the saved calibration.",
             dataset_config="Configuration of a data set on the Hub.",
-            dataset_split=about("Split of the data. May have a slice, as in train[:1000].", aliases=["--split"]),
+            dataset_split=about("Split of the data, optionally with a slice: train[:1000].", aliases=["--split"]),
         ),
         Section(
-            "Model",
-            "How the model is loaded (always in float32), and what it is stored in.",
+            "Model: how the model is loaded (always in float32), and how it is stored.",
             EXPORT_MODEL,
-            **{
-                **COMPUTE,
-                "dtype": about(
-                    "Type of the exported weights; the head stays in float32. Default: that of the model.",
-                    choices=DTYPES,
-                ),
-            },
+            **COMPUTE,
+            dtype=about("Precision of the weights; the head stays in float32. Default: the model's.", choices=DTYPES),
             model_revision=REVISION,
         ),
     ),
@@ -115,32 +80,26 @@ VERIFY = Command(
     words=("model",),
     sections=(
         Section(
-            "Rows",
-            "The rows to send.",
+            "Rows: the rows to send.",
             VERIFY_MODEL,
-            rows=about(
-                "File of golden rows; or preferences, of which eight responses become golden rows with the "
-                "rewards that plain transformers gives them. Default: the golden rows beside the model.",
-                hint=str | None,
-            ),
-            save="Save the golden rows beside the model.",
-            tolerance="Maximum difference of a reward. Default: 1e-4 in float32, 0.01 in float16 and 0.05 in bfloat16, "
-            "times the largest reward if that is above 1.",
+            rows="File of golden rows, or of preferences: eight of their responses become golden rows, with the "
+            "rewards of plain transformers. Default: the golden rows saved with the model.",
+            save="Save the golden rows with the model.",
+            tolerance="Maximum difference between two rewards. Default: 1e-4 in float32, 0.01 in float16, 0.05 in "
+            "bfloat16, times the largest reward if that is above 1.",
             json=Setting("Also write the results to this file."),
         ),
         Section(
-            "Ways",
-            "Where the rows are sent.",
+            "Paths: where the rows are sent.",
             VERIFY_MODEL,
             url="Address of a running server, such as http://127.0.0.1:8000.",
-            server="Kind of the server; auto asks it.",
+            server="Type of the server; auto asks it.",
             api_key=f"API key of the server. Default: the environment variable {API_KEY_VARIABLE}.",
             local="Also run the model on this machine; `--no_local` skips that, and some of the diagnoses.",
             export="Also export the model into a temporary folder, which takes as much space as the model.",
         ),
         Section(
-            "Model",
-            "How the model is run on this machine.",
+            "Model: how the model is run on this machine.",
             VERIFY_MODEL,
             **DEVICE,
             dtype=about("Precision of the weights. Default: that of the golden rewards.", choices=DTYPES),
@@ -151,18 +110,13 @@ VERIFY = Command(
 
 
 def run_export(arguments: Sequence[str]) -> int:
-    """Exports with the given command-line arguments; returns the exit code."""
+    """Exports with the given command-line arguments; prints what was done, and the commands that can follow."""
     (model,), _, calls = EXPORT.parse(arguments)
     from plaudit.export.export import export_model
 
     with log_lines(logging.WARNING), bars_where_seen():
         result = export_model(model, **calls[EXPORT_MODEL])
-    print_export(result, calls[EXPORT_MODEL]["output"], make_console())
-    return 0
-
-
-def print_export(result: ExportResult, folder: str, console: Console) -> None:
-    """Prints what was done, and the commands that can follow."""
+    console, folder = make_console(), calls[EXPORT_MODEL]["output"]
     console.print(Text(f"Exported to {folder}", style="bold"), soft_wrap=True)
     width = max(len(title) for title, _ in result.lines()) + 2
     for title, text in result.lines():
@@ -173,12 +127,16 @@ def print_export(result: ExportResult, folder: str, console: Console) -> None:
         lines.insert(1, f"vllm serve {target} --runner pooling")
     for line in lines:
         console.print(Text(f"  {line}", style="cyan"), soft_wrap=True)
+    return 0
 
 
 def run_verify(arguments: Sequence[str]) -> int:
-    """Verifies with the given command-line arguments; returns 0, or 1 where a reward differs."""
+    """Verifies with the given command-line arguments; prints all ways and the diagnosis of those that differ.
+
+    Returns 0, or 1 where a reward differs.
+    """
     (model,), own_settings, calls = VERIFY.parse(arguments)
-    from plaudit.verification.verify import verify
+    from plaudit.verification.verify import number, verify
 
     settings = {"api_key": os.environ.get(API_KEY_VARIABLE), **calls[VERIFY_MODEL]}
     # Warnings that the ways log about each other are part of the diagnosis printed below.
@@ -187,15 +145,7 @@ def run_verify(arguments: Sequence[str]) -> int:
     if own_settings["json"] is not None:
         text = json.dumps(result.to_dict(), indent=1, ensure_ascii=False)
         Path(own_settings["json"]).write_text(text + "\n", encoding="utf-8")
-    print_verification(result, make_console())
-    return 0 if result.passed else 1
-
-
-def print_verification(result: Verification, console: Console) -> None:
-    """Prints a table of all ways, and the diagnosis of those that differ."""
-    from plaudit.verification.verify import number
-
-    golden = result.golden
+    console, golden = make_console(), result.golden
     title = f"{result.model}: {len(golden.rows)} golden rows, in {golden.dtype}"
     console.print(Text(title, style="bold"), soft_wrap=True)
     table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
@@ -213,3 +163,4 @@ def print_verification(result: Verification, console: Console) -> None:
         console.print(Text(f"  {text}"), soft_wrap=True)
     same = "the same" if result.passed else "not the same"
     console.print(Text(f"\nThe rewards are {same} everywhere.", style="green" if result.passed else "bold red"))
+    return 0 if result.passed else 1

@@ -2,31 +2,30 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from plaudit.errors import PlauditError
+from plaudit.errors import PlauditError, nearest
 from plaudit.version import __version__
 
 if TYPE_CHECKING:
     from plaudit.cli.arguments import Command
 
-COMMANDS = {
-    "check": "Check preference data for broken rows, contradictions, leaks, and shortcuts a reward model must beat.",
-    "train": "Train a reward model on preferences. With --dry-run, only show what would happen.",
-    "eval": "Evaluate reward models on benchmarks or your own preferences, and compare them.",
-    "report": "Write one page about a run: training, evaluations, mistakes, data and settings.",
-    "export": "Write a reward model as a folder that other servers read: merged, rescaled and checked.",
-    "verify": "Check that servers, the pipeline and an export give the rewards saved with a model.",
-    "serve": "Serve a reward model over HTTP: rewards, rankings, and the routes of other servers.",
-    "score": "Score a file or data set of any size with a reward model. Interrupted runs resume.",
+COMMANDS = {  # no description is wider than 80 columns allow
+    "check": "Find faults, leaks and shortcuts in preference data.",
+    "train": "Train a reward model. With --dry-run, show what would happen.",
+    "eval": "Evaluate and compare reward models on benchmarks or your own data.",
+    "report": "Write one page about a run: training, evaluations and data.",
+    "export": "Write a model for other servers: merged, rescaled and checked.",
+    "verify": "Check that servers and exports give the rewards saved with a model.",
+    "serve": "Serve a reward model over HTTP.",
+    "score": "Score a file or data set of any size. Interrupted runs resume.",
     "best-of-n": "Keep the best of several responses to each prompt.",
-    "filter": "Keep the pairs or responses of a scored file whose margin or reward is within bounds.",
-    "demo": "Train a small reward model on bundled preferences in a few minutes.",
+    "filter": "Keep pairs and responses whose margin or reward is within bounds.",
+    "demo": "Train a small reward model on bundled data in a few minutes.",
 }
 _MODULES = {"report": "eval", "verify": "export", "best-of-n": "score", "filter": "score"}
 """Modules of commands that share one; every other command has a module of its own name."""
@@ -40,14 +39,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     With the environment variable ``PLAUDIT_DEBUG=1`` errors keep their traceback.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        return _print(_help())
-    if arguments[0] in ("-V", "--version"):
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help", "help"):
+        width = max(map(len, COMMANDS)) + 2
+        lines = "\n".join(f"  {command:{width}}{text}" for command, text in COMMANDS.items())
+        return _print(
+            "Plaudit: train, evaluate and use reward models.\n\nUsage: plaudit COMMAND [SETTINGS]\n\n"
+            f"Commands:\n{lines}\n\n"
+            "`plaudit COMMAND --help` explains a command.\n`plaudit --version` prints the version."
+        )
+    if name in ("-V", "--version"):
         return _print(f"plaudit {__version__}")
-    name = arguments[0]
     if name not in COMMANDS:
-        close = difflib.get_close_matches(name, COMMANDS, n=1)
-        hint = f"Did you mean `plaudit {close[0]}`?" if close else "`plaudit --help` lists the commands."
+        hint = nearest(name, COMMANDS, "`plaudit --help` lists the commands.", "plaudit ")
         print(f"plaudit: there is no command {name!r}. {hint}", file=sys.stderr)
         return EXIT_ERROR
     try:
@@ -78,13 +82,3 @@ def _print(text: str) -> int:
         # A reader such as `head` has closed the pipe. Python flushes standard output once more before it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
-
-
-def _help() -> str:
-    width = max(map(len, COMMANDS)) + 2
-    lines = "\n".join(f"  {name:{width}}{text}" for name, text in COMMANDS.items())
-    return (
-        "Plaudit: train, evaluate and use reward models.\n\nUsage: plaudit COMMAND [SETTINGS]\n\n"
-        f"Commands:\n{lines}\n\n"
-        "`plaudit COMMAND --help` explains a command; `plaudit --version` prints the version."
-    )

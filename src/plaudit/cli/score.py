@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plaudit.cli.arguments import DATASET, LOAD, LOADING, Command, Section, Setting, about
+from plaudit.cli.arguments import DATA, DATASET, LOAD, LOADING, Command, Section, Setting, about
 from plaudit.cli.console import duration, is_main_process, log_lines, say
 from plaudit.errors import ConfigError
+from plaudit.files import refuse_existing
 
 if TYPE_CHECKING:
     from plaudit.inference.files import FileScores
@@ -20,16 +21,11 @@ SCORE_FILE = "plaudit.inference.files:score_file"
 BEST_OF_N_FILE = "plaudit.inference.select:best_of_n_file"
 FILTER_FILE = "plaudit.inference.select:filter_file"
 BOUNDS = "plaudit.inference.select:Bounds"
-_INPUT = (
-    "INPUT is a JSON, JSON lines, CSV or Parquet file, a folder of such files or one saved by `datasets`, or the name "
-    "of a data set on the Hub."
-)
 
 
 def _files(target: str, **more: Any) -> Section:
     return Section(
-        "Files",
-        "Where to write, and which part of a data set to read.",
+        "Files: where to write, and which part of a data set to read.",
         target,
         output=about("File to write: .jsonl, .csv or .tsv (each also with .gz), or .parquet.", aliases=["-o"]),
         **more,
@@ -39,46 +35,38 @@ def _files(target: str, **more: Any) -> Section:
 
 
 _MODEL = Section(
-    "Model",
-    "How the reward model is loaded and run.",
+    "Model: how the reward model is loaded and run.",
     LOAD,
     **LOADING,
-    overlong="How to handle rows longer than that; nan writes null.",
+    overlong="How to handle rows longer than --max_length; nan writes null.",
 )
 _SCORING = Section(
-    "Scoring",
-    "How a file is scored.",
+    "Scoring: how a file is scored.",
     SCORE_FILE,
-    errors="Whether to stop at a row that cannot be scored, or to write null for it.",
+    errors="What to do with a row that cannot be scored: stop (raise), or write null (nan).",
     restart="Discard the progress of an interrupted run instead of resuming it.",
     chunk_size="Number of rows that are scored and saved at a time.",
-    dataset_streaming=about(
-        "Read a data set on the Hub while scoring, and a second time to write the file.",
-        parameter="streaming",
-        aliases=["--streaming"],
-    ),
+    dataset_streaming=about("Read a data set on the Hub while scoring, and again to write it.", parameter="streaming"),
 )
 
 SCORE = Command(
     "score",
     usage="MODEL INPUT --output FILE [--NAME VALUE ...]",
-    about="Score every row of a file or data set. If interrupted, the same command resumes. Started with `torchrun` or "
-    "`accelerate launch`, several processes share the rows.",
+    about="Score every row of a file or data set. If interrupted, the same command resumes. Under `torchrun` or "
+    "`accelerate launch`, the processes share the rows.",
     examples=("plaudit score runs/first pairs.jsonl --output scored.jsonl",),
-    notes=(_INPUT,),
+    notes=(f"INPUT is {DATA}",),
     words=("model", "input"),
     sections=(
         _files(SCORE_FILE),
         Section(
-            "Columns",
-            "The columns that are added.",
+            "Columns: the columns that are added.",
             SCORE_FILE,
-            column="Name of the new column: a number, or a list for `responses`. Pairs get chosen_NAME and "
-            "rejected_NAME.",
+            column="Name of the new column (a list for `responses`). Pairs get chosen_NAME and rejected_NAME.",
             overwrite_column="Replace an existing column of that name.",
             uncertainty="Also write NAME_std and NAME_lower_bound; for pairs, NAME_margin_std and "
             "NAME_margin_lower_bound. Needs a model trained with `--ensemble_size`.",
-            k="With --uncertainty: number of standard deviations that NAME_lower_bound is below the reward.",
+            k="With --uncertainty: number of standard deviations between NAME_lower_bound and the reward.",
         ),
         _MODEL,
         _SCORING,
@@ -87,20 +75,17 @@ SCORE = Command(
 BEST_OF_N = Command(
     "best-of-n",
     usage="INPUT --output FILE [--model MODEL] [--NAME VALUE ...]",
-    about="Keep the best of the responses in each row of a scored file, or score the file first.",
+    about="Keep the best response of each row of a scored file. With --model, the file is scored first.",
     examples=("plaudit best-of-n candidates.jsonl --model runs/first --output best.jsonl",),
-    notes=(_INPUT,),
+    notes=(f"INPUT is {DATA}",),
     words=("input",),
     sections=(
         _files(BEST_OF_N_FILE),
         Section(
-            "Choice",
-            "What is kept of each row.",
+            "Choice: what is kept of each row.",
             BEST_OF_N_FILE,
-            model=Setting(
-                "Folder or id of a reward model that scores INPUT first. Default: INPUT already has rewards."
-            ),
-            top="Keep a list of this many responses, best first. Default: the best response, not in a list.",
+            model=Setting("Reward model (folder or Hub id) to score INPUT with. Default: INPUT already has rewards."),
+            top="Number of responses to keep, as a list, best first. Default: the best response, not in a list.",
             responses_column="Column of the responses.",
             reward_column="Column of their rewards.",
             response_column="Column for the best response.",
@@ -114,25 +99,23 @@ FILTER = Command(
     usage="INPUT --output FILE [--NAME VALUE ...]",
     about="Keep the pairs, rows and responses of a scored file that are within bounds.",
     examples=("plaudit filter scored.jsonl --output clear.jsonl --min-margin 0.5 --dropped unclear.jsonl",),
-    notes=(_INPUT,),
+    notes=(f"INPUT is {DATA}",),
     words=("input",),
     sections=(
-        _files(FILTER_FILE, dropped=about("Write what is not kept to this file.", hint=str | None)),
+        _files(FILTER_FILE, dropped="Write what is not kept to this file."),
         Section(
-            "Bounds",
-            "What is kept. Of rows with several responses, each is kept or dropped on its own.",
+            "Bounds: what is kept. The responses of a row are kept or dropped one by one.",
             BOUNDS,
             min_margin="Minimum margin of a pair: the reward of `chosen` minus that of `rejected`.",
             max_margin="Maximum margin of a pair.",
-            min_reward="Minimum reward; of a pair, that of `chosen`.",
-            max_reward="Maximum reward; of a pair, that of `chosen`.",
+            min_reward="Minimum reward; for a pair, that of `chosen`.",
+            max_reward="Maximum reward; for a pair, that of `chosen`.",
             quantile="Keep this fraction of what is within the other bounds: pairs by margin, others by reward. Takes "
             "8 bytes of memory per pair or response.",
-            keep="End of the order that --quantile keeps.",
+            keep="Whether --quantile keeps the highest or the lowest.",
         ),
         Section(
-            "Columns",
-            "The columns that are read.",
+            "Columns: the columns that are read.",
             FILTER_FILE,
             reward_column="Column of the rewards; pairs have chosen_NAME and rejected_NAME.",
             responses_column="Column of the responses, in rows that have several.",
@@ -157,7 +140,7 @@ def run_score(arguments: Sequence[str]) -> int:
 
 def run_best_of_n(arguments: Sequence[str]) -> int:
     """Keeps the best responses with the given command-line arguments; returns the exit code."""
-    from plaudit.inference.io import kind_of_output, refuse_existing
+    from plaudit.inference.io import kind_of_output
     from plaudit.inference.select import best_of_n_file
 
     (source,), own_settings, calls = BEST_OF_N.parse(arguments)
@@ -165,7 +148,7 @@ def run_best_of_n(arguments: Sequence[str]) -> int:
     path = Path(choice["output"])
     kind = kind_of_output(path)
     refuse_existing(path, choice.get("overwrite", False))
-    if choice.get("top", 1) is not None and choice.get("top", 1) < 1:
+    if choice.get("top") is not None and choice["top"] < 1:
         raise ConfigError(f"`top` is {choice['top']}", fix="Keep at least 1 response per row.")
     with log_lines():
         if own_settings["model"] is None:
@@ -183,8 +166,7 @@ def run_best_of_n(arguments: Sequence[str]) -> int:
         try:
             _say_selection(best_of_n_file(scored, **choice))
         finally:
-            if os.path.lexists(scored):
-                Path(scored).unlink()
+            Path(scored).unlink(missing_ok=True)
     return 0
 
 
@@ -209,9 +191,8 @@ def _score(model: str, source: str, loading: dict[str, Any], settings: dict[str,
     from plaudit.inference.reward_model import RewardModel
 
     output = settings["output"]
-    if os.path.lexists(output) and not settings.get("overwrite") and not Path(f"{output}.chunks").exists():
-        # Checked here as well, before a model is loaded.
-        raise ConfigError(f"{output!r} exists", fix="Use another file name, or pass `--overwrite` to replace it.")
+    # Checked here as well, before a model is loaded.
+    refuse_existing(output, settings.get("overwrite", False) or Path(f"{output}.chunks").exists())
     local_rank = os.environ.get("LOCAL_RANK")
     if local_rank and loading.get("device") is None and torch.accelerator.is_available():
         torch.accelerator.set_device_index(int(local_rank))  # several processes: each has its own accelerator

@@ -27,29 +27,27 @@ SERVE = Command(
     words=("model",),
     sections=(
         Section(
-            "Server",
-            "What to serve, where, and within which limits.",
+            "Server: address, access and limits.",
             SERVER,
             host="Address to listen on; 0.0.0.0 accepts requests from other machines.",
             port="Port to listen on; 0 picks a free one.",
             api_key="Key that clients must send as `Authorization: Bearer KEY`. Other users of the machine can read "
-            f"command lines; the environment variable {API_KEY_VARIABLE} does the same.",
+            f"command lines, but not the environment variable {API_KEY_VARIABLE}.",
             served_model_name="Name of the model in responses. Default: MODEL.",
             max_wait_ms="How long the first request of a batch waits for others, in milliseconds.",
             max_queue="Maximum number of waiting responses; further requests get status 429.",
             max_body_mb="Maximum size of a request body, in MiB; larger ones get status 413.",
             read_timeout="Maximum time to receive a request body, in seconds.",
             stop_timeout="Maximum time to answer accepted requests when the server stops, in seconds.",
-            texts="Whether the texts of /get_reward and /classify are rendered by the chat template, or plain; auto "
-            "looks for the marks of the template.",
+            texts="Whether clients of /get_reward and /classify send texts rendered by the chat template, or plain "
+            "ones; auto looks for the special tokens of the template.",
         ),
         Section(
-            "Model",
-            "How the reward model is loaded and run.",
+            "Model: how the reward model is loaded and run.",
             LOAD,
             **LOADING,
             overlong=about(
-                "How to handle longer rows: reject them, or truncate them, which the response reports.",
+                "How to handle rows longer than --max_length: reject them, or truncate them and report it.",
                 choices=("error", "truncate_left", "truncate_right"),
             ),
         ),

@@ -31,16 +31,8 @@ from plaudit.training.trainer import RewardTrainer
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "No executable batch size found")
 _ROWS_CALLED = {None: "preferences", "ratings": "rated responses", "labels": "labelled responses"}
-_TITLES = {
-    "accuracy": "Accuracy",
-    "tie_accuracy": "Tie accuracy",
-    "best_of_n_accuracy": "Best of N",
-    "kendall_tau": "Kendall's tau",
-    "mse": "Mean squared error",
-    "correlation": "Correlation",
-    "margin": "Margin",
-    "loss": "Loss",
-}
+_METRICS = ("accuracy", "tie_accuracy", "best_of_n_accuracy", "kendall_tau", "mse", "correlation", "margin", "loss")
+_TITLES = {"best_of_n_accuracy": "Best of N", "kendall_tau": "Kendall's tau", "mse": "Mean squared error"}
 
 
 def run_train(arguments: Sequence[str]) -> int:
@@ -164,9 +156,6 @@ def source_row(index: int, report: DataReport) -> int | None:
     return index
 
 
-# --- summary ----------------------------------------------------------------------------------------------------
-
-
 def print_summary(trainer: RewardTrainer, metrics: dict[str, float], seconds: float, console: Console) -> None:
     """Prints what training reached and how to use the model."""
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
@@ -179,8 +168,16 @@ def print_summary(trainer: RewardTrainer, metrics: dict[str, float], seconds: fl
     table.add_row("Trained", f"{trained}, {duration(seconds)}")
     table.add_row("Objective", objective.name)
     if metrics:
-        for line in metric_lines(metrics, trainer.eval_dataset, objective.pointwise):
-            table.add_row(*line)
+        held_out = trainer.eval_dataset
+        trials = count_trials(held_out, objective.pointwise) if isinstance(held_out, Dataset) else {}
+        for index, metric in enumerate(name for name in _METRICS if name in metrics):
+            value, number = metrics[metric], trials.get(metric)
+            text = f"{value:.4f}" if metric == "loss" else f"{value:.3f}"
+            if number:
+                low, high = wilson_interval(value * number, number)
+                text += f" (95% interval {low:.3f} to {high:.3f})"
+            text += f" on {len(held_out):,} held-out rows" if index == 0 and isinstance(held_out, Dataset) else ""
+            table.add_row(_TITLES.get(metric, metric.replace("_", " ").capitalize()), text)
     elif losses:
         table.add_row("Training loss", f"{losses[-1]:.4f} (no rows were held out: see --eval_fraction)")
     folder = str(trainer.args.output_dir)
@@ -194,17 +191,6 @@ def print_summary(trainer: RewardTrainer, metrics: dict[str, float], seconds: fl
         console.print(Padding(Syntax(code, "python", background_color="default", word_wrap=False), (0, 0, 0, 2)))
     else:  # never wrapped, so that it can be copied
         console.print("\n".join(f"  {line}" for line in code.splitlines()), soft_wrap=True, markup=False)
-
-
-def metric_lines(metrics: dict[str, float], rows: Any, pointwise: str | None) -> list[tuple[str, str]]:
-    """Returns title and value of each metric, the first with the number of held-out rows."""
-    trials = count_trials(rows, pointwise) if isinstance(rows, Dataset) else {}
-    found = {name: metrics[name] for name in _TITLES if name in metrics}
-    texts = {name: share_text(value, trials.get(name)) for name, value in found.items()}
-    texts |= {"loss": f"{found['loss']:.4f}"} if "loss" in found else {}
-    if isinstance(rows, Dataset):
-        texts[next(iter(texts))] += f" on {len(rows):,} held-out rows"
-    return [(_TITLES[name], text) for name, text in texts.items()]
 
 
 def count_trials(rows: Dataset, pointwise: str | None) -> dict[str, int]:
@@ -228,35 +214,17 @@ def count_trials(rows: Dataset, pointwise: str | None) -> dict[str, int]:
     return {**pairs, "best_of_n_accuracy": len(decided)}
 
 
-def share_text(value: float, trials: int | None) -> str:
-    """Returns a metric with its 95% interval where it is a share of a known number of trials.
-
-    >>> share_text(0.75, 100)
-    '0.750 (95% interval 0.657 to 0.825)'
-    """
-    if not trials:
-        return f"{value:.3f}"
-    low, high = wilson_interval(value * trials, trials)
-    return f"{value:.3f} (95% interval {low:.3f} to {high:.3f})"
-
-
 def snippet(folder: str, *, adapter: bool, conversational: bool) -> str:
     """Returns three lines of Python that load the folder and score a conversation or a text."""
-    kind = "peft.AutoPeftModelForSequenceClassification" if adapter else "AutoModelForSequenceClassification"
-    module, _, name = kind.rpartition(".")
-    imports = f"from {module} import {name}; " if module else ""
-    names = "AutoTokenizer" if module else f"{name}, AutoTokenizer"
-    options = ", num_labels=1" if adapter else ""
+    loader, options = "AutoModelForSequenceClassification", ""
+    imports = f"from transformers import {loader}, AutoTokenizer"
+    if adapter:
+        loader, options = "AutoPeftModelForSequenceClassification", ", num_labels=1"
+        imports = f"from peft import {loader}; from transformers import AutoTokenizer"
     if conversational:
         chat = '[{"role": "user", "content": "What is 2+2?"}, {"role": "assistant", "content": "4"}]'
         inputs = f'tokenizer.apply_chat_template({chat}, return_dict=True, return_tensors="pt")'
     else:
         inputs = 'tokenizer("What is 2+2? 4" + tokenizer.eos_token, return_tensors="pt")'
-    return "\n".join(
-        [
-            f"{imports}from transformers import {names}",
-            f"model, tokenizer = {name}.from_pretrained({folder!r}{options}).eval(), "
-            f"AutoTokenizer.from_pretrained({folder!r})",
-            f"print(model(**{inputs}).logits.item())",
-        ]
-    )
+    loaded = f"{loader}.from_pretrained({folder!r}{options}).eval(), AutoTokenizer.from_pretrained({folder!r})"
+    return f"{imports}\nmodel, tokenizer = {loaded}\nprint(model(**{inputs}).logits.item())"

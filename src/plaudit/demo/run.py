@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
-from transformers import (
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PrinterCallback,
-    ProgressCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
-from transformers.utils import logging as transformers_logging
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PrinterCallback, ProgressCallback
 
 from plaudit.demo.embedded_model import EMBEDDED_MODEL_NAME, embedded_model_path
 from plaudit.demo.preferences import load_preferences
@@ -95,31 +84,30 @@ def run_demo(output_dir: str | os.PathLike[str], *, seed: int = 0, say: Callable
     config = RewardConfig(
         output_dir=str(output_dir), seed=seed, save_strategy="no", report_to=[], logging_steps=5, **SETTINGS
     )
-    with _quiet():
-        trainer = RewardTrainer(str(path), config, train_dataset=train, eval_dataset=test)
-        for callback in (ProgressCallback, PrinterCallback):
-            trainer.remove_callback(callback)
-        trainer.add_callback(ProgressBar())
-        say("Scoring the held-out preferences before training ...")
-        before = _score(trainer.evaluate(), len(test))
-        say("Training ...")
-        training_start = time.monotonic()
-        trainer.train()
-        training_seconds = time.monotonic() - training_start
-        say("Scoring the held-out preferences after training ...")
-        after = _score(trainer.evaluate(), len(test))
-        trainer.save_model()
-        rewards = score_responses(output_dir)
-        say("Evaluating the saved model on the held-out preferences, and writing the report ...")
-        evaluate(
-            output_dir,
-            {"held-out": test},
-            slices="skill",
-            output=Path(output_dir) / "evaluation",
-            overwrite=True,
-            sanity_rows=SANITY_ROWS,
-        )
-        report = write_report(output_dir).html
+    trainer = RewardTrainer(str(path), config, train_dataset=train, eval_dataset=test)
+    for callback in (ProgressCallback, PrinterCallback):
+        trainer.remove_callback(callback)
+    trainer.add_callback(ProgressBar())
+    say("Scoring the held-out preferences before training ...")
+    before = _score(trainer.evaluate(), len(test))
+    say("Training ...")
+    training_start = time.monotonic()
+    trainer.train()
+    training_seconds = time.monotonic() - training_start
+    say("Scoring the held-out preferences after training ...")
+    after = _score(trainer.evaluate(), len(test))
+    trainer.save_model()
+    rewards = score_responses(output_dir)
+    say("Evaluating the saved model on the held-out preferences, and writing the report ...")
+    evaluate(
+        output_dir,
+        {"held-out": test},
+        slices="skill",
+        output=Path(output_dir) / "evaluation",
+        overwrite=True,
+        sanity_rows=SANITY_ROWS,
+    )
+    report = write_report(output_dir).html
     return DemoResult(
         seed=seed,
         rows=len(train),
@@ -153,32 +141,7 @@ def score_responses(folder: str | os.PathLike[str]) -> tuple[float, float]:
 class ProgressBar(ProgressCallback):
     """The Trainer's progress bar, with loss and accuracy beside it instead of one line per log."""
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """Shows the newest numbers beside the bar."""
         if self.training_bar is not None and logs is not None and "accuracy" in logs:
             self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}", accuracy=f"{logs['accuracy']:.2f}")
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hides the progress bars of loading and tokenising, which take no time here."""
-    of_datasets, of_transformers = (
-        not datasets.are_progress_bars_disabled(),
-        transformers_logging.is_progress_bar_enabled(),
-    )
-    datasets.disable_progress_bars()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if of_datasets:
-            datasets.enable_progress_bars()
-        if of_transformers:
-            transformers_logging.enable_progress_bar()

@@ -26,7 +26,7 @@ from plaudit.data.parse import shape_of
 from plaudit.data.prepare import dump_error, load_error
 from plaudit.data.report import DataReport, Flag
 from plaudit.errors import ConfigError, DataError, PlauditError
-from plaudit.files import rename, write_atomically
+from plaudit.files import refuse_existing, rename, write_atomically
 from plaudit.inference import io
 from plaudit.inference.reward_model import OnError, RewardModel
 from plaudit.schema import Shape, quoted
@@ -120,7 +120,7 @@ def score_file(
         folder = path.with_name(f"{path.name}.chunks")
         finished = not restart and path.exists() and WorkFolder(folder).is_finished()
         if not finished:
-            io.refuse_existing(path, overwrite)
+            refuse_existing(path, overwrite)
         return WorkFolder.open(folder, made_from, restart=restart, finished=finished)
 
     job, work = _begin(make_job, open_folder)

@@ -242,15 +242,6 @@ def kind_of_output(path: Path) -> str:
     return "jsonl" if kind == "json" else kind
 
 
-def refuse_existing(path: Path, overwrite: bool) -> None:
-    """Raises `ConfigError` if a file exists and may not be overwritten."""
-    if path.is_dir():
-        raise ConfigError(f"{str(path)!r} is a folder", fix="Pass a file name.")
-    if path.exists() and not overwrite:
-        fix = "Use another file name, or pass `--overwrite` to replace it."
-        raise ConfigError(f"{str(path)!r} exists", fix=fix)
-
-
 Write: TypeAlias = Callable[[Any], Any]
 """Writes rows to an open file: mappings, or for Parquet an Arrow table."""
 

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from plaudit.errors import ConfigError, DataError
-from plaudit.files import appearing
+from plaudit.files import appearing, refuse_existing
 from plaudit.inference import io
 from plaudit.schema import quoted
 
@@ -299,7 +299,7 @@ def _select(
     if len({path.resolve() for path in [*paths, Path(input).expanduser()]}) <= len(paths):
         raise ConfigError("two of the files are the same", fix="Give each a name of its own.")
     for path in paths:
-        io.refuse_existing(path, overwrite)
+        refuse_existing(path, overwrite)
     rows = io.open_input(input, arrow=parquet[0], **source)
     schema = None
     if parquet[0]:
