@@ -368,20 +368,6 @@ def test_plain_text_needs_an_eos_token():
     assert len(prepare(CHATS, tokenizer)[0]) == 3
 
 
-@pytest.mark.parametrize(
-    ("settings", "words"),
-    [
-        ({"max_length": 0}, "`max_length` is 0"),
-        ({"max_length": -5}, "`max_length` is -5"),
-        ({"overlong": "cut"}, "`overlong` is 'cut'"),
-        ({"purpose": "test"}, "`purpose` is 'test'"),
-    ],
-)
-def test_impossible_settings_are_refused(tokenizer, settings, words):
-    with pytest.raises(ConfigError, match=words):
-        prepare([text()], tokenizer, **settings)
-
-
 def test_other_things_than_data_sets_are_refused(tokenizer):
     with pytest.raises(ConfigError, match="DatasetDict"):
         prepare(DatasetDict(train=Dataset.from_list([text()])), tokenizer)

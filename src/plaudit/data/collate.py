@@ -7,26 +7,22 @@ key                      shape     meaning
 =======================  ========  ==============================================================
 ``example_weight``       (G,)      1 for real examples, 0 for fillers. First key on purpose: whoever
                                    asks a batch for its size reads the number of examples.
-``margin``               (P,)      margin of each comparison, only if the data has one; NaN where the
-                                   row has none
-``preference_prob``      (P,)      probability that ``better`` is better, only if the data or ties need
-                                   it; exactly 0.5 is a tie
+``margin``               (P,)      margin of each comparison, NaN where its row has none; only if the data has one
+``preference_prob``      (P,)      probability that ``better`` is better, 0.5 for a tie; only if data or ties need it
 ``weight``               (G,)      how much each example counts, only if the data has it
 ``content``              (G,)      with `content` only: a hash of each example, see `content_of`
 ``input_ids``                      see below
 ``attention_mask``                 see below
 ``reward_positions``     (N,)      where each reward is read, in the flattened ``input_ids``
 ``response_lengths``     (N,)      tokens of each response, prompt included
-``response_tokens``      (N,)      tokens of each response that the others of its example do not share; of a single
-                                   response all, with its prompt
+``response_tokens``      (N,)      those of them that the others of its example do not share; of a single one all
 ``example_of_response``  (N,)      index of the example that a response belongs to
 ``scores``               (N,)      higher is better: 1 and 0 for pairs and labels, minus the rank for ranks; of a pair
                                    with a preference_prob p, p and 1 - p
 ``better``, ``worse``    (P,)      indices of the two responses of each comparison
 ``listed``               --        True where rows have any number of responses, and absent for pairs
 ``comparison_share``     (P,)      1 / number of comparisons of the example, where it is not 1
-``text_positions``       (S,)      with `text` only: indices in the flattened ``input_ids`` that predict the
-                                   tokens of the best response of each example
+``text_positions``       (S,)      with `text` only: where the tokens of each example's best response are predicted
 ``text_targets``         (S,)      the tokens predicted there
 ``text_example``         (S,)      the example that each belongs to
 =======================  ========  ==============================================================
@@ -113,7 +109,8 @@ class _LayoutCollator:
         own_starts = [common_prefix_length(ids) if len(ids) > 1 else 0 for ids in ids_of]
         sized = [(g, n, len(examples[g].response_ids[n])) for g, n in order]
         batch: Batch = {
-            **_weights(rows),
+            "example_weight": _example_weights(rows),
+            **({"listed": True} if "response_ids" in rows[0] else {}),
             **inputs,
             "reward_positions": torch.tensor([index_of(g, n, length - 1) for g, n, length in sized]),
             "response_lengths": torch.tensor([length for _, _, length in sized]),
@@ -217,7 +214,7 @@ class ForeignCollator:
         # The last attended token, wherever the padding is.
         last = width - 1 - attention_mask.flip(-1).argmax(-1)
         return {
-            "example_weight": _weights(rows)["example_weight"],
+            "example_weight": _example_weights(rows),
             **batch,
             "reward_positions": torch.arange(count) * width + last,
             "response_lengths": attention_mask.sum(-1),
@@ -274,9 +271,8 @@ def pad_right(
     return input_ids, attention_mask
 
 
-def _weights(rows: Sequence[Mapping[str, Any]]) -> Batch:
-    weight = torch.tensor([float(row.get("example_weight", 1.0)) for row in rows])
-    return {"example_weight": weight, "listed": True} if "response_ids" in rows[0] else {"example_weight": weight}
+def _example_weights(rows: Sequence[Mapping[str, Any]]) -> torch.Tensor:
+    return torch.tensor([float(row.get("example_weight", 1.0)) for row in rows])
 
 
 def _content(examples: Sequence[EncodedExample]) -> Batch:

@@ -12,10 +12,8 @@ import re
 import tempfile
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal, cast
 
 import jinja2
@@ -47,7 +45,6 @@ _WORD_PATTERNS = {
 }
 
 
-@dataclass
 class SegmentTokenizer:
     """Splits texts where the tokenizer splits them anyway, and tokenises each distinct text segment once.
 
@@ -56,23 +53,24 @@ class SegmentTokenizer:
     Byte-level tokenizers with one of the usual patterns go on to split before a space, so that words are segments.
     """
 
-    backend: Tokenizer  # tokenises segments; it neither pads nor truncates
-    tokens: dict[str, int]  # the tokens that are taken out first, and their ids
-    greedy: list[str]  # tokens that take their surroundings with them: texts that hold one stay whole
-    # A token put before a segment that does not begin its text, where beginnings are treated differently
-    anchor: str | None = None
-    words: bool = False  # whether segments are split before spaces
-    before: tuple[int, ...] = ()  # ids that the tokenizer puts before a text
-    after: tuple[int, ...] = ()  # ids that it puts behind a text
-    # about how much memory the words that were seen may take; then all of them are forgotten
-    cache_bytes: int = CACHE_BYTES
-    _ids_of_heads: dict[str, bytes] = field(default_factory=dict, repr=False)
-    _ids_of_words: dict[str, bytes] = field(default_factory=dict, repr=False)
-    _cached_bytes: int = field(default=0, repr=False)
-
-    def __post_init__(self) -> None:
-        self._split_at = _any_of(self.tokens)
-        self._greedy = _any_of(self.greedy)
+    def __init__(self, backend: Tokenizer, before: Sequence[int] = (), after: Sequence[int] = ()) -> None:
+        self.backend = backend  # tokenises segments; it neither pads nor truncates
+        self.before, self.after = _packed(before), _packed(after)  # what the tokenizer puts before and behind a text
+        added = backend.get_added_tokens_decoder().items()
+        first = {token.content: (index, token) for index, token in added if token.content and not token.normalized}
+        # The tokens that are taken out first; those that take their surroundings with them leave their text whole.
+        plain = {text: index for text, (index, token) in first.items() if not _is_greedy(token)}
+        self._ids_of_tokens = {token: _packed([index]) for token, index in plain.items()} | {"": b""}
+        self._split_at, self._greedy = _any_of(plain), _any_of(first.keys() - plain.keys())
+        # The only step that treats the beginning of a text in its own way. The anchor is a token to put before a
+        # segment that does not begin its text.
+        position_matters = '"prepend_scheme": "first"' in json.dumps(_state_of(backend.pre_tokenizer))
+        self.anchor = min(plain, key=len) if position_matters and plain else None
+        self.words = not position_matters and _splits_before_spaces(backend)  # whether segments are split before spaces
+        # About how much memory the words that were seen may take; then all of them are forgotten.
+        self.cache_bytes, self._cached_bytes = CACHE_BYTES, 0
+        self._ids_of_heads: dict[str, bytes] = {}
+        self._ids_of_words: dict[str, bytes] = {}
 
     def tokenize(self, texts: Sequence[str]) -> list[array[int]]:
         """Returns an array of 32-bit token ids for each text."""
@@ -86,10 +84,11 @@ class SegmentTokenizer:
             for segments in split:
                 segments[2::2] = [self.anchor + segment if segment else "" for segment in segments[2::2]]
         ids_of = self._ids_of({segment for segments in split for segment in segments[::2] if segment})
-        ids_of |= {token: _packed([index]) for token, index in self.tokens.items()} | {"": b""}
-        before, after = _packed(self.before), _packed(self.after)
+        ids_of |= self._ids_of_tokens
         return [
-            array("i", b"".join((before, ids_of_whole.get(n, b""), *map(ids_of.__getitem__, segments), after)))
+            array(
+                "i", b"".join((self.before, ids_of_whole.get(n, b""), *map(ids_of.__getitem__, segments), self.after))
+            )
             for n, segments in enumerate(split)
         ]
 
@@ -145,16 +144,7 @@ def segment_tokenizer_for(tokenizer: PreTrainedTokenizerBase, add_special_tokens
     if reason is not None or around is None:
         logger.debug("Texts are tokenised whole: the tokenizer %s.", reason)
         return None
-    backend: Tokenizer = tokenizer.backend_tokenizer
-    added = backend.get_added_tokens_decoder().items()
-    first = {token.content: (index, token) for index, token in added if token.content and not token.normalized}
-    plain = {text: index for text, (index, token) in first.items() if not _is_greedy(token)}
-    # The only step that treats the beginning of a text in its own way.
-    position_matters = '"prepend_scheme": "first"' in json.dumps(_state_of(backend.pre_tokenizer))
-    anchor = min(plain, key=len) if position_matters and plain else None
-    greedy = [text for text in first if text not in plain]
-    words = anchor is None and not position_matters and _splits_before_spaces(backend)
-    return SegmentTokenizer(backend, plain, greedy, anchor, words, *around)
+    return SegmentTokenizer(tokenizer.backend_tokenizer, *around)
 
 
 def _obstacle(tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -218,6 +208,7 @@ def _splits_before_spaces(backend: Tokenizer) -> bool:
 
 # Odd, so that the samples are not all first responses of pairs.
 _CHECK_EVERY = 63
+_TURNED_OFF = ("padding", "truncation", "return_attention_mask", "return_token_type_ids", "verbose")
 
 
 class Encoder(ABC):
@@ -269,15 +260,7 @@ class Encoder(ABC):
         return [ids_of[text] for text in texts]
 
     def _tokenize_whole(self, texts: list[str]) -> list[array[int]]:
-        encoded = self.tokenizer(
-            texts,
-            add_special_tokens=self.add_special_tokens,
-            padding=False,
-            truncation=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
+        encoded = self.tokenizer(texts, add_special_tokens=self.add_special_tokens, **dict.fromkeys(_TURNED_OFF, False))
         return [array("i", ids) for ids in cast(list[list[int]], encoded["input_ids"])]
 
     def fingerprint(self) -> str:
@@ -315,10 +298,8 @@ class ConversationEncoder(Encoder):
         """Requires a chat template, and warns where a conversation renders differently on another day."""
         variables = example.chat_template_kwargs
         if not self.tokenizer.chat_template and "chat_template" not in variables:
-            raise ConfigError(
-                "The data holds conversations, but the tokenizer has no chat template",
-                fix="Use a chat model's tokenizer, set its `chat_template`, or turn the messages into text.",
-            )
+            fix = "Use a chat model's tokenizer, set its `chat_template`, or turn the messages into text."
+            raise ConfigError("The data holds conversations, but the tokenizer has no chat template", fix=fix)
         template = self.tokenizer.get_chat_template(variables.get("chat_template"), cast(Any, example.tools))
         if "strftime_now" not in template:
             return
@@ -354,22 +335,14 @@ class ConversationEncoder(Encoder):
                 texts[index] = [next(rendered) for _ in examples[index].responses]
         return texts
 
-    def _render_all(
-        self,
-        conversations: list[Conversation],
-        tools: Sequence[Any] | None = None,
-        variables: Mapping[str, Any] = MappingProxyType({}),
-    ) -> list[str]:
+    def _render_all(self, conversations: list[Conversation], tools: Any = None, variables: Any = None) -> list[str]:
         try:
-            rendered = self.tokenizer.apply_chat_template(
-                cast(Any, conversations), tools=cast(Any, tools), tokenize=False, **variables
+            return cast(Any, self.tokenizer).apply_chat_template(
+                conversations, tools=tools, tokenize=False, **(variables or {})
             )
         except jinja2.TemplateSyntaxError as error:
-            raise ConfigError(
-                f"The chat template cannot be read: line {error.lineno}: {error.message}",
-                fix="Correct `tokenizer.chat_template`.",
-            ) from error
-        return cast(list[str], rendered)
+            message = f"The chat template cannot be read: line {error.lineno}: {error.message}"
+            raise ConfigError(message, fix="Correct `tokenizer.chat_template`.") from error
 
 
 @functools.cache  # once is enough
@@ -401,10 +374,8 @@ class TextEncoder(Encoder):
     def check(self, example: Example) -> None:
         """Requires an EOS token."""
         if self.tokenizer.eos_token is None:
-            raise ConfigError(
-                "The data holds plain text, which must end with an EOS, but the tokenizer has no `eos_token`",
-                fix="Set `tokenizer.eos_token` to the token that ends a text.",
-            )
+            message = "The data holds plain text, which must end with an EOS, but the tokenizer has no `eos_token`"
+            raise ConfigError(message, fix="Set `tokenizer.eos_token` to the token that ends a text.")
 
     def render(self, examples: Sequence[Example]) -> list[list[str]]:
         """Ends texts with the EOS token, where they do not end with it already."""

@@ -331,7 +331,6 @@ class _OpaqueEnvironment(ImmutableSandboxedEnvironment):
     concat = staticmethod(join_opaque)
 
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        """Call an object from a template."""
         changing = [__self.globals.get(name) for name in _CHANGING_GLOBALS]
         if any(__obj is function for function in changing if function is not None):
             raise LookedInside("a function that answers differently each time")
@@ -341,7 +340,6 @@ class _OpaqueEnvironment(ImmutableSandboxedEnvironment):
         return super().call(__context, __obj, *args, **kwargs)
 
     def getitem(self, obj: Any, argument: Any) -> Any:
-        """Read an item of an object."""
         if isinstance(argument, OpaqueText):
             raise LookedInside("an index")
         return super().getitem(obj, argument)

@@ -31,9 +31,6 @@ _SCORABLE = (
 _BOUNDS = {"weight": (0.0, math.inf), "preference_prob": (0.0, 1.0)}
 
 
-# --- rows -----------------------------------------------------------------------------------------------------
-
-
 def read_example(
     row: Any,
     *,
@@ -163,9 +160,6 @@ def prompt_of(row: Mapping[str, Any]) -> Any:
     while shared and shared[-1].get("role") != "user":
         shared.pop()
     return shared or row
-
-
-# --- the parts of a row -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -39,9 +39,6 @@ _SHAPES: dict[RowKind, Shape] = {"pairs": "pair", "scores": "list", "ranks": "li
 _SUSPICIOUS_TO_SCORE = Flag.EMPTY_RESPONSE | Flag.LAST_MESSAGE_NOT_ASSISTANT
 
 
-# --- one preparer of rows -----------------------------------------------------------------------------------------
-
-
 @dataclass
 class PreparedRow:
     """A row as token ids, or the reason why it has none."""
@@ -306,15 +303,6 @@ def prepare_dataset(
     ``row``, the row's index; and, of a table with `keep_columns`, the columns that preferences are not read from.
     Rows of a stream are read, checked and counted as they are requested, in this process.
     """
-    if max_length is not None and max_length <= 0:
-        fix = "Set it to at least 1 token, or to None for no limit."
-        raise ConfigError(f"`max_length` is {max_length}", fix=fix)
-    for name, value, values in (
-        ("overlong", overlong, ("drop", "truncate_left", "truncate_right", "error")),
-        ("purpose", purpose, ("train", "eval", "predict")),
-    ):
-        if value not in values:
-            raise ConfigError(f"`{name}` is {value!r}", fix=f"Set it to one of {', '.join(map(repr, values))}.")
     source, row_schema, first = _open(dataset, dataset_name)
     preparer = RowPreparer(
         tokenizer,
@@ -486,12 +474,9 @@ def _prepare_stream(
     function = partial(_prepare_batch, preparer=preparer, features=features, as_table=False)
     prepared = dataset.map(function, batched=True, batch_size=STREAM_BATCH, with_indices=True)
     # Batches of one row, not `filter`, which cannot follow a typed `map` in older releases of `datasets`.
+    kept = Features({name: features[name] for name in gate.columns})
     return prepared.select_columns(list(features)).map(
-        gate,
-        batched=True,
-        batch_size=1,
-        remove_columns=list(features),
-        features=Features({name: features[name] for name in gate.columns}),
+        gate, batched=True, batch_size=1, remove_columns=list(features), features=kept
     )
 
 
