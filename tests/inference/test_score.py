@@ -260,6 +260,8 @@ def test_memory_that_runs_out_halves_the_batch_and_says_so(folder, caplog):
         ({"responses": "a"}, "responses", "text"),
         ({"responses": []}, "responses", "empty"),
         ({"response_ids": [[1], []]}, "response_ids[1]", "empty"),
+        ({"response_ids": [[1], [2, 99_999]]}, "response_ids[1]", "token id 99999"),
+        ({"chosen_ids": [99_999], "rejected_ids": [1]}, "chosen_ids", "token id 99999"),
         ({"response": TALK, "tools": "{"}, "tools", "JSON"),
         ({"response": "x" * 600}, "response", "has 601 tokens, more than `max_length` 512"),
         ({"chosen": "a", "rejected": "x" * 600}, "rejected", "601"),
@@ -302,6 +304,34 @@ def test_nan_where_asked_counted_and_said(scorer, caplog):
     assert [scores[0], scores[4]] == REWARD.approx([scorer.score("a"), scorer.score("b")])
     streamed = flat(scorer.score_stream(rows, errors="nan", window=2))
     assert streamed == REWARD.approx(flat(scores))
+
+
+def test_token_ids_beyond_the_vocabulary_are_nan_where_asked(scorer, tokenizer):
+    last = scorer.model.get_input_embeddings().num_embeddings - 1
+    known, unknown = scorer.score([{"response_ids": [[last]]}, {"response_ids": [[1], [last + 1]]}], errors="nan")
+    assert not math.isnan(known[0])
+    assert [math.isnan(reward) for reward in unknown] == [True, True]
+
+
+@pytest.mark.parametrize("rows", [7, None, 2.5, object()])
+def test_what_holds_no_rows_is_refused(scorer, rows):
+    for field, call in (("rows", scorer.score), ("rows", scorer.score_stream), ("pairs", scorer.margin)):
+        with pytest.raises(DataError) as caught:
+            call(rows)
+        assert caught.value.field == field
+        assert "a mapping" in caught.value.fix
+    with pytest.raises(DataError) as caught:
+        scorer.rank("a", rows)
+    assert caught.value.field == "responses"
+
+
+def test_the_columns_of_a_table_are_not_taken_for_rows(scorer):
+    table = Dataset.from_list(conversation_rows(2))
+    with pytest.raises(DataError) as caught:
+        scorer.score(table.data.table)
+    assert caught.value.field == "rows"
+    assert "`datasets.Dataset`" in caught.value.fix
+    assert len(scorer.score(table)) == 2
 
 
 def test_a_stream_raises_where_the_broken_row_is_reached(scorer):

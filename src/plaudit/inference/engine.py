@@ -52,7 +52,9 @@ class ScoringEngine:
         """
         batches = self._plan([ids for row in window for ids in row.ids or ()])
         raw_NK = self._compute(batches, done, members=k is not None)
-        rewards_N, members_NK = self._calibrate(raw_NK)
+        scale, shift = (1.0, 0.0) if self.calibration is None else (self.calibration.scale, self.calibration.shift)
+        rewards_N = scale * raw_NK[:, 0] + shift
+        members_NK = rewards_N[:, None] + scale * raw_NK[:, 1:]
         scores, start = [], 0
         for row in window:
             end = start + len(row.ids or ())
@@ -91,36 +93,35 @@ class ScoringEngine:
         """Raw rewards (N, 1), in the order of the responses; with members (N, 1 + K), followed by their deviations."""
         if self.model.training:
             self.model.eval()  # whoever passed in the model may have continued to train it
-        computed = []
-        for batch in batches:
-            computed.append(self._compute_or_halve(batch, members))
+        computed: list[torch.Tensor] = []
+        places_of_each: list[list[int]] = []
+        waiting = [*reversed(batches)]
+        while waiting:
+            batch = waiting.pop()
+            try:
+                computed.append(self._forward_batch(batch, members))
+            except torch.OutOfMemoryError:
+                if len(batch) == 1:
+                    raise
+                self.max_tokens = max(self.max_tokens // 2, 1)
+                logger.warning(
+                    "Out of memory at %d tokens: this batch is halved, and max_tokens_per_batch is %d from now on.",
+                    sum(group.tokens for group in batch),
+                    self.max_tokens,
+                )
+                middle = len(batch) // 2
+                waiting += [batch[middle:], batch[:middle]]
+                continue
+            places_of_each += [places for group in batch for places in group.places]
             done(sum(len(places) for group in batch for places in group.places))
         heads = heads_of(base_model_of(self.model)) if members else None
         width = 1 if heads is None or heads.ensemble is None else 1 + heads.ensemble.out_features
-        places_of_each = [places for batch in batches for group in batch for places in group.places]
         raw_NK = np.empty((sum(map(len, places_of_each)), width))
         # Read once: each reading would wait for an accelerator.
         values = torch.cat(computed).double().cpu().numpy() if computed else ()
         for value, places in zip(values, places_of_each, strict=True):
             raw_NK[places] = value
         return raw_NK
-
-    def _compute_or_halve(self, batch: Sequence[Group], members: bool) -> torch.Tensor:
-        try:
-            return self._forward_batch(batch, members)
-        except torch.OutOfMemoryError:
-            if len(batch) == 1:
-                raise
-            self.max_tokens = max(self.max_tokens // 2, 1)
-            logger.warning(
-                "Out of memory at %d tokens: this batch is halved, and max_tokens_per_batch is %d from now on.",
-                sum(group.tokens for group in batch),
-                self.max_tokens,
-            )
-        middle = len(batch) // 2
-        return torch.cat(
-            (self._compute_or_halve(batch[:middle], members), self._compute_or_halve(batch[middle:], members))
-        )
 
     @torch.inference_mode()
     def _forward_batch(self, groups: Sequence[Group], members: bool = False) -> torch.Tensor:
@@ -135,12 +136,6 @@ class ScoringEngine:
         rewards = self.forward(self.model, on_device)
         rewards_N1 = rewards.rewards_N[:, None]
         return torch.cat((rewards_N1, rewards.extras["deviations"]), dim=1) if members else rewards_N1
-
-    def _calibrate(self, raw_NK: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Reported rewards (N,), and those of each member of the ensemble (N, K)."""
-        scale, shift = (1.0, 0.0) if self.calibration is None else (self.calibration.scale, self.calibration.shift)
-        rewards_N = scale * raw_NK[:, 0] + shift
-        return rewards_N, rewards_N[:, None] + scale * raw_NK[:, 1:]
 
 
 Ids = Sequence[int]

@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -110,20 +110,34 @@ def score_file(
     if uncertainty:
         model.require_ensemble(k)
 
-    def make_job() -> _Job:
+    jobs: list[_Job] = []
+
+    def examine() -> dict[str, Any]:
         arrow = io.kind_of_output(path) == "parquet"
         rows = io.open_input(input, config=config, split=split, streaming=streaming, arrow=arrow)
         caution = k if uncertainty else None
-        return _Job(model, rows, errors, chunk_size, caution, column, overwrite_column, patience, progress)
+        jobs.append(_Job(model, rows, errors, chunk_size, caution, column, overwrite_column, patience, progress))
+        return jobs[0].made_from()
 
-    def open_folder(made_from: dict[str, Any]) -> WorkFolder:
-        folder = path.with_name(f"{path.name}.chunks")
-        finished = not restart and path.exists() and WorkFolder(folder).is_finished()
+    def open_folder() -> WorkFolder | None:
+        if current_process()[0]:
+            return None
+        work = WorkFolder(path.with_name(f"{path.name}.chunks"))
+        finished = not restart and path.exists() and work.result.exists() and not work.merged.exists()
         if not finished:
             refuse_existing(path, overwrite)
-        return WorkFolder.open(folder, made_from, restart=restart, finished=finished)
+        return WorkFolder.open(work.path, made_from[0], restart=restart, finished=finished)
 
-    job, work = _begin(make_job, open_folder)
+    with _cpu_group() as group:
+        made_from = _in_every_process(examine, group)
+        differing = [rank for rank, values in enumerate(made_from) if values != made_from[0]]
+        if differing:
+            raise ConfigError(
+                f"process {differing[0]} has another input, model or setting than process 0",
+                fix="Give all processes the same files, in a shared folder if there are several machines.",
+            )
+        work: WorkFolder = _in_every_process(open_folder, group)[0]
+    job = jobs[0]
     if not work.finished:
         scored = _score_chunks(job, work)
         if scored is not None:
@@ -155,12 +169,8 @@ def _write_result(job: _Job, work: WorkFolder, path: Path, chunks: int, resumed:
     number = Value("float64")
     types = {name: List(number) if shape == "list" else number for shape in shapes for name in job.columns_of(shape)}
     schema = None if rows.schema is None else io.add_to_table(rows.schema.empty_table(), types).schema
-
-    def header() -> list[str]:
-        return list(dict.fromkeys([*rows.column_names(), *types]))
-
     nothing = dict.fromkeys(types)  # a row that holds nothing to score may have a shape that no other row has
-    with io.open_output(path, work.merged, columns=header, schema=schema) as write:
+    with io.open_output(path, work.merged, lambda: {**dict.fromkeys(rows.column_names()), **types}, schema) as write:
         for chunk, scored in zip(rows.chunks(job.chunk_size), work.read_all(chunks), strict=True):
             added = [job.values_of(row) if row.shape in shapes else nothing for row in scored]
             if isinstance(chunk.kept, pa.Table):
@@ -192,7 +202,6 @@ class RowScores:
     index: int  # of the row in the input
     shape: Shape
     rewards: list[float]  # one per response; NaN where the row could not be scored
-    tokens: list[int]  # of each response with its prompt, as computed; empty where the row could not be scored
     flags: int = 0  # sum of its `Flag` values; a row with `OVERLONG` was truncated, or has an error
     std: Any = None  # of an ensemble, shaped like the rewards; for a pair, of its margin
     lower_bound: Any = None
@@ -258,8 +267,7 @@ class _Job:
                 uncertain = score.margin(self.k) if row.shape == "pair" else score
                 rewards, std, lower_bound = score.mean, uncertain.std, uncertain.lower_bound
             rewards = [rewards] if row.shape == "one" else list(rewards)
-            tokens = [len(ids) for ids in row.ids or ()]
-            scores.append(RowScores(row.index, row.shape, rewards, tokens, int(row.flags), std, lower_bound, row.error))
+            scores.append(RowScores(row.index, row.shape, rewards, int(row.flags), std, lower_bound, row.error))
         return scores
 
 
@@ -280,9 +288,8 @@ def score_in_chunks(
 ) -> Iterator[RowScores]:
     """Yields the scores of each row of an input, in order.
 
-    A `folder` keeps finished chunks: a later call resumes there, and raises `ConfigError` if the model, the rows or a
-    setting changed. The caller deletes the folder. Several processes share the chunks of a folder; then all rows are
-    yielded in the first process, and none in the others. Without a folder nothing is kept, and each chunk is yielded
+    A `folder` of this process keeps finished chunks: a later call resumes there, and raises `ConfigError` if the model,
+    the rows or a setting changed. The caller deletes the folder. Without one nothing is kept, and each chunk is yielded
     once it is scored. `errors` is ``"raise"``, or ``"nan"`` for rows that hold their error.
     """
     job = _Job(model, rows, errors, chunk_size, progress=progress)
@@ -292,7 +299,7 @@ def score_in_chunks(
                 yield from job.score(chunk)
                 bar.update(chunk.count)
         return
-    _, work = _begin(lambda: job, lambda made_from: WorkFolder.open(Path(folder), made_from))
+    work = WorkFolder.open(Path(folder), job.made_from())
     scored = _score_chunks(job, work)
     if scored is not None:
         yield from itertools.chain.from_iterable(work.read_all(scored[0]))
@@ -352,55 +359,31 @@ def current_process() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0") or 0), int(os.environ.get("WORLD_SIZE", "1") or 1)
 
 
-def _begin(make_job: Callable[[], _Job], open_folder: Callable[[Any], WorkFolder]) -> tuple[_Job, WorkFolder]:
-    """Makes the job in every process, and opens its folder in the first.
-
-    An error in either is raised in every process, as is a `ConfigError` if the jobs differ.
-    """
-
-    def examined() -> tuple[_Job, dict[str, Any]]:
-        job = make_job()
-        return job, job.made_from()
-
-    rank, processes = current_process()
-    job: Any
-    made_from: Any
+def _in_every_process(call: Callable[[], Any], group: Any) -> list[Any]:
+    """Returns the results of a call in every process; an error in any of them is raised in all."""
+    processes = current_process()[1]
     if processes == 1:
-        job, made_from = examined()
-        return job, open_folder(made_from)
-    result, error = _result_or_error(examined)
-    job, made_from = result or (None, None)
-    with _cpu_group() as group:
-        everyone: list[Any] = [None] * processes
-        dist.all_gather_object(everyone, (made_from, error), group=group)
-        error = next((error for _, error in everyone if error is not None), None)
-        differing = [rank for rank, (other, _) in enumerate(everyone) if other != everyone[0][0]]
-        if error is None and differing:
-            error = ConfigError(
-                f"process {differing[0]} has another input, model or setting than process 0",
-                fix="Give all processes the same files, in a shared folder if there are several machines.",
-            )
-        answer: list[Any] = [None]
-        if error is None:
-            answer = [_result_or_error(lambda: open_folder(made_from)) if rank == 0 else None]
-            dist.broadcast_object_list(answer, src=0, group=group)
-            work, error = answer[0]
-    if error is not None:
-        raise error
-    return job, work
-
-
-def _result_or_error(call: Callable[[], Any]) -> tuple[Any, PlauditError | None]:
+        return [call()]
+    mine: tuple[Any, PlauditError | None]
     try:
-        return call(), None
+        mine = call(), None
     except PlauditError as error:
-        return None, error
+        mine = None, error
+    everyone: list[Any] = [None] * processes
+    dist.all_gather_object(everyone, mine, group=group)
+    for _, failure in everyone:
+        if failure is not None:
+            raise failure
+    return [result for result, _ in everyone]
 
 
 @contextmanager
 def _cpu_group() -> Iterator[Any]:
-    """A group of all processes on the CPU, for as long as it takes to agree."""
+    """A group of all processes on the CPU, for as long as it takes to agree; None for the default group."""
     group = None
+    if current_process()[1] == 1:
+        yield None
+        return
     if dist.is_initialized():
         group = dist.new_group(backend="gloo")
     else:
@@ -423,13 +406,10 @@ def _heartbeat(folder: Path, rank: int, interval: float) -> Iterator[None]:
     file, stop = folder / f"rank-{rank:05d}.alive", threading.Event()
 
     def beat() -> None:
-        for count in itertools.count():
-            try:
-                file.write_text(str(count), encoding="utf-8")
-            except OSError:  # the folder is gone: the file is merged, or somebody started over
-                return
-            if stop.wait(interval):
-                return
+        count = 0
+        with suppress(OSError):  # the folder is gone: the file is merged, or somebody started over
+            while not stop.wait(interval if count else 0):
+                file.write_text(str(count := count + 1), encoding="utf-8")
 
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
@@ -444,8 +424,17 @@ def _wait_for_others(work: WorkFolder, processes: int, counts: Sequence[int], pa
     """Waits until every chunk is there; raises `ConfigError` if another process failed or has no heartbeat."""
     fix = "Find out why, and run the same command again: finished chunks are kept."
     beats: dict[int, tuple[str, float]] = {}
-    missing = set(range(len(counts)))
-    while missing := {index for index in missing if not work.has(index, counts[index])}:
+    missing = dict(enumerate(counts))
+    while True:
+        for index, count in list(missing.items()):
+            rows = work.read(index)
+            if rows is not None and len(rows) != count:
+                message = f"chunk {index} has {len(rows)} rows in {str(work.path)!r}, and {count} in the input"
+                raise DataError(message, fix="The input changed meanwhile: start over with `--restart`.")
+            if rows is not None:
+                del missing[index]
+        if not missing:
+            return
         failed = sorted(work.path.glob("rank-*.failed"))
         if failed:
             rank, text = int(failed[0].stem.split("-")[1]), failed[0].read_text(encoding="utf-8")
@@ -469,9 +458,6 @@ _INPUTS = {
     "configuration": "the model's configuration",
     "tokenizer": "the tokenizer or its chat template",
     "input": "the input",
-    "chunk_size": "`chunk_size`",
-    "max_length": "`max_length`",
-    "overlong": "`overlong`",
     "calibration": "the calibration",
     "k": "`uncertainty` or `k`",
 }
@@ -506,7 +492,7 @@ class WorkFolder:
                 # Chunks that were finished under "error" have no row that is too long.
                 if old != new and not (name == "overlong" and old == "error"):
                     values = f" ({old!r}, now {new!r})" if name in ("chunk_size", "max_length", "overlong", "k") else ""
-                    changed.append(f"{_INPUTS.get(name, name)}{values}")
+                    changed.append(f"{_INPUTS.get(name, f'`{name}`')}{values}")
             if changed:
                 message = f"{' and '.join(changed)} changed since {str(path)!r} was begun"
                 raise ConfigError(message, fix=f"{fix}, or restore what changed to resume.")
@@ -544,38 +530,23 @@ class WorkFolder:
             assert rows is not None, f"chunk {index} is gone"
             yield rows
 
-    def has(self, index: int, count: int) -> bool:
-        """Returns whether a chunk is there; raises `DataError` unless it has `count` rows."""
-        rows = self.read(index)
-        if rows is not None and len(rows) != count:
-            raise DataError(
-                f"chunk {index} has {len(rows)} rows in {str(self.path)!r}, and {count} in the input",
-                fix="The input changed meanwhile: start over with `--restart`.",
-            )
-        return rows is not None
-
     def count(self) -> int:
         """Returns the number of finished chunks."""
         return sum(1 for _ in self.path.glob("chunk-*.json"))
 
-    def is_finished(self) -> bool:
-        """Returns whether the scored file is complete and has its name, and only this folder is left."""
-        return self.result.exists() and not self.merged.exists()
-
     def remove(self) -> None:
         """Removes the folder; the result goes last, so that an interrupted removal does not lose it."""
-        last = (self.path / "manifest.json", self.result)
+        last = [self.path / "manifest.json", self.result]
         for _ in range(50):
             if not self.path.is_dir():
                 return
-            for entry in [*(entry for entry in self.path.iterdir() if entry not in last), *last]:
+            for entry in sorted(self.path.iterdir(), key=lambda entry: last.index(entry) if entry in last else -1):
                 entry.unlink(missing_ok=True)
-            try:
+            with suppress(OSError):  # another process writes a last heartbeat
                 self.path.rmdir()
-            except OSError:  # another process writes a last heartbeat
-                time.sleep(0.1)
-        if self.path.is_dir():
-            logger.warning("%s cannot be removed; nothing in it is needed any more.", self.path)
+                return
+            time.sleep(0.1)
+        logger.warning("%s cannot be removed; nothing in it is needed any more.", self.path)
 
 
 def _read_json(path: Path) -> Any:

@@ -248,7 +248,7 @@ Write: TypeAlias = Callable[[Any], Any]
 
 @contextmanager
 def open_output(
-    path: Path, temporary: Path, *, columns: Callable[[], Sequence[str]], schema: pa.Schema | None = None
+    path: Path, temporary: Path, columns: Callable[[], Iterable[str]], schema: pa.Schema | None = None
 ) -> Iterator[Write]:
     """Writes a file under a temporary name, synced to disk, for the caller to rename; removes it after an error.
 
@@ -293,11 +293,10 @@ def _cell(value: Any) -> str:
 
 
 def _json_line(row: Row) -> bytes:
-    text = json.dumps(row, ensure_ascii=False, default=_plain) + "\n"
     try:
-        return text.encode("utf-8")
+        return (json.dumps(row, ensure_ascii=False, default=_plain) + "\n").encode()
     except UnicodeEncodeError:  # half a surrogate pair, which JSON can name and UTF-8 cannot
-        return (json.dumps(row, default=_plain) + "\n").encode("ascii")
+        return (json.dumps(row, default=_plain) + "\n").encode()
 
 
 def _plain(value: Any) -> Any:

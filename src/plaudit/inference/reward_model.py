@@ -19,29 +19,12 @@ from plaudit.data.prepare import PreparedRow, RowPreparer
 from plaudit.data.report import DataReport, ScoringOverlong
 from plaudit.errors import ConfigError, DataError
 from plaudit.inference.engine import ScoringEngine, UncertainReward, std_of
-from plaudit.model import find_file
-from plaudit.model.aux_heads import FILE_NAME as ENSEMBLE_FILE
-from plaudit.model.aux_heads import ensemble_in, heads_of, install_training_heads
+from plaudit.model import aux_heads, find_file, load
 from plaudit.model.calibration import FILE_NAME as CALIBRATION_FILE
 from plaudit.model.calibration import RewardCalibration, load_calibration
 from plaudit.model.head import install_reward_forward
-from plaudit.model.load import (
-    Source,
-    context_length,
-    default_device,
-    eos_token_ids,
-    load_reward_model,
-    load_tokenizer_of,
-    require_reward_model,
-    set_pad_token,
-)
 from plaudit.model.peft import base_model_of, require_sequence_classification
-from plaudit.model.shared_prefix import (
-    BatchLayout,
-    RewardForward,
-    choose_layout,
-    enable_shared_prefix,
-)
+from plaudit.model.shared_prefix import BatchLayout, RewardForward, choose_layout, enable_shared_prefix
 from plaudit.schema import Text
 
 logger = logging.getLogger("plaudit")
@@ -110,9 +93,14 @@ class RewardModel:
         require_sequence_classification(model)
         self.model: Any = model.eval()
         base_model = base_model_of(model)
-        require_reward_model(base_model)
-        _warn_of_pooling(base_model, processing_class)
-        self.processing_class = set_pad_token(base_model, processing_class, may_resize=False)
+        load.require_reward_model(base_model)
+        config = base_model.config.get_text_config()
+        if config.pad_token_id in load.eos_token_ids(processing_class, config):
+            logger.warning(
+                "This checkpoint pads with its eos token. Plaudit reads rewards at the last token of each response, as "
+                "vLLM and SGLang do; transformers reads the token before a trailing eos, and returns another reward."
+            )
+        self.processing_class = load.set_pad_token(base_model, processing_class, may_resize=False)
         reads_positions = install_reward_forward(base_model)
         layout, reason = choose_layout(model, batch_layout)
         if layout == "shared_prefix":
@@ -121,12 +109,14 @@ class RewardModel:
         forward = RewardForward(base_model, layout, reason, reads_positions=reads_positions, required=required)
         self.device: torch.device = base_model.device
         if max_length is None:
-            max_length = context_length(base_model, self.processing_class, decoder=reads_positions)
+            max_length = load.context_length(base_model, self.processing_class, decoder=reads_positions)
         self.max_length, self.overlong, self.calibration = max_length, overlong, calibration
         tokens = max_tokens_per_batch or (_TOKENS_ON_CPU if self.device.type == "cpu" else _TOKENS_ELSEWHERE)
         pad_token_id: Any = self.processing_class.pad_token_id
         self._engine = ScoringEngine(self.model, forward, pad_token_id, tokens, calibration)
         self._preparer = RowPreparer(self.processing_class, max_length, overlong)
+        embeddings = base_model.get_input_embeddings()
+        self._vocabulary: int = getattr(embeddings, "num_embeddings", 0) or load.embedding_rows(base_model)
         self._known_suspicions: set[str] = set()
         self.name = name or str(getattr(base_model.config, "name_or_path", "") or "reward_model")
         # Trainers that take reward functions, such as TRL's, ask for their names.
@@ -171,21 +161,26 @@ class RewardModel:
                 without its head.
         """
         check_settings(batch_layout, max_tokens_per_batch, max_length, overlong)
-        source = Source(str(name_or_path), revision, trust_remote_code)
-        model = load_reward_model(
-            source,
-            device=default_device() if device is None else torch.device(device),
-            dtype=dtype,
-            quantization_config=quantization_config,
-            merge_adapter=merge_adapter,
+        source = load.Source(str(name_or_path), revision, trust_remote_code)
+        device = load.default_device() if device is None else torch.device(device)
+        model = load.load_reward_model(
+            source, device=device, dtype=dtype, quantization_config=quantization_config, merge_adapter=merge_adapter
         )
         _load_ensemble(model, source.name, revision)
         if processing_class is None:
-            processing_class = load_tokenizer_of(source)
+            processing_class = load.load_tokenizer_of(source)
         if calibration == "stored":
             calibration = load_calibration(source.name, revision)
             if calibration is not None:
-                _log_calibration(calibration)
+                changed = f"rewards are {calibration.scale:g} times the model's plus {calibration.shift:g}, "
+                logger.log(
+                    logging.WARNING if calibration.changes_rewards else logging.INFO,
+                    "%s is applied: %stemperature %g (%s).",
+                    CALIBRATION_FILE,
+                    changed if calibration.changes_rewards else "",
+                    calibration.temperature,
+                    calibration.how or "it does not say how it was found",
+                )
         return cls(
             model,
             processing_class,
@@ -249,24 +244,28 @@ class RewardModel:
             DataError: A row cannot be scored; the error names the row and the field.
             ConfigError: The model has no ensemble.
         """
-        if is_one_row(rows):
-            return self._score([rows], progress, errors, k if uncertainty else None)[0]
-        scores = self._score(rows, progress, errors, k if uncertainty else None)
+        several, single = _several(rows, "rows")
+        scores = self._score(several, progress, errors, k if uncertainty else None)
+        if single:
+            return scores[0]
         return UncertainReward.together(scores) if uncertainty else scores
 
     def _score(self, rows: Iterable[Any], progress: bool, errors: OnError, k: float | None) -> list[Any]:
         self._check(errors, k)
         windows = list(self._windows(rows, errors))  # every row is read before any reward is computed
         total = sum(row.responses for window in windows for row in window if row.ids is not None)
+        return list(self._rewards(windows, k, progress, total))
+
+    def _rewards(
+        self, windows: Iterable[list[PreparedRow]], k: float | None, progress: bool, total: int | None = None
+    ) -> Iterator[Any]:
         report = DataReport("rows", self.max_length, self.overlong, "score")
-        scores: list[Any] = []
         with tqdm(total=total, unit=" responses", desc="Scoring", disable=not progress) as bar:
             for window in windows:
-                scores += self._engine.score(window, k, bar.update)
                 for row in window:
                     report.add(row.index, row.flags, row.error)
+                yield from self._engine.score(window, k, bar.update)
         report.log_unless_known(self._known_suspicions)
-        return scores
 
     def score_stream(
         self,
@@ -293,53 +292,38 @@ class RewardModel:
             DataError: A row cannot be scored.
             ConfigError: The model has no ensemble, and `uncertainty` is set.
         """
-        if is_one_row(rows):
+        rows, single = _several(rows, "rows")
+        if single:
             raise ConfigError("`rows` is a single row", field="rows", fix="Pass an iterable of rows, or use `score`.")
         if window is not None and window < 1:
             raise ConfigError(f"`window` is {window}", field="window", fix="Use a positive number of rows, or None.")
         caution = k if uncertainty else None
         self._check(errors, caution)  # here, because a generator would raise at its first item only
-
-        def stream() -> Iterator[Any]:
-            report = DataReport("rows", self.max_length, self.overlong, "score")
-            with tqdm(unit=" responses", desc="Scoring", disable=not progress) as bar:
-                for prepared in self._windows(rows, errors, window):
-                    for row in prepared:
-                        report.add(row.index, row.flags, row.error)
-                    yield from self._engine.score(prepared, caution, bar.update)
-            report.log_unless_known(self._known_suspicions)
-
-        return stream()
+        return self._rewards(self._windows(rows, errors, window), caution, progress)
 
     def score_prepared(
-        self,
-        rows: Iterable[Any],
-        *,
-        errors: OnError = "raise",
-        first_row: int = 0,
-        features: Mapping[str, Any] | None = None,
-        k: float | None = None,
+        self, rows: Iterable[Any], *, errors: OnError = "raise", k: float | None = None, **source: Any
     ) -> Iterator[tuple[PreparedRow, Any]]:
         """Yields each prepared row with its rewards, and logs nothing.
 
-        `first_row` is the number of the first row in messages; `features` are the column types that `datasets`
-        declares. With a `k` the rewards are an `UncertainReward`.
+        `source` may hold ``first_row``, the number of the first row in messages, and ``features``, the column types
+        that `datasets` declares. With a `k` the rewards are an `UncertainReward`.
         """
         self._check(errors, k)
-        for window in self._windows(rows, errors, first_row=first_row, features=features):
+        for window in self._windows(rows, errors, **source):
             yield from zip(window, self._engine.score(window, k), strict=True)
 
     def _windows(
-        self,
-        rows: Iterable[Any],
-        errors: OnError,
-        size: int | None = None,
-        *,
-        first_row: int = 0,
-        features: Mapping[str, Any] | None = None,
+        self, rows: Iterable[Any], errors: OnError, size: int | None = None, **source: Any
     ) -> Iterator[list[PreparedRow]]:
-        for window in self._preparer.windows(rows, size, first_row=first_row, features=features):
+        for window in self._preparer.windows(rows, size, **source):
             for row in window:
+                unknown = [index for index, ids in enumerate(row.ids or ()) if max(ids) >= self._vocabulary]
+                if row.ids is not None and unknown:
+                    message = f"has token id {max(row.ids[unknown[0]])}; the model has {self._vocabulary} tokens"
+                    fix = "Use this model's tokenizer, or pass texts."
+                    row.error = DataError(message, row=row.index, field=row.fields[unknown[0]], fix=fix)
+                    row.ids, row.flags = None, 0
                 if row.error is not None and errors == "raise" and not (row.overlong and self.overlong == "nan"):
                     raise row.error
             yield window
@@ -354,11 +338,11 @@ class RewardModel:
         """Raises `ConfigError` if the model has no ensemble, or `k` is not a number of standard deviations."""
         if isinstance(k, bool) or not isinstance(k, int | float) or not 0 <= k < math.inf:
             raise ConfigError(f"`k` is {k!r}", field="k", fix="Use a number of standard deviations, 0 or more.")
-        heads = heads_of(base_model_of(self.model))
+        heads = aux_heads.heads_of(base_model_of(self.model))
         if heads is None or heads.ensemble is None:
             fix = (
                 "Train the model with `RewardConfig(ensemble_size=8)` (`plaudit train --ensemble_size 8`), and load "
-                f"the folder that holds {ENSEMBLE_FILE}: the model alone has one reward head."
+                f"the folder that holds {aux_heads.FILE_NAME}: the model alone has one reward head."
             )
             raise ConfigError(f"{self.name!r} has no ensemble, and so no std", field="uncertainty", fix=fix)
 
@@ -391,27 +375,29 @@ class RewardModel:
             DataError: A response cannot be scored.
             ConfigError: The model has no ensemble, and `uncertainty` is set.
         """
-        if isinstance(responses, str | Mapping):
+        if isinstance(responses, str | Mapping) or not isinstance(responses, Iterable):
             raise DataError(f"is {kind_of(responses)}, not a list of responses", field="responses", fix="Pass a list.")
         given = list(responses)
         if not given:
             return []
         row = _row_of(prompt, {"tools": tools, "chat_template_kwargs": chat_template_kwargs})
         row["responses"] = [_as_reply(prompt, response) for response in given]
-        if not uncertainty:
-            rewards = zip(given, self.score(row), range(len(given)), strict=True)
-            return _best_first([RankedResponse(*ranked) for ranked in rewards], "reward")
-        scores = self.score(row, uncertainty=True, k=k)
-        # What a member adds to all responses of a prompt says nothing about their order.
-        scored_N = ~np.isnan(scores.members).any(axis=1)
-        common_K = scores.members[scored_N].mean(axis=0) if scored_N.any() else 0.0
-        ranked = [
-            UncertainResponse(response, reward, position, std, reward - k * std)
-            for position, (response, reward, std) in enumerate(
-                zip(given, scores.mean, std_of(scores.members - common_K), strict=True)
-            )
-        ]
-        return _best_first(ranked, "lower_bound")
+        scores = self.score(row, uncertainty=uncertainty, k=k)
+        ranked: list[Any] = []
+        if uncertainty:
+            # What a member adds to all responses of a prompt says nothing about their order.
+            scored_N = ~np.isnan(scores.members).any(axis=1)
+            common_K = scores.members[scored_N].mean(axis=0) if scored_N.any() else 0.0
+            std_N = std_of(scores.members - common_K)
+            for position, (response, reward, std) in enumerate(zip(given, scores.mean, std_N, strict=True)):
+                ranked.append(UncertainResponse(response, reward, position, std, reward - k * std))
+        else:
+            for position, (response, reward) in enumerate(zip(given, scores, strict=True)):
+                ranked.append(RankedResponse(response, reward, position))
+
+        field = "lower_bound" if uncertainty else "reward"
+        # NaN compares with nothing: it comes last.
+        return sorted(ranked, key=lambda response: (math.isnan(getattr(response, field)), -getattr(response, field)))
 
     def best_of_n(self, prompt: Text | None, responses: Sequence[Any], **options: Any) -> Any:
         """Returns the best response to a prompt; of equal ones the first.
@@ -456,20 +442,17 @@ class RewardModel:
             DataError: A row is not a pair, or cannot be scored.
             ConfigError: The model has no ensemble, and `uncertainty` is set.
         """
-        if is_one_row(pairs):
-            return self._margins([pairs], progress, errors, k if uncertainty else None)[0]
-        margins = self._margins(list(pairs), progress, errors, k if uncertainty else None)
-        return UncertainReward.together(margins) if uncertainty else margins
-
-    def _margins(self, pairs: Sequence[Any], progress: bool, errors: OnError, k: float | None) -> list[Any]:
-        for index, row in enumerate(pairs):
+        several, single = _several(pairs, "pairs")
+        rows = list(several)
+        for index, row in enumerate(rows):
             columns = ("chosen", "rejected", "chosen_ids")
             if not isinstance(row, Mapping) or all(row.get(name) is None for name in columns):
                 raise DataError("is not a pair", row=index, fix="Give each row `chosen` and `rejected`.")
-        scores = self._score(pairs, progress, errors, k)
-        if k is not None:
-            return [score.margin(k) for score in scores]
-        return [chosen - rejected for chosen, rejected in scores]
+        scores = self._score(rows, progress, errors, k if uncertainty else None)
+        margins = [score.margin(k) if uncertainty else score[0] - score[1] for score in scores]
+        if single:
+            return margins[0]
+        return UncertainReward.together(margins) if uncertainty else margins
 
     def probability(self, pairs: Any, *, progress: bool = False, errors: OnError = "raise") -> Any:
         r"""Returns the probability that ``chosen`` is better than ``rejected``.
@@ -531,20 +514,10 @@ def check_settings(batch_layout: str, max_tokens: int | None, max_length: int | 
             raise ConfigError(f"`{name}` is {number}", field=name, fix="Use a positive number, or None.")
 
 
-def _warn_of_pooling(base_model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Warns where other software would read another reward from the same checkpoint."""
-    config = base_model.config.get_text_config()
-    if config.pad_token_id in eos_token_ids(tokenizer, config):
-        logger.warning(
-            "This checkpoint pads with its eos token. Plaudit reads rewards at the last token of each response, as "
-            "vLLM and SGLang do; transformers reads the token before a trailing eos, and returns another reward."
-        )
-
-
 def _load_ensemble(model: Any, name: str, revision: str | None) -> None:
     """Installs the ensemble that is stored beside a model, if there is one."""
-    path = find_file(name, ENSEMBLE_FILE, revision)
-    heads = None if path is None else ensemble_in(Path(path))
+    path = find_file(name, aux_heads.FILE_NAME, revision)
+    heads = None if path is None else aux_heads.ensemble_in(Path(path))
     if heads is None or heads.ensemble is None:
         return
     base_model = base_model_of(model)
@@ -555,27 +528,20 @@ def _load_ensemble(model: Any, name: str, revision: str | None) -> None:
             fix="Keep the file beside the model that it was trained with, or delete it.",
         )
     if hasattr(base_model, "score"):
-        install_training_heads(base_model, heads.eval().requires_grad_(False))
+        aux_heads.install_training_heads(base_model, heads.eval().requires_grad_(False))
 
 
-def _log_calibration(calibration: RewardCalibration) -> None:
-    rewards = f"rewards are {calibration.scale:g} times the model's plus {calibration.shift:g}, "
-    logger.log(
-        logging.WARNING if calibration.changes_rewards else logging.INFO,
-        "%s is applied: %stemperature %g (%s).",
-        CALIBRATION_FILE,
-        rewards if calibration.changes_rewards else "",
-        calibration.temperature,
-        calibration.how or "it does not say how it was found",
-    )
-
-
-def _best_first(responses: list[Any], field: str) -> list[Any]:
-    def key(response: Any) -> tuple[bool, float]:
-        value = getattr(response, field)
-        return math.isnan(value), 0.0 if math.isnan(value) else -value  # NaN compares with nothing: it comes last
-
-    return sorted(responses, key=key)
+def _several(rows: Any, name: str) -> tuple[Iterable[Any], bool]:
+    """Returns several rows, and whether they are a single one; raises `DataError` for what is neither."""
+    if is_one_row(rows):
+        return [rows], True
+    if hasattr(rows, "columns") or not (hasattr(rows, "__iter__") or hasattr(rows, "__getitem__")):
+        fix = (
+            "Pass a text, a list of messages, a mapping with the columns of the data formats, or an iterable of such "
+            "rows; turn a data frame into a `datasets.Dataset`."
+        )
+        raise DataError(f"is {kind_of(rows)}, and holds no rows", field=name, fix=fix)
+    return rows, False
 
 
 def _row_of(prompt: Text | None, columns: Mapping[str, Any]) -> dict[str, Any]:

@@ -306,18 +306,17 @@ def _select(
         types = dict(zip(rows.schema.names, rows.schema.types, strict=True))
         for name in (columns.responses, columns.rewards) if columns.responses in types else ():
             kind = types.get(name, pa.null())
-            if not _is_list(kind) and (name == columns.responses or not _is_number(kind)):
+            number = pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)
+            if not _is_list(kind) and not (number and name == columns.rewards):
                 message = f"{quoted([name])} holds {kind}, not lists of one type"
                 raise ConfigError(message, fix="Write JSON lines.")
         schema = columns.reduce_table(rows.schema.empty_table(), []).schema
-
-    def header() -> list[str]:
-        return [columns.name(column) for column in rows.column_names()]
-
     with ExitStack() as stack:
         temporary = [stack.enter_context(appearing(path)) for path in paths]
         writers = [
-            stack.enter_context(io.open_output(path, unfinished, columns=header, schema=schema))
+            stack.enter_context(
+                io.open_output(path, unfinished, lambda: map(columns.name, rows.column_names()), schema)
+            )
             for path, unfinished in zip(paths, temporary, strict=True)
         ]
         for chunk in rows.chunks():
@@ -338,14 +337,11 @@ class _Columns:
     responses: str
     rewards: str
     single: str | None = None  # for the only response that is kept of each row; None keeps lists
+    beside: tuple[str, ...] = ("scores", "ranks")  # others with one value for each response
 
     def name(self, column: str) -> str:
         """Returns the name of a column in the output."""
         return self.single if self.single is not None and column == self.responses else column
-
-    def is_beside(self, column: str) -> bool:
-        """Returns whether a column has one value for each response."""
-        return column in (self.responses, self.rewards, "scores", "ranks")
 
     def require_free(self, columns: Iterable[str], index: int | None = None) -> None:
         """Raises `DataError` if the column for the only response exists."""
@@ -361,13 +357,14 @@ class _Columns:
                 reduced += [kept] if picked else []
                 continue
             self.require_free(kept, index)
-            reduced.append({})
+            changed: io.Row = {}
             for name, value in kept.items():
-                if self.is_beside(name):
+                if name in (self.responses, self.rewards, *self.beside):
                     values = numbers_in(row[name], index, name) if isinstance(row[name], str) else row[name]
                     if isinstance(values, list | tuple) and len(values) == len(row[self.responses]):
                         value = [values[n] for n in picked] if self.single is None else values[picked[0]]
-                reduced[-1][self.name(name)] = value
+                changed[self.name(name)] = value
+            reduced.append(changed)
         return reduced
 
     def reduce_table(self, table: pa.Table, picks: Sequence[Picks]) -> pa.Table:
@@ -379,7 +376,7 @@ class _Columns:
             return result
         self.require_free(table.column_names)
         for index, field in enumerate(table.schema):
-            if self.is_beside(field.name) and _is_list(field.type):
+            if field.name in (self.responses, self.rewards, *self.beside) and _is_list(field.type):
                 result = result.set_column(index, field.name, self._reduce_lists(result.column(index), kept_picks))
         result = result.rename_columns([self.name(name) for name in result.column_names])
         return io.with_known_types(result.replace_schema_metadata(table.schema.metadata))
@@ -402,7 +399,3 @@ class _Columns:
 
 def _is_list(kind: Any) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
-
-
-def _is_number(kind: Any) -> bool:
-    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind))
