@@ -102,7 +102,7 @@ def test_no_plain_head_leaves_the_change_beside(bounded, tmp_path):
 
 def test_a_layer_like_a_head_that_is_none_is_not_taken_for_it(bounded, tmp_path, monkeypatch):
     """Taken by its name and shape, the scale would go in before what follows it: the check sees that."""
-    monkeypatch.setattr(heads, "_holds_all", lambda outputs, rewards_N: True)
+    monkeypatch.setattr(heads, "find_head", lambda model, ids: ("score.0", model.model.score[0]))
     with pytest.raises(ConfigError, match="differ by more than"):
         export_model(bounded, tmp_path / "out", temperature=3.0)
     assert not (tmp_path / "out").exists()

@@ -30,23 +30,13 @@ from plaudit.data.prepare import RowPreparer
 from plaudit.errors import ConfigError
 from plaudit.export.rescaling import Rescaling, Rows, rescaled_rewards
 from plaudit.inference.reward_model import RewardModel, check_settings
-from plaudit.model import find_file
+from plaudit.model import find_file, load
 from plaudit.model.aux_heads import FILE_NAME as TRAINING_HEADS
 from plaudit.model.aux_heads import ensemble_in
 from plaudit.model.calibration import FILE_NAME as CALIBRATION_FILE
 from plaudit.model.calibration import RewardCalibration, load_calibration
 from plaudit.model.card import render_card
 from plaudit.model.golden import GoldenRows, load_golden_rows
-from plaudit.model.load import (
-    Source,
-    base_source_of,
-    default_device,
-    eos_token_ids,
-    load_reward_model,
-    load_tokenizer_of,
-    set_pad_token,
-    set_serving_config,
-)
 from plaudit.model.peft import base_model_of, is_peft_model, is_prompt_learning
 from plaudit.model.shared_prefix import BatchLayout
 from plaudit.version import installed_versions
@@ -218,7 +208,7 @@ def export_model(
         DataError: A row of the data cannot be scored.
     """
     target = Path(output).expanduser().resolve()
-    source = Source(str(model), revision, trust_remote_code)
+    source = load.Source(str(model), revision, trust_remote_code)
     rescaling = Rescaling(normalize, temperature, raw, dataset_config, dataset_split)
     check_settings(batch_layout, max_tokens_per_batch, max_length, "nan")
     require_free(target, source, overwrite=overwrite)
@@ -228,19 +218,15 @@ def export_model(
             message = "is for whole models, and the adapter is not merged"
             raise ConfigError(message, field="dtype", fix="Remove `dtype`, or merge the adapter.")
         stored_dtype = "float32"
-    wrap = partial(
-        RewardModel,
-        batch_layout=batch_layout,
-        overlong="nan",
-        max_tokens_per_batch=max_tokens_per_batch,
-        max_length=max_length,
-    )
-    load = partial(load_reward_model, device=torch.device(device or default_device()), dtype=torch.float32)
+    limits: dict[str, Any] = {"max_tokens_per_batch": max_tokens_per_batch, "max_length": max_length}
+    wrap = partial(RewardModel, batch_layout=batch_layout, overlong="nan", **limits)
+    device = torch.device(device or load.default_device())
+    read = partial(load.load_reward_model, device=device, dtype=torch.float32)
     golden = load_golden_rows(source.name, revision)
     with new_folder(target, overwrite=overwrite) as folder:
-        written = _write_model(source, folder, load, wrap, golden, rescaling, merge, stored_dtype, tolerance)
+        written = _write_model(source, folder, read, wrap, golden, rescaling, merge, stored_dtype, tolerance)
         gc.collect()  # models refer to themselves: two of them would be in memory
-        check = check_folder(replace(source, name=str(folder), revision=None), load, wrap, written, tolerance)
+        check = check_folder(replace(source, name=str(folder), revision=None), read, wrap, written, tolerance)
         carried, left_behind = carry_files(source, folder)
         result = replace(written.result, folder=target, check=check, carried=carried, left_behind=left_behind)
         if result.calibration is not None:
@@ -266,9 +252,9 @@ def export_model(
 
 
 def _write_model(
-    source: Source,
+    source: load.Source,
     folder: Path,
-    load: Callable[[Source], Any],
+    read: Callable[[load.Source], Any],
     wrap: Callable[[Any, PreTrainedTokenizerBase], RewardModel],
     golden: GoldenRows | None,
     rescaling: Rescaling,
@@ -277,7 +263,7 @@ def _write_model(
     tolerance: float | None,
 ) -> _Written:
     """Loads a model in float32, merges and rescales it, and writes weights and tokenizer into `folder`."""
-    loaded, source_tokenizer = load(source), load_tokenizer_of(source)
+    loaded, source_tokenizer = read(source), load.load_tokenizer_of(source)
     model = wrap(loaded, source_tokenizer)
     most = model.max_length
     saved = [row for row in golden.rows if most is None or len(row.ids) <= most] if golden else []
@@ -300,10 +286,10 @@ def _write_model(
     fix = "Use `merge=False`, `raw=True` or a `tolerance`: the merge or the arithmetic of the head is at fault."
     check = compare(before, score_ids(model, ids), scale, shift, len(saved), tolerance=exact, fix=fix)
     base = base_model_of(model.model)
-    tokenizer = set_pad_token(base, model.processing_class, may_resize=adapter != "kept")
+    tokenizer = load.set_pad_token(base, model.processing_class, may_resize=adapter != "kept")
     # Learned positions count padding on the left, so that rewards would depend on the batch.
     tokenizer.padding_side = "right"
-    set_serving_config(base)
+    load.set_serving_config(base)
     rounded = adapter != "kept" and round_weights(base, dtype, () if layer is None else layer.parameters())
     model.model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -333,14 +319,14 @@ def _write_model(
 
 
 def check_folder(
-    source: Source,
-    load: Callable[[Source], Any],
+    source: load.Source,
+    read: Callable[[load.Source], Any],
     wrap: Callable[[Any, PreTrainedTokenizerBase], RewardModel],
     written: _Written,
     tolerance: float | None,
 ) -> ExportCheck:
     """Loads what was written as anybody would, and compares its rewards with those of the source."""
-    model, tokenizer, result = load(source), load_tokenizer_of(source), written.result
+    model, tokenizer, result = read(source), load.load_tokenizer_of(source), written.result
     if built_in_ids(tokenizer, None) != built_in_ids(written.tokenizer, None):
         message = "the exported tokenizer renders conversations differently from the source's: it was not saved whole"
         raise ConfigError(message, fix=_REPORT)
@@ -432,33 +418,28 @@ def find_head(model: RewardModel, ids: Sequence[Sequence[int]]) -> tuple[str, nn
     It is found by watching a forward pass: names differ (`score`, `classifier`, `out_proj`), and so does what comes
     after them. The model is in float32 and has no calibration.
     """
-    outputs: dict[nn.Module, list[torch.Tensor]] = {}
+    outputs: dict[nn.Linear, list[torch.Tensor]] = {}
     layers = {
-        name: layer
+        layer: name
         for name, layer in base_model_of(model.model).named_modules()
         if isinstance(layer, nn.Linear) and layer.out_features == 1
     }
 
-    def keep(layer: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+    def keep(layer: Any, inputs: Any, output: torch.Tensor) -> None:
         outputs.setdefault(layer, []).append(output.detach().float().flatten().cpu())
 
-    handles = [layer.register_forward_hook(keep) for layer in layers.values()]
+    handles = [layer.register_forward_hook(keep) for layer in layers]
     try:
         rewards_N = torch.tensor(score_ids(model, ids))
     finally:
         for handle in handles:
             handle.remove()
-    heads = [
-        (name, layer)
-        for name, layer in layers.items()
-        if layer in outputs and _holds_all(torch.cat(outputs[layer]), rewards_N)
-    ]
-    return heads[0] if len(heads) == 1 else None
-
-
-def _holds_all(outputs: torch.Tensor, rewards_N: torch.Tensor) -> bool:
-    distances_N = (outputs[None, :] - rewards_N[:, None]).abs().min(dim=1).values
-    return bool((distances_N <= 1e-5 * rewards_N.abs().clamp(min=1.0)).all())
+    heads = []
+    for layer, values in outputs.items():
+        distances_N = (torch.cat(values)[None, :] - rewards_N[:, None]).abs().min(dim=1).values
+        if (distances_N <= 1e-5 * rewards_N.abs().clamp(min=1.0)).all():
+            heads.append(layer)
+    return (layers[heads[0]], heads[0]) if len(heads) == 1 else None
 
 
 def fold_into(head: nn.Linear, scale: float, shift: float) -> None:
@@ -469,7 +450,7 @@ def fold_into(head: nn.Linear, scale: float, shift: float) -> None:
             head.bias.copy_((head.bias.double() * scale + shift).float())
 
 
-def choose_dtype(source: Source, dtype: str | None) -> str:
+def choose_dtype(source: load.Source, dtype: str | None) -> str:
     """Returns what the exported weights are stored in: `dtype`, or what the weights of the source are stored in.
 
     Of an adapter, these are the weights of the model under it. Raises `ConfigError` for an unknown dtype, where there
@@ -477,7 +458,7 @@ def choose_dtype(source: Source, dtype: str | None) -> str:
     """
     if dtype not in (None, "auto", *DTYPES):
         raise ConfigError(f"is {dtype!r}", field="dtype", fix=f"Use one of {', '.join(DTYPES)}, or remove it.")
-    below = base_source_of(source) if source.is_adapter else source
+    below = load.base_source_of(source) if source.is_adapter else source
     if not below.has("config.json"):
         raise ConfigError(
             f"there is no reward model in {below.name!r}: it has no config.json",
@@ -580,7 +561,7 @@ def _reward_notes(
 
 
 def _padding_notes(before: PreTrainedTokenizerBase, after: PreTrainedTokenizerBase, base_model: Any) -> Iterator[str]:
-    if after.pad_token_id in eos_token_ids(after, base_model.config.get_text_config()):
+    if after.pad_token_id in load.eos_token_ids(after, base_model.config.get_text_config()):
         yield (
             f"The padding token {after.pad_token!r} is also an eos token, and an adapter cannot get a new one: "
             "software that looks for the last token that is not padding reads another reward. Merge the adapter to fix "
@@ -594,7 +575,7 @@ def _padding_notes(before: PreTrainedTokenizerBase, after: PreTrainedTokenizerBa
 
 
 def _source_notes(
-    source: Source, golden: GoldenRows | None, saved: Sequence[float], before: Sequence[float]
+    source: load.Source, golden: GoldenRows | None, saved: Sequence[float], before: Sequence[float]
 ) -> Iterator[str]:
     """What the source loses: rewards that were saved with it, which come first in `before`, and its ensemble."""
     if golden is not None and saved:
@@ -627,7 +608,7 @@ _WRITTEN_ANEW = (
 )
 
 
-def require_free(output: Path, source: Source, *, overwrite: bool) -> None:
+def require_free(output: Path, source: load.Source, *, overwrite: bool) -> None:
     """Raises `ConfigError` for an output folder whose contents an export would destroy."""
     source_folder = Path(source.name).expanduser()
     if source_folder.is_dir() and source_folder.resolve().is_relative_to(output):
@@ -677,7 +658,7 @@ def new_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def carry_files(source: Source, folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def carry_files(source: load.Source, folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Copies the files that go along with a model unchanged; returns their names, and what stays behind.
 
     Of a model on the Hub nothing stays behind.
