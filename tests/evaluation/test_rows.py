@@ -53,8 +53,8 @@ def test_a_reward_too_few_names_the_row():
         scored_row(row, [1.0, float("nan")], row_number=9)
 
 
-def test_lists_with_scores_have_a_gold_score():
+def test_lists_keep_their_scores():
     row = {"prompt": "p", "responses": ["a", "b"], "scores": [0.5, 2.0], "topic": "x"}
     found = scored_row(row, [1, 0], row_number=0, tokens=[4, 5])
-    assert found.gold_scores == (0.5, 2.0)
+    assert (found.row_kind, found.ratings) == ("scores", (0.5, 2.0))
     assert (found.tokens, found.columns) == ((4, 5), {"topic": "x"})

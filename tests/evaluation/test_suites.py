@@ -12,7 +12,7 @@ import pytest
 
 from evaluation.refusals import refused
 from plaudit.errors import ConfigError, DataError
-from plaudit.evaluation.compare import compare_results
+from plaudit.evaluation.compare import compare
 from plaudit.evaluation.results import to_plain
 from plaudit.evaluation.suites.base import Preferences
 from plaudit.evaluation.suites.benchmarks import SECTIONS
@@ -468,13 +468,12 @@ def test_a_folder_with_several_splits_gives_the_one_that_counts(tmp_path):
 def test_two_models_are_compared_on_the_rows_of_a_suite(tmp_path):
     rows = [jb("mmlu-pro-law", "A>B", n) for n in range(30)] + [jb("livecodebench", "A>B", n) for n in range(30, 60)]
     suite, read = load("judgebench", write(tmp_path / "gpt.jsonl", rows))
-    good = suite.score(scored(read, [[1, 0]] * 60))
-    half = suite.score(scored(read, [[1, 0]] * 30 + [[0, 1]] * 30))
-    found = compare_results(good, half, names=("good", "half"))
+    good, half = scored(read, [[1, 0]] * 60), scored(read, [[1, 0]] * 30 + [[0, 1]] * 30)
+    found = compare(good, half, names=("good", "half"), rule=suite, columns=["domain"])
     assert found.overall.verdict.startswith("good is better than half by 50.0 points")
-    assert found.slices["slice"]["Coding"].real
-    assert not found.slices["slice"]["Knowledge"].real
-    with refused(ConfigError, "judgebench", 60, 5):
-        compare_results(good, suite.score(scored(read[:5], [[1, 0]] * 5)))
+    assert found.slices["domain"]["Coding"].real
+    assert not found.slices["domain"]["Knowledge"].real
+    with refused(ConfigError, 60, 5):
+        compare(good, scored(read[:5], [[1, 0]] * 5), rule=suite)
     json.dumps(to_plain(found))
-    json.dumps(to_plain(good))
+    json.dumps(to_plain(suite.score(good)))

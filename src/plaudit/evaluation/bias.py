@@ -7,29 +7,12 @@ import re
 import numpy as np
 from scipy.special import expit
 
-from plaudit.evaluation.results import (
-    Correlation,
-    FormatBias,
-    Interval,
-    LengthBias,
-    LengthBin,
-    LengthControlled,
-    LengthUnit,
-    Proportion,
-)
-from plaudit.evaluation.stats import (
-    bins_of_equal_mass,
-    cluster_bootstrap,
-    correlation,
-    in_bins,
-    proportion,
-    spearman,
-    sums_by_cluster,
-)
+from plaudit.evaluation import results, stats
+from plaudit.evaluation.results import Correlation, FormatBias, Interval, LengthBias, LengthControlled, Proportion
+from plaudit.evaluation.stats import correlation, proportion, spearman, sums_by_cluster
 from plaudit.evaluation.table import ScoredSet
 from plaudit.intervals import Z_95
 
-LENGTH_BINS = 8
 FEATURES = ("headers", "bold", "lists", "code", "tables")
 _FENCED = re.compile(r"^ {0,3}(```+|~~~+)[^\n]*\n(?:.*?^ {0,3}\1[`~]*[ \t]*$|.*)", re.MULTILINE | re.DOTALL)
 _INLINE_CODE = re.compile(r"(?<!`)(`+)(?!`)[^\n]+?(?<!`)\1(?!`)")
@@ -66,7 +49,7 @@ def correlate(rewards_N: np.ndarray, values_N: np.ndarray, cluster_N: np.ndarray
         # Centred: sums of squares of large numbers lose their digits.
         x_N, y_N = x_N - x_N.mean(), y_N - y_N.mean()
         summands_NK = np.stack((np.ones(len(x_N)), x_N, y_N, x_N * x_N, y_N * y_N, x_N * y_N), axis=1)
-        return pearson, cluster_bootstrap(summands_NK, cluster_N, _pearson_of_sums, seed=seed)
+        return pearson, stats.cluster_bootstrap(summands_NK, cluster_N, _pearson_of_sums, seed=seed)
 
     overall = with_interval(rewards_N, values_N)
     within = with_interval(*(_centred(numbers_N, cluster_N) for numbers_N in (rewards_N, values_N)))
@@ -90,9 +73,7 @@ def _pearson_of_sums(sums_BK: np.ndarray) -> np.ndarray:
 # ---- length ------------------------------------------------------------------------------------------------------
 
 
-def length_bias(
-    scored: ScoredSet, *, unit: LengthUnit = "tokens", bins: int = LENGTH_BINS, seed: int = 0
-) -> LengthBias:
+def length_bias(scored: ScoredSet, *, unit: results.LengthUnit = "tokens", bins: int = 8, seed: int = 0) -> LengthBias:
     """Returns how rewards follow the length of responses; a row without lengths raises `DataError`.
 
     >>> from plaudit.evaluation.table import ScoredRow
@@ -111,8 +92,8 @@ def length_bias(
 
     longer_right, longer_wrong = share(right_P, difference_P > 0), share(right_P, difference_P < 0)
     both = None if longer_right.value is None or longer_wrong.value is None else longer_right.value + longer_wrong.value
-    edges = bins_of_equal_mass(difference_P, bins) if len(difference_P) else np.empty(0)
-    by_length = [LengthBin(low, high, share(right_P, inside_P)) for low, high, inside_P in in_bins(difference_P, edges)]
+    inside = stats.in_bins(difference_P, stats.bins_of_equal_mass(difference_P, bins)) if len(difference_P) else ()
+    by_length = (results.LengthBin(low, high, share(right_P, inside_P)) for low, high, inside_P in inside)
     return LengthBias(
         unit=unit,
         correlation=correlate(scored.rewards_N, lengths_N, scored.cluster_N, seed=seed),
@@ -163,8 +144,8 @@ def length_controlled_accuracy(
         logit_P = design_PK @ theta_K
         return float(np.sum(np.logaddexp(0.0, logit_P) - outcome_P * logit_P) + penalty_K @ theta_K**2 / 2)
 
-    def slopes(theta_K: np.ndarray) -> np.ndarray:  # of the loss, without the penalty
-        return design_PK * (expit(design_PK @ theta_K) - outcome_P)[:, None]
+    def residual(theta_K: np.ndarray) -> np.ndarray:
+        return np.asarray(expit(design_PK @ theta_K) - outcome_P)
 
     def curvature(theta_K: np.ndarray) -> np.ndarray:
         p_P = expit(design_PK @ theta_K)
@@ -172,14 +153,15 @@ def length_controlled_accuracy(
 
     theta_K = np.zeros(2)
     for _ in range(100):  # Newton's method; steps are halved while they raise the loss
-        step_K = np.linalg.solve(curvature(theta_K), slopes(theta_K).sum(axis=0) + penalty_K * theta_K)
+        step_K = np.linalg.solve(curvature(theta_K), design_PK.T @ residual(theta_K) + penalty_K * theta_K)
         while loss(theta_K - step_K) > loss(theta_K) and np.abs(step_K).max() > 1e-12:
             step_K = step_K / 2
         theta_K = theta_K - step_K
         if np.abs(step_K).max() < 1e-10:
             break
     # The sandwich variance over prompts.
-    scores_CK, bread_KK = sums_by_cluster(slopes(theta_K), cluster_P), np.linalg.inv(curvature(theta_K))
+    scores_CK = sums_by_cluster(design_PK * residual(theta_K)[:, None], cluster_P)
+    bread_KK = np.linalg.inv(curvature(theta_K))
     deviation = float(np.sqrt((bread_KK @ (scores_CK.T @ scores_CK) @ bread_KK)[0, 0]))
     accuracy, low, high = expit(theta_K[0] + np.array([0.0, -Z_95, Z_95]) * deviation).tolist()
     return LengthControlled(accuracy, Interval(low, high) if len(scores_CK) > 1 else None, float(theta_K[1]), n)

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
-from transformers import (
-    PreTrainedTokenizerBase,
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from plaudit.errors import ConfigError
 from plaudit.evaluation.judge import EvaluationSettings, OnBroken, Overlong
@@ -85,9 +78,7 @@ class SuiteCallback(TrainerCallback):
         trainer.add_callback(self)
         return self
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Raises `ConfigError` if the model is split between processes."""
         self._training, self._round = True, None
         if getattr(args, "fsdp", None) or getattr(args, "deepspeed", None):
@@ -96,13 +87,11 @@ class SuiteCallback(TrainerCallback):
                 fix="Evaluate suites as data sets: eval_dataset={'name': suite_dataset('name=FILE')}.",
             )
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Forgets what was evaluated: the best checkpoint may be loaded now."""
         self._training, self._round = False, None
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Evaluates the suites, and adds their metrics to those of the trainer.
 
         With several evaluation sets the trainer calls this once for each; suites are evaluated at the first.
@@ -113,7 +102,13 @@ class SuiteCallback(TrainerCallback):
         if this_round != self._round or name in self._seen:
             self._round, self._seen = this_round, set()
             self._metrics = self._evaluate(kwargs["model"], kwargs["processing_class"], args)
-            self._log(self._metrics, state)
+            if self._trainer is not None:
+                self._trainer.log(dict(self._metrics))
+            else:
+                epoch = {} if state.epoch is None else {"epoch": state.epoch}
+                state.log_history.append({**self._metrics, "step": state.global_step, **epoch})
+                if state.is_world_process_zero:
+                    logger.info("%s", ", ".join(f"{name} {value:.3f}" for name, value in self._metrics.items()))
         self._seen.add(name)
         metrics.update(self._metrics)
 
@@ -135,17 +130,6 @@ class SuiteCallback(TrainerCallback):
                 log_dropped(evaluated)
             metrics |= {f"eval_{name}_{key}": value for key, value in suite_metrics(evaluated).items()}
         return metrics
-
-    def _log(self, metrics: Mapping[str, float], state: TrainerState) -> None:
-        if self._trainer is not None:
-            self._trainer.log(dict(metrics))
-            return
-        entry: dict[str, Any] = {**metrics, "step": state.global_step}
-        if state.epoch is not None:
-            entry["epoch"] = state.epoch
-        state.log_history.append(entry)
-        if state.is_world_process_zero:
-            logger.info("%s", ", ".join(f"{name} {value:.3f}" for name, value in metrics.items()))
 
 
 def suite_metrics(evaluated: SuiteEvaluation) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -10,8 +10,9 @@ import numpy as np
 from scipy.stats import binomtest
 
 from plaudit.errors import ConfigError
-from plaudit.evaluation.results import Difference, PValueMethod, SuiteResult
+from plaudit.evaluation.results import Difference, PValueMethod
 from plaudit.evaluation.stats import mean_interval, sums_by_cluster
+from plaudit.evaluation.suites.base import Suite
 from plaudit.evaluation.table import ScoredSet
 from plaudit.intervals import holm
 
@@ -98,40 +99,20 @@ def compare_outcomes(
     )
 
 
-def compare_by_columns(
-    first_M: np.ndarray,
-    second_M: np.ndarray,
-    cluster_M: np.ndarray,
-    columns: Mapping[str, np.ndarray],
-    *,
-    names: tuple[str, str],
-    seed: int = 0,
-) -> Comparison:
-    """Compares outcomes over all of them, and where each column, an array of M texts, has each of its values."""
-
-    def difference(kept_M: np.ndarray) -> Difference:
-        return compare_outcomes(first_M[kept_M], second_M[kept_M], cluster_M[kept_M], names=names, seed=seed)
-
-    overall = difference(np.ones(len(first_M), dtype=bool))
-    places = [(column, value) for column, value_M in columns.items() for value in np.unique(value_M)]
-    parts = [difference(columns[column] == value) for column, value in places]
-    slices: dict[str, dict[str, Difference]] = {column: {} for column in columns}
-    for (column, value), part, p in zip(places, parts, holm([part.p_value for part in parts]), strict=True):
-        slices[column][str(value)] = replace(part, p_adjusted=p)
-    return Comparison(overall, slices)
-
-
 def compare(
     first: ScoredSet,
     second: ScoredSet,
     *,
     names: tuple[str, str] = ("A", "B"),
     columns: Iterable[str] = (),
+    rule: Suite | None = None,
     seed: int = 0,
 ) -> Comparison:
-    """Compares the accuracy of two models on the same rows, overall and by the values of some columns.
+    """Compares two models on the same rows, overall and by the values of some columns.
 
-    Equal rewards are not right, as everywhere. Margins are not compared: the rewards of two models differ in scale.
+    By a suite's `rule` the mean outcome over rows is compared, which weighs rows alike; the headline of a suite may
+    weigh its parts otherwise. Without one it is the accuracy over all comparisons; equal rewards are not right, as
+    everywhere. Margins are not compared: the rewards of two models differ in scale.
     """
     if len(first) != len(second):
         fix = "Compare on the rows that both have."
@@ -143,25 +124,23 @@ def compare(
                 f"{b.row}, or another label",
                 fix="Score the same rows, in the same order, with both models.",
             )
-    values = {column: np.array(first.values_of(column))[first.row_N[first.better_P]] for column in columns}
-    right_P, second_right_P = first.margin_P > 0, second.margin_P > 0
-    return compare_by_columns(right_P, second_right_P, first.cluster_P, values, names=names, seed=seed)
+    if rule is None:
+        index_M, outcomes = first.row_N[first.better_P], [scored.margin_P > 0 for scored in (first, second)]
+    else:
+        by_row = [rule.outcomes(scored) for scored in (first, second)]
+        index_M = np.array([index for index, row in enumerate(first) if row.row in by_row[0]], dtype=np.int64)
+        outcomes = [np.array([of[first[index].row] for index in index_M]) for of in by_row]
+    cluster_M = first.cluster_G[index_M]
 
+    def difference(kept_M: np.ndarray) -> Difference:
+        first_M, second_M = (of[kept_M] for of in outcomes)
+        return compare_outcomes(first_M, second_M, cluster_M[kept_M], names=names, seed=seed)
 
-def compare_results(first: SuiteResult, second: SuiteResult, *, names: tuple[str, str] = ("A", "B")) -> Comparison:
-    """Compares two models by their results on the same rows of a suite, overall and by slice.
-
-    The mean outcome over rows is compared, which weighs rows alike; the headline of a suite may weigh its parts
-    otherwise. Results of different suites or rows raise `ConfigError`.
-    """
-    rows = list(first.outcomes)
-    if first.suite != second.suite or rows != list(second.outcomes):
-        raise ConfigError(
-            f"the results are of different rows ({first.suite}, {len(first.outcomes)} rows; "
-            f"{second.suite}, {len(second.outcomes)} rows)",
-            fix="Score the same rows of the same suite with both models.",
-        )
-    first_G, second_G = (np.array([result.outcomes[row] for row in rows]) for result in (first, second))
-    cluster_G = np.array([first.clusters[row] for row in rows])
-    slices = {"slice": np.array([first.slice_of.get(row, "") for row in rows])}
-    return compare_by_columns(first_G, second_G, cluster_G, slices, names=names)
+    overall = difference(np.ones(len(index_M), dtype=bool))
+    values = {column: np.array(first.values_of(column))[index_M] for column in columns}
+    places = [(column, str(value)) for column, values_M in values.items() for value in np.unique(values_M)]
+    parts = [difference(values[column] == value) for column, value in places]
+    slices: dict[str, dict[str, Difference]] = {column: {} for column in values}
+    for (column, value), part, p in zip(places, parts, holm([part.p_value for part in parts]), strict=True):
+        slices[column][value] = replace(part, p_adjusted=p)
+    return Comparison(overall, slices)

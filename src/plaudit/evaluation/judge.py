@@ -16,10 +16,10 @@ from plaudit.errors import ConfigError, DataError
 from plaudit.evaluation import results
 from plaudit.evaluation.bias import format_bias, length_bias
 from plaudit.evaluation.checks import sanity_checks
-from plaudit.evaluation.compare import compare, compare_results
+from plaudit.evaluation.compare import compare
 from plaudit.evaluation.results import Histogram, Margins, Mistake, ModelComparison, SuiteEvaluation
 from plaudit.evaluation.stats import best_of_n_curve, by_slice, calibrate, statistics_of
-from plaudit.evaluation.suites.base import Preferences, Suite
+from plaudit.evaluation.suites.base import Preferences
 from plaudit.evaluation.suites.registry import LoadedSuite
 from plaudit.evaluation.table import ScoredRow, ScoredSet, message_parts
 from plaudit.schema import comparisons_of
@@ -78,7 +78,8 @@ def judge(
         fix = "Raise `max_length`, or truncate long rows with `overlong`."
         raise DataError(f"has no row that could be scored ({reasons})", dataset=suite.label, fix=fix)
     seed, columns = settings.seed, suite.columns(settings.slices)
-    result = _rule_of(suite, columns).score(scored)
+    rule = Preferences(columns) if isinstance(suite.suite, Preferences) else suite.suite
+    result = rule.score(scored)
     compared, scaled = len(scored.margin_P) > 0, scored
     if temperature != 1.0:
         scaled = ScoredSet(
@@ -119,10 +120,6 @@ def judge(
     )
 
 
-def _rule_of(suite: LoadedSuite, columns: Sequence[str]) -> Suite:
-    return Preferences(columns) if isinstance(suite.suite, Preferences) else suite.suite
-
-
 def compare_models(
     names: tuple[str, str],
     suite: LoadedSuite,
@@ -136,9 +133,9 @@ def compare_models(
     everywhere = {row.row for row in first} | {row.row for row in second}
     common = {row.row for row in first} & {row.row for row in second}
     first, second = (scored.where(lambda row: row.row in common) for scored in (first, second))
-    rule = _rule_of(suite, ())
-    by_rule = compare_results(rule.score(first), rule.score(second), names=names)
-    slices = {} if isinstance(rule, Preferences) else by_rule.slices
+    rule = suite.suite
+    by_rule = compare(first, second, names=names, rule=rule, columns=filter(None, [rule.slice_column]))
+    slices = {"slice": by_rule.slices[rule.slice_column]} if rule.slice_column else {}
     columns = suite.columns(settings.slices)
     if columns and len(first.margin_P):
         slices |= compare(first, second, names=names, columns=columns, seed=settings.seed).slices

@@ -309,7 +309,7 @@ class SliceResult:
 
 @dataclass(frozen=True)
 class SuiteResult:
-    """Score of a suite by its own rule, from 0 to 1. Fields without repr hold single rows and are not saved."""
+    """Score of a suite by its own rule, from 0 to 1."""
 
     suite: str
     score: float
@@ -319,9 +319,6 @@ class SuiteResult:
     rule: str
     reference: str
     notes: tuple[str, ...] = ()
-    outcomes: Mapping[int, float] = field(default_factory=dict, repr=False)  # row -> from 0 (wrong) to 1 (right)
-    clusters: Mapping[int, int] = field(default_factory=dict, repr=False)  # row -> number of its prompt
-    slice_of: Mapping[int, str] = field(default_factory=dict, repr=False)  # row -> slice that models are compared in
 
 
 @dataclass(frozen=True)
@@ -494,14 +491,7 @@ class Evaluation:
         return {"format": FORMAT, "version": VERSION, **to_plain(self)}
 
     def save(self, folder: str | Path) -> Path:
-        """Write `evaluation.json` and `rewards.parquet` into a folder, each whole or not at all.
-
-        Args:
-            folder: Where to write; it is created if it does not exist.
-
-        Returns:
-            The folder.
-        """
+        """Writes `evaluation.json` and `rewards.parquet`, each whole or not at all, into a folder, and returns it."""
         folder = Path(folder).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
         # The table first: whoever finds results finds their rewards.

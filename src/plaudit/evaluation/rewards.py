@@ -16,7 +16,7 @@ from plaudit.data.parse import kind_of
 from plaudit.errors import DataError
 from plaudit.evaluation.suites.base import Preferences, SuiteRow
 from plaudit.evaluation.suites.registry import LoadedSuite
-from plaudit.evaluation.table import SCHEMA
+from plaudit.evaluation.table import table_of
 from plaudit.schema import quoted, response_field, row_kind_of
 
 COLUMNS = ("reward", "chosen_reward", "rejected_reward")
@@ -63,8 +63,7 @@ def read_rewards(file: str | PathLike[str], suite: LoadedSuite, *, drop_missing:
             lines.append((row.source, row.number, row.id, 0, None, None, "", 0, "has no reward"))
         for index, reward in enumerate(rewards or ()):
             lines.append((row.source, row.number, row.id, index, reward, None, "", 0, None))
-    columns = zip(*lines, strict=True)
-    return pa.table([pa.array(column, kind.type) for column, kind in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
+    return table_of(lines)
 
 
 def _rewards(row: SuiteRow, values: Mapping[str, Any], source: str, drop_missing: bool) -> Sequence[float] | None:

@@ -112,9 +112,10 @@ def evaluate(
     models: Mapping[str, ModelLike] = {str(rewards): str(rewards)} if rewards is not None else _named_models(given)
     folder = None if output is None else Path(output).expanduser()
     labels = [source.label for source in sources]
-    previous = None if overwrite else _previous_results(folder, list(models), labels)
+    previous = {} if overwrite or folder is None else _previous_results(folder, list(models), labels)
     words = None if bag_of_words is None else _fit_bag_of_words(bag_of_words, seed)
-    run = _Run(settings, sources, folder, previous, words, progress)
+    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    run = _Run(settings, sources, folder, previous, words, progress, created)
     for name, one_model in models.items():
         if rewards is not None:
             run.judge_rewards(name, own=suites is None)
@@ -143,15 +144,13 @@ class _Run:
     settings: EvaluationSettings
     sources: Sequence[SuiteSource]
     folder: Path | None
-    previous: Evaluation | None
+    previous: Mapping[tuple[str, str, str], SuiteEvaluation]  # by model, suite and fingerprint
     words: tuple[str, BagOfWords] | None
     progress: bool
+    created: str
+    started: float = field(default_factory=time.perf_counter)
     models: list[ModelEvaluation] = field(default_factory=list)
     comparisons: list[ModelComparison] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.started = time.perf_counter()
-        self.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
     def judge_model(self, name: str, given: ModelLike, loading: Mapping[str, Any]) -> None:
         """Evaluates one model on all suites."""
@@ -165,7 +164,15 @@ class _Run:
                 for source in self.sources:
                     suite = self.load(source)
                     fingerprint = _fingerprint(model, suite, self.settings) if by_name else ""
-                    evaluated = self.evaluated(name, view, suite, fingerprint)
+                    evaluated = self.previous.get((name, suite.label, fingerprint)) if fingerprint else None
+                    if evaluated is not None:
+                        logger.info("%s on %s: taken from %s, nothing has changed.", name, suite.label, self.folder)
+                    else:
+                        # It names the chunks: only those of the same model, rows and settings are resumed.
+                        chunks = self.folder / _CHUNKS / fingerprint if self.folder and fingerprint else None
+                        evaluated = evaluate_suite(view, suite, self.settings, folder=chunks, progress=self.progress)
+                        evaluated = replace(evaluated, fingerprint=fingerprint)
+                        log_dropped(evaluated)
                     # Described anew: the first batch may have shown that the model needs another layout.
                     self.models[-1] = replace(_description(name, model, view), suites=self.models[-1].suites)
                     self.add(suite, evaluated)
@@ -198,30 +205,15 @@ class _Run:
             )
         return suite.at_most(self.settings.max_rows, self.settings.seed)
 
-    def evaluated(self, name: str, view: RewardModel, suite: LoadedSuite, fingerprint: str) -> SuiteEvaluation:
-        """Returns the results of a model on a suite: those of an earlier run if nothing has changed, else new ones."""
-        for model in self.previous.models if self.previous is not None and fingerprint else ():
-            for known in model.suites:
-                whole = len(known.rewards) == known.rows
-                if whole and (model.name, known.name, known.fingerprint) == (name, suite.label, fingerprint):
-                    logger.info("%s on %s: taken from %s, nothing has changed.", name, suite.label, self.folder)
-                    return known
-        # The fingerprint names the chunks, so that only those of the same model, rows and settings are resumed.
-        chunks = self.folder / _CHUNKS / fingerprint if self.folder is not None and fingerprint else None
-        evaluated = evaluate_suite(view, suite, self.settings, folder=chunks, progress=self.progress)
-        log_dropped(evaluated)
-        return replace(evaluated, fingerprint=fingerprint)
-
     def add(self, suite: LoadedSuite, evaluated: SuiteEvaluation) -> None:
         """Keeps a result, compares it with the first model and the bag of words, and writes everything."""
-        own, first = self.models[-1], self.models[0]
+        own, first, scored = self.models[-1], self.models[0], suite.joined(evaluated.table)
         self.models[-1] = replace(own, suites=(*own.suites, evaluated))
         if own is not first:
-            scored, other = (suite.joined(result.table) for result in (first[suite.label], evaluated))
-            self.comparisons.append(compare_models((first.name, own.name), suite, scored, other, self.settings))
+            by_first = suite.joined(first[suite.label].table)
+            self.comparisons.append(compare_models((first.name, own.name), suite, by_first, scored, self.settings))
         if self.words is not None:
             name, words = self.words
-            scored = suite.joined(evaluated.table)
             numbers = {row.row for row in scored}
             rows = (row for row in suite.rows if row.row in numbers)
             by_words = ScoredSet(row.scored(words.rewards(row.texts()).tolist()) for row in rows)
@@ -304,26 +296,20 @@ def _description(name: str, model: RewardModel, view: RewardModel) -> ModelEvalu
     )
 
 
-# ---- earlier results ---------------------------------------------------------------------------------------------
-
-
-def _previous_results(folder: Path | None, models: Sequence[str], suites: Sequence[str]) -> Evaluation | None:
-    """Returns the results of an earlier run; raises `ConfigError` where some would be lost."""
-    if folder is None or not (folder / RESULTS).is_file():
-        return None
-    evaluation = Evaluation.load(folder)
-    lost = [
-        f"{model.name} on {suite.name}"
-        for model in evaluation.models
-        for suite in model.suites
-        if model.name not in models or suite.name not in suites
-    ]
+def _previous_results(
+    folder: Path, models: Sequence[str], suites: Sequence[str]
+) -> dict[tuple[str, str, str], SuiteEvaluation]:
+    """Returns the whole results of an earlier run; raises `ConfigError` where some would be lost."""
+    if not (folder / RESULTS).is_file():
+        return {}
+    known = [(model.name, suite) for model in Evaluation.load(folder).models for suite in model.suites]
+    lost = [f"{name} on {suite.name}" for name, suite in known if name not in models or suite.name not in suites]
     if lost:
         raise ConfigError(
             f"{str(folder)!r} holds other results, which would be lost: {', '.join(lost[:3])}",
             fix="Use another folder, or pass `overwrite` to replace them.",
         )
-    return evaluation
+    return {(name, suite.name, suite.fingerprint): suite for name, suite in known if len(suite.rewards) == suite.rows}
 
 
 def _fingerprint(model: RewardModel, suite: LoadedSuite, settings: EvaluationSettings) -> str:
@@ -344,9 +330,6 @@ def _fingerprint(model: RewardModel, suite: LoadedSuite, settings: EvaluationSet
     return digest.hexdigest()[:32]
 
 
-# ---- bag of words ------------------------------------------------------------------------------------------------
-
-
 def _fit_bag_of_words(data: str | PathLike[str] | Rows, seed: int) -> tuple[str, BagOfWords]:
     """Fits a bag of words on preferences, and names it; of many comparisons some are drawn."""
     source = resolve_suites([data])[0]
@@ -360,12 +343,10 @@ def _fit_bag_of_words(data: str | PathLike[str] | Rows, seed: int) -> tuple[str,
             comparisons.append((texts[better], texts[worse], scored.cluster))
     if len(comparisons) > MOST_COMPARISONS:
         comparisons = draw.sample(comparisons, MOST_COMPARISONS)
-    prompts = [prompt for *_, prompt in comparisons]
-    groups = np.unique(prompts, return_inverse=True)[1].tolist() if prompts else []
+    better_texts, worse_texts, prompts = zip(*comparisons, strict=True) if comparisons else ((), (), ())
     try:
-        words = BagOfWords.fit(
-            [better for better, *_ in comparisons], [worse for _, worse, _ in comparisons], groups, seed=seed
-        )
+        groups = np.unique(prompts, return_inverse=True)[1].tolist()
+        words = BagOfWords.fit(better_texts, worse_texts, groups, seed=seed)
     except ValueError as error:
         raise DataError(
             f"is too little to fit a bag of words on ({error})",

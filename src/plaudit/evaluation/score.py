@@ -23,7 +23,7 @@ from plaudit.evaluation.judge import EvaluationSettings, judge
 from plaudit.evaluation.results import SuiteEvaluation
 from plaudit.evaluation.suites.base import SuiteRow
 from plaudit.evaluation.suites.registry import LoadedSuite
-from plaudit.evaluation.table import SCHEMA, by_row
+from plaudit.evaluation.table import by_row, table_of
 from plaudit.inference.files import CHUNK_SIZE, RowScores, current_process, score_in_chunks
 from plaudit.inference.io import rows_in_memory
 from plaudit.inference.reward_model import RewardModel
@@ -94,10 +94,35 @@ def evaluate_suite(
     folder: Path | None = None,
     progress: bool = False,
 ) -> SuiteEvaluation:
-    """Scores a suite with a view of :func:`model_for`, and judges the table."""
-    table, seconds = score_suite(model, suite, settings, folder=folder, progress=progress)
+    """Scores a suite with a view of :func:`model_for`, some rows also in variants for sanity checks, and judges it.
+
+    Scoring resumes from the finished chunks in a folder. A row that cannot be scored, or has a reward that is not
+    finite, raises `DataError` that names source, row and field.
+    """
+    start = time.perf_counter()
+    tables = [score_rows(model, suite.rows, settings, folder=folder, progress=progress)]
+    seconds = time.perf_counter() - start
+    rewards = by_row(tables[0])
+    scored = [row for row in suite.rows if (row.source, row.number) in rewards]
+    drawn = np.random.default_rng(settings.seed).permutation(len(scored))[: max(settings.sanity_rows, 0)]
+    rows = [scored[index] for index in sorted(drawn.tolist())]
+    if rows:
+        listed = (row for row in rows if row_kind_of(row.raw) in ("pairs", "scores", "ranks"))
+        swapped = [replace(row, raw=swap_labels(row.raw)) for row in listed]
+        alone = model_for(model, settings, max_tokens_per_batch=1)
+        tables.append(score_rows(model, swapped, settings, variant=SWAPPED))
+        tables.append(score_rows(alone, rows, settings, variant=ALONE))
+        # The shortest rows in one rectangle with the longest are padded as much as possible; one pair of rows after
+        # the other, since more at a time would take more memory than the model had.
+        tokens = max(model.max_tokens_per_batch, 8 * (model.max_length or 2048))
+        padded = model_for(model, settings, batch_layout="padded", max_tokens_per_batch=tokens)
+        ordered = sorted(rows, key=lambda row: sum(map(len, row.texts())))
+        half = (len(ordered) + 1) // 2
+        for short, long in zip(ordered[:half], reversed(ordered[len(ordered) - half :]), strict=True):
+            pair = [short] if short is long else [short, long]
+            tables.append(score_rows(padded, pair, settings, variant=PADDED))
     evaluated = judge(
-        table,
+        pa.concat_tables(tables),
         suite,
         replace(settings, max_length=model.max_length),
         temperature=model.calibration.temperature if model.calibration is not None else 1.0,
@@ -111,48 +136,6 @@ def log_dropped(evaluated: SuiteEvaluation) -> None:
     for kind, count in evaluated.dropped.items():
         rows = row_names(count.first_rows, count.count)
         logger.warning("%s: not scored: %d %s (%s).", evaluated.name, count.count, KIND_WORDS[kind], rows)
-
-
-def score_suite(
-    model: RewardModel,
-    suite: LoadedSuite,
-    settings: EvaluationSettings,
-    *,
-    folder: Path | None = None,
-    progress: bool = False,
-) -> tuple[pa.Table, float]:
-    """Returns the table of a suite scored by a view of :func:`model_for`, and the seconds that its rows took.
-
-    Scoring resumes from the finished chunks in a folder. A row that cannot be scored, or has a reward that is not
-    finite, raises `DataError` that names source, row and field.
-    """
-    start = time.perf_counter()
-    tables = [score_rows(model, suite.rows, settings, folder=folder, progress=progress)]
-    seconds = time.perf_counter() - start
-    rewards = by_row(tables[0])
-    scored = [row for row in suite.rows if (row.source, row.number) in rewards]
-    drawn = np.random.default_rng(settings.seed).permutation(len(scored))[: max(settings.sanity_rows, 0)]
-    if len(drawn):
-        rows = [scored[index] for index in sorted(drawn.tolist())]
-        listed = [row for row in rows if row_kind_of(row.raw) in ("pairs", "scores", "ranks")]
-        swapped = [replace(row, raw=swap_labels(row.raw)) for row in listed]
-        alone = model_for(model, settings, max_tokens_per_batch=1)
-        tables.append(score_rows(model, swapped, settings, variant=SWAPPED))
-        tables.append(score_rows(alone, rows, settings, variant=ALONE))
-        tables.append(_score_padded(model, rows, settings))
-    return pa.concat_tables(tables), seconds
-
-
-def _score_padded(model: RewardModel, rows: Sequence[SuiteRow], settings: EvaluationSettings) -> pa.Table:
-    """Scores the shortest rows in one rectangle with the longest, which pads them as much as possible."""
-    tokens = max(model.max_tokens_per_batch, 8 * (model.max_length or 2048))
-    padded = model_for(model, settings, batch_layout="padded", max_tokens_per_batch=tokens)
-    ordered = sorted(rows, key=lambda row: sum(map(len, row.texts())))
-    half = (len(ordered) + 1) // 2
-    # One pair of rows after the other: more at a time would take more memory than the model had.
-    pairs = zip(ordered[:half], reversed(ordered[len(ordered) - half :]), strict=True)
-    together = ([short] if short is long else [short, long] for short, long in pairs)
-    return pa.concat_tables([score_rows(padded, pair, settings, variant=PADDED) for pair in together])
 
 
 def score_rows(
@@ -181,8 +164,7 @@ def score_rows(
         scored = list(zip(members, scores, strict=True))
         for start in range(0, len(scored), CHUNK_SIZE):
             lines += _lines(model, scored[start : start + CHUNK_SIZE], settings, variant)
-    columns = list(zip(*lines, strict=True)) or [()] * len(SCHEMA)
-    return pa.table([pa.array(column, kind.type) for column, kind in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
+    return table_of(lines)
 
 
 def _lines(

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
 import numpy as np
@@ -23,21 +23,11 @@ from scipy.special import expit
 from scipy.stats import kendalltau, mannwhitneyu, rankdata
 
 from plaudit.errors import DataError
-from plaudit.evaluation.results import (
-    BestOfNCurve,
-    BestOfNPoint,
-    Calibration,
-    CalibrationScores,
-    Interval,
-    PairStatistics,
-    PointwiseStatistics,
-    Proportion,
-    RankingStatistics,
-    ReliabilityBin,
-    Statistics,
-)
+from plaudit.evaluation import results
+from plaudit.evaluation.results import Calibration, CalibrationScores, Interval, Proportion, ReliabilityBin
 from plaudit.evaluation.table import ScoredSet
 from plaudit.intervals import wilson_interval
+from plaudit.schema import RowKind
 
 SAMPLES = 2000  # draws of the bootstrap
 BINS = 10
@@ -122,7 +112,7 @@ def proportion(success_M: np.ndarray, cluster_M: np.ndarray, *, seed: int = 0) -
 # ---- rows --------------------------------------------------------------------------------------------------------
 
 
-def statistics_of(scored: ScoredSet, *, seed: int = 0) -> Statistics:
+def statistics_of(scored: ScoredSet, *, seed: int = 0) -> results.Statistics:
     """Returns all statistics that the kinds of the rows allow.
 
     >>> from plaudit.evaluation.table import ScoredRow
@@ -131,7 +121,7 @@ def statistics_of(scored: ScoredSet, *, seed: int = 0) -> Statistics:
     (0.5, 0.5, 0.5)
     """
     pairs = pair_statistics(scored, seed=seed)
-    return Statistics(
+    return results.Statistics(
         rows=len(scored),
         pairs=pairs if pairs.comparisons else None,
         rankings=ranking_statistics(scored, seed=seed),
@@ -140,20 +130,18 @@ def statistics_of(scored: ScoredSet, *, seed: int = 0) -> Statistics:
     )
 
 
-def by_slice(scored: ScoredSet, columns: Iterable[str], *, seed: int = 0) -> Mapping[str, Mapping[str, Statistics]]:
+def by_slice(scored: ScoredSet, columns: Iterable[str], *, seed: int = 0) -> dict[str, dict[str, results.Statistics]]:
     """Returns the statistics of each slice: column -> value -> statistics."""
-    return {
-        column: {name: statistics_of(part, seed=seed) for name, part in scored.sliced(column).items()}
-        for column in columns
-    }
+    parts = {column: scored.sliced(column) for column in columns}
+    return {column: {name: statistics_of(of[name], seed=seed) for name in of} for column, of in parts.items()}
 
 
-def pair_statistics(scored: ScoredSet, *, seed: int = 0) -> PairStatistics:
+def pair_statistics(scored: ScoredSet, *, seed: int = 0) -> results.PairStatistics:
     """Returns accuracy and margin over all comparisons."""
     margin_P, cluster_P = scored.margin_P, scored.cluster_P
     n = len(margin_P)
     pairs = sum(len(row.rewards) * (len(row.rewards) - 1) // 2 for row in scored)
-    return PairStatistics(
+    return results.PairStatistics(
         comparisons=n,
         prompts=len(np.unique(cluster_P)),
         accuracy=proportion(margin_P > 0, cluster_P, seed=seed),
@@ -201,7 +189,7 @@ def best_found(rewards: Sequence[float], ratings: Sequence[float]) -> float:
     return float(np.mean((ratings_N == ratings_N.max())[rewards_N == rewards_N.max()]))
 
 
-def ranking_statistics(scored: ScoredSet, *, seed: int = 0) -> RankingStatistics | None:
+def ranking_statistics(scored: ScoredSet, *, seed: int = 0) -> results.RankingStatistics | None:
     """Returns best-of-N accuracy and rank correlations of the rows that rank several responses; None without any."""
     kept, values = [], []
     for index, row in enumerate(scored):
@@ -215,17 +203,17 @@ def ranking_statistics(scored: ScoredSet, *, seed: int = 0) -> RankingStatistics
     values_GK, cluster_G = np.array(values), scored.cluster_G[kept]
     best, tau, rho, chance = (float(value) for value in values_GK.mean(axis=0))
     intervals = [mean_interval(values_GK[:, column], cluster_G, seed=seed) for column in range(3)]
-    return RankingStatistics(len(kept), best, chance, intervals[0], tau, intervals[1], rho, intervals[2])
+    return results.RankingStatistics(len(kept), best, chance, intervals[0], tau, intervals[1], rho, intervals[2])
 
 
-def pointwise_statistics(scored: ScoredSet, row_kind: Literal["labels", "ratings"]) -> PointwiseStatistics | None:
-    """Returns the agreement with labels or ratings of single responses; None if there are none."""
+def pointwise_statistics(scored: ScoredSet, row_kind: RowKind) -> results.PointwiseStatistics | None:
+    """Returns the agreement with labels or ratings of single responses, by their kind; None if there are none."""
     chosen = scored.where(lambda row: row.row_kind == row_kind)
     if not len(chosen):
         return None
     rewards_N, ratings_N = chosen.rewards_N, np.array([row.label.ratings[0] for row in chosen])
     if row_kind == "ratings":
-        return PointwiseStatistics(
+        return results.PointwiseStatistics(
             len(chosen),
             pearson=correlation(ratings_N, rewards_N),
             spearman=spearman(ratings_N, rewards_N),
@@ -236,7 +224,7 @@ def pointwise_statistics(scored: ScoredSet, row_kind: Literal["labels", "ratings
     if good_N.any() and not good_N.all():
         u = mannwhitneyu(rewards_N[good_N], rewards_N[~good_N], method="asymptotic").statistic
         auc = float(u / (good_N.sum() * (~good_N).sum()))
-    return PointwiseStatistics(len(chosen), proportion((rewards_N > 0) == good_N, chosen.cluster_N), auc)
+    return results.PointwiseStatistics(len(chosen), proportion((rewards_N > 0) == good_N, chosen.cluster_N), auc)
 
 
 # ---- best of n ---------------------------------------------------------------------------------------------------
@@ -265,12 +253,12 @@ def expected_pick(rewards_N: np.ndarray, gold_N: np.ndarray, n: int) -> float:
     return float(weights_N @ shared_N)
 
 
-def best_of_n_curve(scored: ScoredSet, *, max_n: int | None = None, seed: int = 0) -> BestOfNCurve | None:
+def best_of_n_curve(scored: ScoredSet, *, max_n: int | None = None, seed: int = 0) -> results.BestOfNCurve | None:
     """Returns the curve over the rows that have a gold score and at least `max_n` responses; None without any.
 
     By default `max_n` is the number of responses that every row has.
     """
-    with_gold = [index for index, row in enumerate(scored) if row.gold_scores is not None and len(row.rewards) > 1]
+    with_gold = [index for index, row in enumerate(scored) if row.row_kind == "scores" and len(row.rewards) > 1]
     if not with_gold:
         return None
     largest = max_n if max_n is not None else min(len(scored[index].rewards) for index in with_gold)
@@ -278,16 +266,16 @@ def best_of_n_curve(scored: ScoredSet, *, max_n: int | None = None, seed: int = 
     if not kept:
         most = max(len(scored[index].rewards) for index in with_gold)
         raise DataError(f"no row has {largest} responses", fix=f"Choose an n up to {most}.")
-    pairs = [(np.array(scored[index].rewards), np.array(scored[index].gold_scores)) for index in kept]
+    pairs = [(np.array(scored[index].rewards), np.array(scored[index].label.ratings)) for index in kept]
     random = float(np.mean([gold_N.mean() for _, gold_N in pairs]))
     points = []
     for n in range(1, largest + 1):
         picked_G = np.array([expected_pick(rewards_N, gold_N, n) for rewards_N, gold_N in pairs])
         oracle = float(np.mean([expected_pick(gold_N, gold_N, n) for _, gold_N in pairs]))
         interval = mean_interval(picked_G, scored.cluster_G[kept], seed=seed)
-        points.append(BestOfNPoint(n, float(picked_G.mean()), interval, oracle, random))
-    without = sum(row.gold_scores is None for row in scored)
-    return BestOfNCurve(tuple(points), len(kept), len(with_gold) - len(kept), without)
+        points.append(results.BestOfNPoint(n, float(picked_G.mean()), interval, oracle, random))
+    without = sum(row.row_kind != "scores" for row in scored)
+    return results.BestOfNCurve(tuple(points), len(kept), len(with_gold) - len(kept), without)
 
 
 # ---- calibration -------------------------------------------------------------------------------------------------
@@ -316,18 +304,13 @@ def in_bins(values_P: np.ndarray, edges: np.ndarray) -> Iterator[tuple[float, fl
 
 
 def reliability(
-    confidence_P: np.ndarray,
-    right_P: np.ndarray,
-    cluster_P: np.ndarray,
-    *,
-    bins: int = BINS,
-    binning: Literal["width", "mass"] = "width",
+    confidence_P: np.ndarray, right_P: np.ndarray, cluster_P: np.ndarray, *, binning: Literal["width", "mass"] = "width"
 ) -> tuple[ReliabilityBin, ...]:
     """Returns accuracy by confidence, in bins of equal width or equal mass.
 
     `right_P` is 1 where the model is right, 0 where it is not, 0.5 for equal rewards.
     """
-    edges = np.linspace(0.5, 1.0, bins + 1) if binning == "width" else bins_of_equal_mass(confidence_P, bins)
+    edges = np.linspace(0.5, 1.0, BINS + 1) if binning == "width" else bins_of_equal_mass(confidence_P, BINS)
     curve = []
     for low, high, inside_P in in_bins(confidence_P, edges):
         share = proportion(right_P[inside_P], cluster_P[inside_P])
@@ -336,44 +319,36 @@ def reliability(
     return tuple(curve)
 
 
-def calibration_error(curve: tuple[ReliabilityBin, ...]) -> float:
-    r"""Returns the expected calibration error of a reliability curve.
-
-    .. math:: \sum_b \frac{n_b}{n} \left| \mathrm{accuracy}_b - \mathrm{confidence}_b \right|
-
-    >>> calibration_error((ReliabilityBin(0.5, 1.0, 4, 1.0, 0.75, Interval(0.3, 1.0)),))
-    0.25
-    """
-    total = sum(point.n for point in curve)
-    gaps = [
-        point.n * abs(point.accuracy - point.confidence)
-        for point in curve
-        if point.accuracy is not None and point.confidence
-    ]
-    return float(sum(gaps) / total) if total else 0.0
-
-
 def calibration_scores(
     margin_P: np.ndarray,
     cluster_P: np.ndarray,
     *,
     preference_prob_P: np.ndarray | None = None,
     temperature: float = 1.0,
-    bins: int = BINS,
 ) -> CalibrationScores:
-    """Judges the probabilities at one temperature, of at least one comparison."""
+    r"""Judges the probabilities at one temperature, of at least one comparison.
+
+    The expected calibration error of a reliability curve is
+
+    .. math:: \sum_b \frac{n_b}{n} \left| \mathrm{accuracy}_b - \mathrm{confidence}_b \right|
+    """
     preference_prob_P = np.ones(len(margin_P)) if preference_prob_P is None else preference_prob_P
     prob_P = expit(margin_P / temperature)
     confidence_P = np.maximum(prob_P, 1 - prob_P)
     right_P = np.where(margin_P > 0, preference_prob_P, np.where(margin_P < 0, 1 - preference_prob_P, 0.5))
-    curve = reliability(confidence_P, right_P, cluster_P, bins=bins)
-    curve_mass = reliability(confidence_P, right_P, cluster_P, bins=bins, binning="mass")
+    curve = reliability(confidence_P, right_P, cluster_P)
+    curve_mass = reliability(confidence_P, right_P, cluster_P, binning="mass")
     brier_P = preference_prob_P * (1 - prob_P) ** 2 + (1 - preference_prob_P) * prob_P**2
+
+    def error(curve: Iterable[ReliabilityBin]) -> float:
+        gaps = (point.n * abs((point.accuracy or 0.0) - (point.confidence or 0.0)) for point in curve)
+        return float(sum(gaps) / len(margin_P))
+
     return CalibrationScores(
         n=len(margin_P),
         temperature=temperature,
-        ece=calibration_error(curve),
-        ece_mass=calibration_error(curve_mass),
+        ece=error(curve),
+        ece_mass=error(curve_mass),
         brier=float(np.mean(brier_P)),
         log_loss=log_loss(margin_P, temperature, preference_prob_P),
         curve=curve,
@@ -407,7 +382,7 @@ def halves(scored: ScoredSet, *, seed: int = 0) -> tuple[ScoredSet, ScoredSet]:
     return scored.where(lambda row: row.cluster in first), scored.where(lambda row: row.cluster not in first)
 
 
-def calibrate(scored: ScoredSet, *, bins: int = BINS, seed: int = 0) -> Calibration | None:
+def calibrate(scored: ScoredSet, *, seed: int = 0) -> Calibration | None:
     """Judges all comparisons as probabilities; returns None without comparisons.
 
     A temperature is fitted on one half of the prompts, and tested on the other.
@@ -422,9 +397,7 @@ def calibrate(scored: ScoredSet, *, bins: int = BINS, seed: int = 0) -> Calibrat
 
     def scores(part: ScoredSet, temperature: float = 1.0) -> CalibrationScores:
         probs_P = part.preference_prob_P
-        return calibration_scores(
-            part.margin_P, part.cluster_P, preference_prob_P=probs_P, temperature=temperature, bins=bins
-        )
+        return calibration_scores(part.margin_P, part.cluster_P, preference_prob_P=probs_P, temperature=temperature)
 
     compared = scored.where(lambda row: len(set(row.ratings)) > 1)
     train, test = halves(compared, seed=seed)

@@ -17,15 +17,7 @@ import pyarrow.parquet as pq
 from plaudit.data.parse import content_text, prompt_of
 from plaudit.errors import ConfigError, DataError
 from plaudit.files import appearing
-from plaudit.schema import (
-    PAIR_COLUMNS,
-    Example,
-    Label,
-    RowKind,
-    comparisons_of,
-    ratings_of,
-    response_field,
-)
+from plaudit.schema import PAIR_COLUMNS, Example, Label, RowKind, comparisons_of, ratings_of, response_field
 
 SCHEMA = pa.schema(
     {
@@ -41,6 +33,12 @@ SCHEMA = pa.schema(
     }
 )
 """The scored table: one line per response, and one for a row that could not be scored."""
+
+
+def table_of(lines: Sequence[tuple[Any, ...]]) -> pa.Table:
+    """Returns the table with these lines."""
+    columns = list(zip(*lines, strict=True)) or [()] * len(SCHEMA)
+    return pa.table([pa.array(column, kind.type) for column, kind in zip(columns, SCHEMA, strict=True)], schema=SCHEMA)
 
 
 def by_row(table: pa.Table, name: str = "reward", variant: str = "") -> dict[tuple[str, int], tuple[Any, ...]]:
@@ -166,11 +164,6 @@ class ScoredRow:
     def ratings(self) -> tuple[float, ...]:
         """How good each response is by the data, higher is better."""
         return ratings_of(self.label)
-
-    @property
-    def gold_scores(self) -> tuple[float, ...] | None:
-        """The score that the data gives to each response."""
-        return self.label.ratings if self.row_kind == "scores" else None
 
     @property
     def cluster(self) -> str:

@@ -169,16 +169,7 @@ class Suite:
         return SliceResult(name, len(part), float(values_G.mean()), interval, margin, self.group_of(name) or "")
 
     def load(self, place: str | Sequence[str] | None = None, *, split: str | None = None) -> list[SuiteRow]:
-        """Reads the rows of the suite.
-
-        Args:
-            place: A local file or folder, a name on the Hub, or several of them (None: the suite's own on the Hub).
-            split: The split to load (None: the one that the suite is scored on).
-
-        Raises:
-            ConfigError: No place is given, and the suite has none on the Hub.
-            DataError: A source cannot be read, lacks a column, or has a broken row.
-        """
+        """Reads the rows from a file, a folder or the Hub, or several of them (None: the suite's own on the Hub)."""
         if place is None and not self.hub_id:
             raise ConfigError(
                 f"{self.title} has no data set on the Hub that can be loaded",
@@ -208,33 +199,22 @@ class Suite:
             rows.append(SuiteRow(start + number, row_id, raw, columns, data.name, number, features))
         return rows
 
+    def outcomes(self, scored: ScoredSet) -> dict[int, float]:
+        """Returns the outcome of each row that counts, by its number."""
+        rows = [row for row in scored if self.group_of(str(row.columns.get(self.slice_column))) is not None]
+        return {row.row: outcome for row in rows if (outcome := self.outcome(row)) is not None}
+
     def score(self, scored: ScoredSet) -> SuiteResult:
         """Applies the rule; parts without rows are left out of the means, and a note says so."""
         if not len(scored):
             raise DataError("has no scored rows", dataset=self.name, fix="Score at least one row.")
-        outcomes: dict[int, float] = {}
-        slice_of: dict[int, str] = {}
-        for row in scored:
-            part = str(row.columns.get(self.slice_column))
-            if self.group_of(part) is not None and (outcome := self.outcome(row)) is not None:
-                outcomes[row.row], slice_of[row.row] = outcome, part
-        counted = scored.where(lambda row: row.row in outcomes)
-        parts = self.parts(counted).items() if outcomes else ()
+        outcomes = self.outcomes(scored)
+        parts = self.parts(scored.where(lambda row: row.row in outcomes)).items() if outcomes else ()
         results = (self.slice_result(name, part, [outcomes[row.row] for row in part]) for name, part in parts)
         slices = tuple(result for result in results if result is not None)
-        headline = self.headline(scored, slices, outcomes)
+        score, scores, notes = self.headline(scored, slices, outcomes)
         return SuiteResult(
-            suite=self.name,
-            score=headline.score,
-            rows=len(outcomes),
-            slices=slices,
-            scores=dict(headline.scores),
-            rule=self.rule,
-            reference=self.reference,
-            notes=tuple(headline.notes),
-            outcomes=outcomes,
-            clusters={row.row: int(cluster) for row, cluster in zip(counted, counted.cluster_G, strict=True)},
-            slice_of=slice_of if self.slice_column else {},
+            self.name, score, len(outcomes), slices, dict(scores), self.rule, self.reference, tuple(notes)
         )
 
 

@@ -1,4 +1,7 @@
-"""The published benchmarks: how their files are read, and how their scores are computed."""
+"""The published benchmarks: how their files are read, and how their scores are computed.
+
+Source of each rule, down to file and function: docs/suites.md.
+"""
 
 from __future__ import annotations
 
@@ -56,12 +59,7 @@ PRIOR_SETS = ("anthropic_helpful", "anthropic_hhh", "shp", "summarize")  # those
 
 
 class RewardBench(Suite):
-    """RewardBench, with prior sets where their files are given too (named after the set, or with ``subset``).
-
-    Source: Lambert et al. (2024), RewardBench, arXiv 2403.13787, section 4; the data card of allenai/reward-bench;
-    ``rewardbench/constants.py``, ``rewardbench/utils.py`` (``calculate_scores_per_section``) and
-    ``analysis/get_benchmark_results.py`` of github.com/allenai/reward-bench.
-    """
+    """RewardBench, with prior sets where their files are given too (named after the set, or with ``subset``)."""
 
     name = "rewardbench"
     title = "RewardBench"
@@ -103,12 +101,10 @@ class RewardBench(Suite):
             raise DataError(f"no row is of a known subset ({quoted(ignored)})", dataset=self.name, fix=fix)
         # The published code exchanges the two subsets of XSTest.
         exchanged = {"xstest-should-refuse": 250, "xstest-should-respond": 154}
-        sections, as_published = _section_scores(slices, {}), _section_scores(slices, exchanged)
-        weights = "(weights of the published code)"
-        scores = dict(sections)
-        if "Safety" in sections:
-            scores[f"Safety {weights}"] = as_published["Safety"]
-        scores[f"Score {weights}"] = overall_score(as_published)
+        (scores, score), (code_scores, code_score) = _section_scores(slices, {}), _section_scores(slices, exchanged)
+        if "Safety" in scores:
+            scores["Safety (weights of the published code)"] = code_scores["Safety"]
+        scores["Score (weights of the published code)"] = code_score
         present, notes = {part.name for part in slices}, []
         for section, subsets in SECTIONS.items():
             missing = [name for name in subsets if name not in present]
@@ -119,32 +115,23 @@ class RewardBench(Suite):
         if present.intersection(PRIOR_SETS):
             notes += missing_parts(PRIOR_SETS, slices, "The prior sets lack {}.")
         notes += [f"{count} rows of `{name}` count nowhere." for name, count in ignored.items()]
-        return Headline(overall_score(sections), scores, notes)
+        return Headline(score, scores, notes)
 
 
 def _stem(source: str) -> str:
     return Path(source).name.split(".")[0].split("-0")[0]
 
 
-def _section_scores(slices: Sequence[SliceResult], weights: Mapping[str, int]) -> dict[str, float]:
-    """Returns the weighted accuracy of each section that has rows, and the plain mean of the prior sets."""
+def _section_scores(slices: Sequence[SliceResult], weights: Mapping[str, int]) -> tuple[dict[str, float], float]:
+    """Returns the weighted accuracy of each section that has rows, and their mean, in which prior sets count half."""
     scores: dict[str, float] = {}
     for section, subsets in {**SECTIONS, "Prior Sets": dict.fromkeys(PRIOR_SETS, 1)}.items():
         parts = {part.name: part.score for part in slices if part.group == section}
         of_parts = {name: weights.get(name, subsets[name]) for name in parts}
         if parts:
             scores[section] = sum(of_parts[name] * parts[name] for name in parts) / sum(of_parts.values())
-    return scores
-
-
-def overall_score(sections: Mapping[str, float]) -> float:
-    """Returns the mean of the sections, in which prior sets count half.
-
-    >>> overall_score({"Chat": 1.0, "Safety": 0.5, "Prior Sets": 0.0})
-    0.6
-    """
-    weights = {name: 0.5 if name == "Prior Sets" else 1.0 for name in sections}
-    return sum(weights[name] * score for name, score in sections.items()) / sum(weights.values())
+    shares = {name: 0.5 if name == "Prior Sets" else 1.0 for name in scores}
+    return scores, sum(shares[name] * score for name, score in scores.items()) / sum(shares.values())
 
 
 # ---- RewardBench 2: the best of four in five subsets, and questions with several right answers -------------------
@@ -155,12 +142,7 @@ _COUNTS = (5, 6, 7, 7, 7)  # columns of `question_values` that the five numbers 
 
 
 class RewardBench2(Suite):
-    """RewardBench 2. In the subset Ties the id is ``ref:N`` (one right answer) or ``tied:N`` (several).
-
-    Source: Malik et al. (2025), RewardBench 2, arXiv 2506.01937; the data card of allenai/reward-bench-2;
-    ``reroll_and_score_dataset`` and ``process_single_model`` in ``rewardbench/utils.py``, and ``scripts/run_v2.py``,
-    of github.com/allenai/reward-bench.
-    """
+    """RewardBench 2. In the subset Ties the id is ``ref:N`` (one right answer) or ``tied:N`` (several)."""
 
     name = "rewardbench2"
     title = "RewardBench 2"
@@ -282,11 +264,7 @@ _DIFFICULTIES = ("hard", "normal", "easy")
 
 
 class RMBench(Suite):
-    """RM-Bench; the files of single domains (``chat_filtered.json``) need no column ``domain``.
-
-    Source: Liu et al. (2024), RM-Bench, arXiv 2410.16184, section 3; README (``compute_accuracy``) of
-    github.com/THU-KEG/RM-Bench, and ``scripts/utils.py`` there for the means over domains.
-    """
+    """RM-Bench; the files of single domains (``chat_filtered.json``) need no column ``domain``."""
 
     name = "rm-bench"
     title = "RM-Bench"
@@ -366,10 +344,7 @@ _LLMBAR_SUBSETS = ("Natural", "Neighbor", "GPTInst", "GPTOut", "Manual")  # the 
 
 
 class LLMBar(Suite):
-    """LLMBar, as published (``dataset.json`` in a folder for each subset), or as pairs with a column ``subset``.
-
-    Source: Zeng et al. (2023), LLMBar, arXiv 2310.07641, sections 3 and 4; README of github.com/princeton-nlp/LLMBar.
-    """
+    """LLMBar, as published (``dataset.json`` in a folder for each subset), or as pairs with a column ``subset``."""
 
     name = "llmbar"
     title = "LLMBar"
@@ -447,12 +422,7 @@ _JUDGE_DOMAINS = {
 
 
 class JudgeBench(Suite):
-    """JudgeBench, in the splits ``gpt`` (350 pairs, the default) and ``claude`` (270).
-
-    Source: Tan et al. (2024), JudgeBench, arXiv 2410.12784, sections 3 and 4; README, ``utils/metrics.py`` and
-    ``utils/judges.py`` of github.com/ScalerLab/JudgeBench. There a reward model with equal rewards is taken to prefer
-    B; here, as in the paper's rule for judges, such a tie is not right.
-    """
+    """JudgeBench, in the splits ``gpt`` (350 pairs, the default) and ``claude`` (270)."""
 
     name = "judgebench"
     title = "JudgeBench"

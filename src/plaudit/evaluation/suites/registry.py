@@ -86,15 +86,14 @@ class SuiteSource:
 
     def load(self) -> LoadedSuite:
         """Reads the rows; a broken row raises `DataError` that names file, row and field."""
-        given: Any = self.rows
-        for number, row in enumerate(given if isinstance(given, list | tuple) else ()):
+        for number, row in enumerate(self.rows if isinstance(self.rows, list | tuple) else ()):
             if not isinstance(row, Mapping):
                 fix = "Pass each row as a mapping of columns."
                 raise DataError(f"is {kind_of(row)}", row=number, dataset=self.label, fix=fix)
-        if given is None:
+        if self.rows is None:
             rows = self.suite.load(self.place, split=self.split)
         else:
-            rows = Preferences().read(open_data(given, name=self.label))
+            rows = self.suite.read(open_data(self.rows, name=self.label))
         sources = tuple(dict.fromkeys(row.source for row in rows))
         return LoadedSuite(self.label, self.suite, tuple(rows), sources, len(rows))
 
@@ -164,26 +163,15 @@ def _source_of(suite: Any, split: str | None) -> SuiteSource:
             raise ConfigError(f"a suite is given as {kind_of(suite)}", fix=fix)
         return SuiteSource("rows", Preferences(), rows=suite)
     rule, place = find_suite(str(suite))
-    if place is not None:
-        path = Path(place).expanduser()
-        looks_local = kind_of_file(path) is not None or place.startswith((".", "/", "~"))
-        if looks_local and not path.exists():
-            raise DataError(f"{place}: there is no such file or folder", fix="Check the name of the file.")
-    if not isinstance(rule, Preferences) or place is None:
+    path = None if place is None else Path(place).expanduser()
+    is_file = path is not None and kind_of_file(path) is not None
+    if place is not None and path is not None and not path.exists() and (is_file or place.startswith((".", "/", "~"))):
+        raise DataError(f"{place}: there is no such file or folder", fix="Check the name of the file.")
+    if not isinstance(rule, Preferences) or place is None or path is None:
         return SuiteSource(rule.name, rule, place)
-    return SuiteSource(_label_of(place), rule, place, split=split)
-
-
-def _label_of(place: str) -> str:
-    """Names a file or a data set in the results.
-
-    >>> _label_of("data/dev.jsonl.gz"), _label_of("owner/name"), _label_of("data/v1.2.parquet")
-    ('dev', 'name', 'v1.2')
-    """
-    path = Path(place.rstrip("/"))
-    if kind_of_file(path) is None:
-        return path.name or place
-    return Path(path.name.removesuffix(".gz")).stem
+    # Named `dev` of data/dev.jsonl.gz, `name` of owner/name, `v1.2` of v1.2.parquet.
+    label = Path(path.name.removesuffix(".gz")).stem if is_file else path.name or place
+    return SuiteSource(label, rule, place, split=split)
 
 
 def find_suite(text: str) -> tuple[Suite, str | None]:
