@@ -623,7 +623,8 @@ def _widened(kind: Kind, value: Any) -> Kind:
         for item in value:
             inner = _widened(inner, item)
         return [inner]
-    is_flat = isinstance(value, dict) and value and all(isinstance(item, str | None) for item in value.values())
+    texts = value.values() if isinstance(value, dict) else ()
+    is_flat = texts and all(item is None or isinstance(item, str) for item in texts)
     if is_flat and (kind == "null" or isinstance(kind, dict)):
         known: Any = {} if kind == "null" else kind
         return known | {key: _widened(known.get(key, "null"), item) for key, item in value.items()}

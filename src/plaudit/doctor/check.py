@@ -16,16 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from plaudit.data.load import DataLike
 from plaudit.data.report import Flag, row_names
-from plaudit.doctor.findings import (
-    EXAMPLES,
-    KINDS,
-    DataCheck,
-    Finding,
-    Findings,
-    Occurrence,
-    fill_in_texts,
-    token_lengths,
-)
+from plaudit.doctor.findings import EXAMPLES, KINDS, DataCheck, Finding, Findings, Occurrence, add_texts, token_lengths
 from plaudit.doctor.fix import check_target, write_fixed
 from plaudit.doctor.leaks import Leak, Marker, breaks_off, lacks_end, percent, two_proportions
 from plaudit.doctor.relations import Ledger, Prompts
@@ -159,7 +150,7 @@ def check_dataset(
     if tokens is None and not reader.tokenized:
         notes.append("Lengths in tokens were not checked: name a model.")
     findings = checks.finish(num_rows, leaks, shortcuts)
-    fill_in_texts(source, findings)
+    add_texts(source, findings)
     fixed = None
     if fix is not None and reader.broken is None:
         fixed = write_fixed(source, findings, Path(fix), kinds=remove, total=num_rows)

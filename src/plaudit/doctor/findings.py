@@ -22,7 +22,7 @@ FARTHEST = 200_000
 _WIDTH = 60
 
 
-def fill_in_texts(source: DataSource, findings: Sequence[Finding]) -> None:
+def add_texts(source: DataSource, findings: Sequence[Finding]) -> None:
     """Gives examples that have no text a summary of their row."""
     examples = [example for finding in findings for example in finding.examples if not example.text]
     indices = {example.rows[0] for example in examples}

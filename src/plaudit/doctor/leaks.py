@@ -35,7 +35,7 @@ _PROSE_WORDS = 8
 
 
 def breaks_off(text: str) -> str | None:
-    """Say why a response seems to break off; None where it does not.
+    """Says why a response seems to break off; None where it does not.
 
     Short responses, lists, code and tables may end without a full stop; a sentence in prose that follows finished ones
     may not.
@@ -218,18 +218,18 @@ class Leak:
         return more >= ONE_SIDED * (more + less) or abs(self.effect) >= LARGE
 
     def sentence(self) -> str:
-        """Say it, such as ``'"as an AI" is in 31% of rejected and 1% of chosen'``."""
+        """Says it, such as ``'"as an AI" is in 31% of rejected and 1% of chosen'``."""
         shares = [(self.chosen, "chosen"), (self.rejected, "rejected")]
         (more, where), (less, elsewhere) = sorted(shares, key=lambda share: -share[0])
         return f"{self.mark} is in {percent(more)} of {where} and {percent(less)} of {elsewhere}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Write the leak as plain values."""
+        """Writes the leak as plain values."""
         return {**vars(self), "one_sided": self.one_sided}
 
 
 def percent(share: float) -> str:
-    """Write a share for people.
+    """Writes a share for people.
 
     >>> percent(0.314), percent(0.0042), percent(0.00003), percent(0.0)
     ('31%', '0.4%', '<0.1%', '0%')
@@ -257,7 +257,7 @@ def two_proportions(first_M: np.ndarray, size: int, second_M: np.ndarray, other_
 def find_leaks(
     names: Sequence[str], chosen_M: np.ndarray, size: int, rejected_M: np.ndarray, other_size: int
 ) -> list[Leak]:
-    """Name the marks whose shares differ for certain and by enough to matter, the clearest first."""
+    """Names the marks whose shares differ for certain and by enough to matter, the clearest first."""
     if not size or not other_size or not names:
         return []
     adjusted_M = np.array(holm(two_proportions(chosen_M, size, rejected_M, other_size).tolist()))

@@ -18,23 +18,13 @@ from typing import Any, cast
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from plaudit import schema
 from plaudit.data.load import DataSource, open_data, until_broken
 from plaudit.data.parse import content_text, survey
 from plaudit.data.prepare import PreparedRow, RowPreparer
 from plaudit.errors import ConfigError, DataError
 from plaudit.objectives import Objective, choose_objective, make_objective, objectives_for
-from plaudit.schema import (
-    OPTIONAL_COLUMNS,
-    PAIR_COLUMNS,
-    Example,
-    RowKind,
-    RowSchema,
-    Text,
-    comparisons_of,
-    is_tokenized,
-    ratings_of,
-    row_kind_of,
-)
+from plaudit.schema import Example, RowKind, RowSchema, Text
 
 BATCH = 500
 PEEK = 1000
@@ -52,21 +42,21 @@ def _plan_reading(source: DataSource) -> tuple[Objective, str | None, RowSchema]
     filled = Counter(name for row in first for name, value in row.items() if value is not None)
     # Most rows, not the first: one broken row should not be the measure of the others.
     usual = {name for name in source.columns if source.declared or 2 * filled[name] > len(first)}
-    tokenized = is_tokenized(source.columns)
-    columns = frozenset({*PAIR_COLUMNS} & filled.keys())
+    tokenized = schema.is_tokenized(source.columns)
+    columns = frozenset({*schema.PAIR_COLUMNS} & filled.keys())
     if isinstance(source.dataset, Dataset) and not source.renames:
         row_kinds, columns = survey(source.dataset)
     else:
-        row_kinds = frozenset[RowKind](["pairs"] if tokenized else map(row_kind_of, first))
+        row_kinds = frozenset[RowKind](["pairs"] if tokenized else map(schema.row_kind_of, first))
     objective_problem = None
     try:
         name = choose_objective(row_kinds, columns)[0]
     except ConfigError as error:
         objective_problem = error.summary
-        usual_kind = Counter(map(row_kind_of, first)).most_common(1)[0][0]
+        usual_kind = Counter(map(schema.row_kind_of, first)).most_common(1)[0][0]
         name = next(iter([*objectives_for([usual_kind], columns), *objectives_for([usual_kind], [])]))
     pairs = "response_ids" not in source.columns if tokenized else row_kinds == {"pairs"}
-    optional = frozenset({*OPTIONAL_COLUMNS} & usual - ({"prompt"} if tokenized else set()))
+    optional = frozenset({*schema.OPTIONAL_COLUMNS} & usual - ({"prompt"} if tokenized else set()))
     return make_objective(name), objective_problem, RowSchema(tokenized, pairs, None, optional)
 
 
@@ -92,7 +82,7 @@ class Parts:
 
 
 def take_apart(example: Example, prompt: Text | None) -> Parts:
-    """Take the responses of a row apart from its prompt.
+    """Takes the responses of a row apart from its prompt.
 
     >>> row = Example(("Human: Hi\\n\\nAssistant: Hello!", "Human: Hi\\n\\nAssistant: Help!"))
     >>> take_apart(row, None).prompt, take_apart(row, None).responses
@@ -142,7 +132,7 @@ def message_text(message: Mapping[str, Any]) -> str:
 
 
 def normalized(text: str) -> str:
-    """Bring a text into the form in which prompts are compared: letters' width, case and white space do not count.
+    """Brings a text into the form in which prompts are compared: letters' width, case and white space do not count.
 
     >>> normalized("  What is\\n2+2? ") == normalized("what is 2+2?")
     True
@@ -151,7 +141,7 @@ def normalized(text: str) -> str:
 
 
 def excerpt(text: str, width: int = 100, *, end: bool = False) -> str:
-    """Shorten a text to one line.
+    """Shortens a text to one line.
 
     >>> excerpt("one two\\nthree", 8), excerpt("one two three", 8, end=True)
     ('one two…', '…o three')
@@ -214,7 +204,7 @@ class Sample:
         draw = random.Random(0)
         comparisons = []
         for row in rows:
-            pairs = comparisons_of(row.ratings)
+            pairs = schema.comparisons_of(row.ratings)
             texts = row.parts.responses if row.parts is not None else ()
             for better, worse in pairs if len(pairs) <= each else draw.sample(pairs, each):
                 comparisons.append(Comparison(row.number, row.prompt_key, texts[better], texts[worse]))
@@ -311,7 +301,7 @@ class RowReader:
                 parts = take_apart(example, raw.get("prompt") if "prompt" in self._schema.optional else None)
                 beside = (example.tools, example.chat_template_kwargs)
                 keys = tuple(key_of(response, beside) for response in example.responses)
-            ratings = ratings_of(label)
+            ratings = schema.ratings_of(label)
             yield CheckedRow(
                 row.index,
                 flags=int(row.flags),

@@ -59,7 +59,7 @@ def out_of_fold(differences: Any, groups: Sequence[int], *, folds: int = 5, seed
 
 
 def fit_bradley_terry(differences: Any, groups: Sequence[int] | np.ndarray, *, seed: int = 0) -> LogisticRegression:
-    """Fit on comparisons, with the penalty that is best on a fifth of the prompts, which is held out for that."""
+    """Fits on comparisons, with the penalty that is best on a fifth of the prompts, which is held out for that."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GroupShuffleSplit
 
@@ -88,7 +88,7 @@ class BagOfWords:
 
     @classmethod
     def fit(cls, better: Sequence[str], worse: Sequence[str], groups: Sequence[int], *, seed: int = 0) -> BagOfWords:
-        """Fit on comparisons."""
+        """Fits on comparisons."""
         vectorizer, better_counts, worse_counts = count_words(better, worse)
         model = fit_bradley_terry(better_counts - worse_counts, groups, seed=seed)
         return cls(vectorizer, model.coef_[0], len(better))
@@ -143,7 +143,7 @@ class Lengths:
         self._right, self._rows, self._ties = 0.0, 0, 0
 
     def add(self, row: CheckedRow) -> None:
-        """Count a row."""
+        """Counts a row."""
         pairs = comparisons_of(row.ratings)
         if not pairs:
             return
