@@ -49,12 +49,12 @@ class PlauditError(Exception):
     def summary(self) -> str:
         """Place and message, without the fix."""
         is_named = self.field is None or self.message.startswith(f"`{self.field}`")  # as in "`port` is 99999"
-        place = [
+        parts = [
             *([f"{self.dataset} data set"] if self.dataset is not None else []),
             *([f"row {self.row}"] if self.row is not None else []),
             *([] if is_named else [f"field `{self.field}`"]),
         ]
-        return f"{', '.join(place)}: {self.message}" if place else self.message
+        return f"{', '.join(parts)}: {self.message}" if parts else self.message
 
 
 class ConfigError(PlauditError, ValueError):

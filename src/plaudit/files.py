@@ -1,4 +1,4 @@
-"""Writes files atomically: a reader, or a process that was killed, finds a whole file or none. Refuses to replace."""
+"""Writes files atomically: a reader, or a process that was killed, finds a whole file or none."""
 
 from __future__ import annotations
 

@@ -96,9 +96,9 @@ def test_results_as_json(check, faulty, tmp_path):
     code, _, err = check(faulty, "--json", target)
     assert code == 1
     assert f"Results in {target}." in err
-    found = json.loads(target.read_text())
-    assert [one["kind"] for one in found["findings"]] == ["unreadable", "identical", "duplicate"]
-    assert found["shortcuts"][1]["name"] == "bag of words"
+    results = json.loads(target.read_text())
+    assert [finding["kind"] for finding in results["findings"]] == ["unreadable", "identical", "duplicate"]
+    assert results["shortcuts"][1]["name"] == "bag of words"
     code, _, err = check(faulty, "--json", target)
     assert (code, "exists" in err) == (2, True)
     assert check(faulty, "--json", target, "--overwrite")[0] == 1
@@ -183,7 +183,7 @@ def test_a_file_that_breaks_off(check, clean):
 def test_wrong_command_lines(check, clean, tmp_path, arguments, words):
     (tmp_path / "empty").mkdir()
     names = {"DATA": clean, "EMPTY": tmp_path / "empty"}
-    code, out, err = check(*(names.get(one, one) for one in arguments))
+    code, out, err = check(*(names.get(argument, argument) for argument in arguments))
     assert code == 2
     assert words in err
     assert err.startswith("plaudit check: ")

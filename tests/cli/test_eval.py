@@ -65,9 +65,9 @@ def test_two_models_are_compared(run, models, file, tmp_path):
     assert verdict.startswith(f"  pairs: {models[0]} is better than {models[1]} by 60.0 points (95% ")
     assert verdict.endswith("40 rows")
     assert out.splitlines()[-1] == f"Results in {tmp_path / 'out'}."
-    found = Evaluation.load(tmp_path / "out")
-    assert [model.name for model in found.models] == [str(one) for one in models]
-    assert found.comparisons[0].real
+    evaluation = Evaluation.load(tmp_path / "out")
+    assert [model.name for model in evaluation.models] == [str(model) for model in models]
+    assert evaluation.comparisons[0].real
     code, out, err = run(*models, "--suite", file, "--output", tmp_path / "out", "--sanity_rows", "0")
     assert code == 0
     assert err.count("nothing has changed") == 2
@@ -83,7 +83,7 @@ def test_several_suites_in_any_spelling_and_json(run, models, file, rows, tmp_pa
     assert code == 0
     assert f"Results in {target}." in err
     values = json.loads(target.read_text())
-    assert [one["name"] for one in values["models"][0]["suites"]] == ["pairs", "llmbar", "bar"]
+    assert [suite["name"] for suite in values["models"][0]["suites"]] == ["pairs", "llmbar", "bar"]
     assert values["models"][0]["batch_layout"] == "padded"
     assert values["settings"]["max_length"] == 200
     assert "llmbar (LLMBar): 10 of 40 rows, 20 responses" in out

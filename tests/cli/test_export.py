@@ -100,7 +100,7 @@ def test_settings_arrive(plaudit, model_folder, tmp_path):
     ],
 )
 def test_errors(plaudit, model_folder, tmp_path, arguments, message):
-    code, out, err = plaudit(*(str(model_folder) if one == "MODEL" else one for one in arguments))
+    code, out, err = plaudit(*(str(model_folder) if argument == "MODEL" else argument for argument in arguments))
     assert (code, out) == (2, "")
     assert message in err
     assert err.startswith("plaudit export: ")

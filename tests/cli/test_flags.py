@@ -145,9 +145,9 @@ def test_what_follows_two_hyphens_is_a_word():
     ],
 )
 def test_values(line, name, value):
-    found = value_of(name, line)
-    assert found == value
-    assert type(found) is type(value)
+    result = value_of(name, line)
+    assert result == value
+    assert type(result) is type(value)
 
 
 def test_a_bare_switch_leaves_the_word_after_it():

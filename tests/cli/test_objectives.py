@@ -16,12 +16,12 @@ WORDS = ("good", "bad", "fine", "poor", "quite good and long indeed")
 def rows_of(kind, count=12):
     rows = []
     for n in range(count):
-        texts = [f"{WORDS[(n + place) % 5]} {place}" for place in range(2 + n % 4)]
+        texts = [f"{WORDS[(n + index) % 5]} {index}" for index in range(2 + n % 4)]
         row = {"prompt": f"Question {n}. "}
         if kind in ("scores", "ranks"):
-            row |= {"responses": texts, kind: [float((place * 3 + n) % 4) for place in range(len(texts))]}
+            row |= {"responses": texts, kind: [float((index * 3 + n) % 4) for index in range(len(texts))]}
             if kind == "ranks":
-                row["ranks"] = [place + 1 for place in range(len(texts))]
+                row["ranks"] = [index + 1 for index in range(len(texts))]
         elif kind in ("score", "label"):
             row |= {"response": texts[0], kind: n % 5 if kind == "score" else n % 2 == 0}
         else:

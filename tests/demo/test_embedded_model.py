@@ -225,8 +225,8 @@ class TestChatTemplate:
 
     def test_different_calls_render_differently(self, tokenizer):
         texts = {
-            render(tokenizer, [{"role": "assistant", "content": "", "tool_calls": [one]}])
-            for one in (
+            render(tokenizer, [{"role": "assistant", "content": "", "tool_calls": [variant]}])
+            for variant in (
                 call({"city": "Oslo"}),
                 call({"city": "Rome"}),
                 call({"city": "Oslo"}, name="get_time"),

@@ -37,7 +37,7 @@ SKILLS = {
 
 def text_of(message) -> str:
     """Return what a reader sees of an answer: its content, and the name and arguments of its calls."""
-    calls = [f"{one['function']['name']} {one['function']['arguments']}" for one in message["tool_calls"] or []]
+    calls = [f"{call['function']['name']} {call['function']['arguments']}" for call in message["tool_calls"] or []]
     return " ".join([message["content"] or "", *calls]).strip()
 
 
@@ -115,17 +115,17 @@ class TestRows:
                 assert message["content"] or message["tool_calls"]
 
     def test_tool_rows_have_schemas_and_readable_calls(self, rows):
-        found = 0
+        count = 0
         for row in rows:
             assert (row["tools"] is not None) == (row["skill"] == "tools")
             names = {tool["function"]["name"] for tool in json.loads(row["tools"] or "[]")}
             for message in row["prompt"] + row["chosen"] + row["rejected"]:
-                for one in message["tool_calls"] or []:
-                    assert one["type"] == "function"
-                    assert one["function"]["name"] in names
-                    assert isinstance(json.loads(one["function"]["arguments"]), dict)
-                    found += 1
-        assert found >= 10
+                for call in message["tool_calls"] or []:
+                    assert call["type"] == "function"
+                    assert call["function"]["name"] in names
+                    assert isinstance(json.loads(call["function"]["arguments"]), dict)
+                    count += 1
+        assert count >= 10
 
     def test_rows_without_calls_have_none(self, rows):
         plain = [row for row in rows if row["skill"] != "tools"]

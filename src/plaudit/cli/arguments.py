@@ -118,9 +118,7 @@ class Setting:
         except (TypeError, ValueError):
             if self.kind is str and text.strip():
                 return text
-            wanted = {int: "a whole number", float: "a number", dict: "a JSON object"}.get(
-                self.kind, "a number or name"
-            )
+            wanted = {int: "a whole number", float: "a number", dict: "a JSON object"}.get(self.kind, "a name")
             raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from None
 
 
@@ -200,10 +198,7 @@ class Command:
         return words, *self.assign(given)
 
     def assign(self, given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-        """Returns the value of every setting of the command's own, and the arguments of each target by parameter.
-
-        A target gets only the arguments that were given: the defaults of the others are its own.
-        """
+        """Returns the command's own settings, and the arguments of each target, by parameter, that were given."""
         values: dict[str, Any] = {}
         calls: dict[str, dict[str, Any]] = {}
         for name, setting in self.settings.items():
@@ -251,7 +246,8 @@ class Command:
                     raise ConfigError(f"{ignored[word]} is true or false, not {word!r}", fix=self._see_help)
             raise ConfigError(f"unexpected argument {words[len(self.words)]!r}", fix=usage)
         lacking = [word.removesuffix("...") for word in self.words[len(words) :] if not word.startswith("[")]
-        lacking += [f"--{name}" for name, one in self.settings.items() if one.default is MISSING and name not in given]
+        settings = self.settings.items()
+        lacking += [f"--{name}" for name, setting in settings if setting.default is MISSING and name not in given]
         if lacking:
             raise ConfigError(f"the following arguments are required: {', '.join(lacking)}", fix=usage)
         return words, given

@@ -29,7 +29,6 @@ from plaudit.training.config import OBJECTIVE_SETTINGS, RewardConfig
 from plaudit.training.setup import check_writable
 from plaudit.training.trainer import RewardTrainer
 
-DEFAULT_TEST_SPLIT = "test"
 Rows: TypeAlias = Dataset | IterableDataset
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {
@@ -97,7 +96,7 @@ TRAIN = Command(
     ),
     sections=(
         Section(
-            "This command: a dry run, and where settings come from.",
+            "This command: dry run, file of settings and preset.",
             dry_run=Setting("Show data, batches, memory and time without training. Writes nothing.", bool, False),
             config=Setting("YAML file of settings. Settings on the command line override it."),
             preset=Setting(f"Set of defaults: {' or '.join(PRESETS)} (see above). Other settings override it."),
@@ -108,8 +107,7 @@ TRAIN = Command(
         Section(
             "Model: the model to train, and how it is loaded.",
             model_name_or_path=Setting(
-                "Folder or model id of a language model, or of a reward model to train further. Default: the small "
-                "embedded chat model."
+                "Language or reward model to train: a folder or model id. Default: the small embedded chat model."
             ),
             model_revision=Setting("Branch, tag or commit of a model on the Hub."),
             dtype=Setting(
@@ -173,10 +171,7 @@ TRAIN = Command(
 
 
 def parse_arguments(arguments: Sequence[str]) -> Namespace:
-    """Reads the command line, and the YAML file and preset that it names; raises `ConfigError`.
-
-    Returns the command's own settings; in place of the file, its attribute ``config`` is the `RewardConfig`.
-    """
+    """Reads command line, YAML file and preset; in the result, ``config`` is the `RewardConfig`, not the file."""
     _, given = TRAIN.read(arguments)
     file = read_file(Path(given["config"])) if "config" in given else {}
     preset = given.get("preset", file.get("preset"))
@@ -466,7 +461,7 @@ def load_data(settings: Namespace) -> tuple[Rows, Rows | None]:
     if config.eval_strategy == "no":
         return train, None
     try:
-        return train, load(split=DEFAULT_TEST_SPLIT)
+        return train, load(split="test")
     except DataError as error:
         message = f"`eval_strategy` asks for evaluation, but there is no split to evaluate on: {error.message}"
         fix = "Hold out rows with --eval_fraction 0.1, or pass a split as --dataset_test_split."

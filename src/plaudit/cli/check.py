@@ -23,7 +23,6 @@ from plaudit.files import refuse_existing
 if TYPE_CHECKING:
     from plaudit.doctor.findings import DataCheck
 
-EXIT_FAULTS = 1
 CHECK_DATASET = "plaudit.doctor.check:check_dataset"
 _MOST_REMOVED = 0.2  # share of the rows above which a cleaned copy is no remedy
 _STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
@@ -116,7 +115,7 @@ def run_check(arguments: Sequence[str]) -> int:
     if target is not None:
         Path(target).write_text(json.dumps(check.to_dict(), indent=1, ensure_ascii=False) + "\n", "utf-8")
         say(f"Results in {target}.")
-    return EXIT_FAULTS if not check.ok or (settings["strict"] and check.of("warning")) else 0
+    return 1 if not check.ok or (settings["strict"] and check.of("warning")) else 0
 
 
 @contextlib.contextmanager

@@ -144,10 +144,7 @@ def _show_example(
 
 
 def render_tokens(ids: Sequence[int], tokenizer: Any, *, rewarded: bool) -> Text:
-    """Renders tokens with a mark after each, readable without colour; omits the middle of a long text.
-
-    `rewarded` marks the last token as the one at which the reward is read.
-    """
+    """Renders tokens with a mark after each, without the middle of a long text; `rewarded` marks the last one."""
     special = set(tokenizer.all_special_ids)
     text = Text()
     omitted = len(ids) - _SHOWN

@@ -90,7 +90,7 @@ VERIFY = Command(
             json=Setting("Also write the results to this file."),
         ),
         Section(
-            "Paths: where the rows are sent.",
+            "Ways: where the rows are sent.",
             VERIFY_MODEL,
             url="Address of a running server, such as http://127.0.0.1:8000.",
             server="Type of the server; auto asks it.",
@@ -131,10 +131,7 @@ def run_export(arguments: Sequence[str]) -> int:
 
 
 def run_verify(arguments: Sequence[str]) -> int:
-    """Verifies with the given command-line arguments; prints all ways and the diagnosis of those that differ.
-
-    Returns 0, or 1 where a reward differs.
-    """
+    """Verifies a model, and prints every way and its diagnosis; returns 1 where a reward differs."""
     (model,), own_settings, calls = VERIFY.parse(arguments)
     from plaudit.verification.verify import number, verify
 

@@ -94,8 +94,7 @@ def memory_explained(trainer: RewardTrainer | None = None) -> Iterator[None]:
             raise
         line = next(iter(text.splitlines()), type(error).__name__)
         if trainer is None:
-            fix = "Load it with `dtype` bfloat16, load it in 4 bits with `load_in_4bit` and `use_peft`, or use a "
-            fix += "smaller model."
+            fix = "Use `dtype` bfloat16, 4 bits (`load_in_4bit` with `use_peft`), or a smaller model."
             raise ConfigError(f"out of memory while loading the model ({line})", fix=fix) from error
         args = trainer.args
         evaluating = trainer.state.global_step > 0 and not trainer.model.training
@@ -138,16 +137,12 @@ def longest_row(trainer: RewardTrainer, name: str = "train") -> str:
                 best, tokens = start + (index if row_of is None else row_of[index].as_py()), most
         start += table.num_rows
     number = None if report is None else source_row(best, report)
-    place = "" if number is None else f", row {number} of the {name} data,"
-    return f"the longest row{place} has a response of {tokens:,} tokens"
+    source = "" if number is None else f", row {number} of the {name} data,"
+    return f"the longest row{source} has a response of {tokens:,} tokens"
 
 
 def source_row(index: int, report: DataReport) -> int | None:
-    """Returns the number that a kept row had before rows were dropped; None where the report does not name them all.
-
-    >>> source_row(5, DataReport("train", None, "drop", "train"))
-    5
-    """
+    """Returns the number that a kept row had before rows were dropped; None where the report does not name them all."""
     dropped = sorted(row for count in report.dropped.values() for row in count.first_rows)
     if len(dropped) < sum(count.count for count in report.dropped.values()):
         return None
