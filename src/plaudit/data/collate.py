@@ -120,7 +120,9 @@ class _LayoutCollator:
         }
         if self.text:
             batch |= _text(examples, own_starts, index_of)
-        return batch | _content(examples) if self.content else batch
+        if self.content:
+            batch["content"] = torch.tensor([content_of(example) for example in examples])
+        return batch
 
     def _lay_out(self, examples: Sequence[EncodedExample], responses: list[Response]) -> Layout:
         raise NotImplementedError
@@ -197,8 +199,9 @@ class ForeignCollator:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Batch:
         """Collates prepared rows."""
         batch = self.collator([{key: value for key, value in row.items() if key != "example_weight"} for row in rows])
+        examples = [tokenized_example(row) for row in rows]
         if self.content:
-            batch = {**batch, **_content([tokenized_example(row) for row in rows])}
+            batch = {**batch, "content": torch.tensor([content_of(example) for example in examples])}
         if "reward_positions" in batch:
             return batch
         input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
@@ -206,7 +209,7 @@ class ForeignCollator:
         if count % 2:
             raise ValueError(f"a preference batch has an even number of rows, preferred first; got {count}")
         pairs = torch.arange(count // 2)
-        labels = [tokenized_example(row).label for row in rows]
+        labels = [example.label for example in examples]
         if any(label.preference_prob not in (None, 1.0) for label in labels):
             batch = {"preference_prob": _with_default([label.preference_prob for label in labels]), **batch}
         if any(label.weight is not None for label in labels):
@@ -273,10 +276,6 @@ def pad_right(
 
 def _example_weights(rows: Sequence[Mapping[str, Any]]) -> torch.Tensor:
     return torch.tensor([float(row.get("example_weight", 1.0)) for row in rows])
-
-
-def _content(examples: Sequence[EncodedExample]) -> Batch:
-    return {"content": torch.tensor([content_of(example) for example in examples])}
 
 
 def _with_default(values: Sequence[float | None]) -> torch.Tensor:

@@ -93,14 +93,11 @@ def _flags_of(responses: Sequence[Text]) -> int:
     """Returns what is suspicious about the responses, as the sum of the values of :class:`Flag`."""
     flags = Flag.IDENTICAL * all_equal(responses)
     for response in responses:
-        if isinstance(response, str):
-            empty = not response.strip()
-        elif response[-1]["role"] != "assistant":
+        last: Any = {"role": "assistant", "content": response} if isinstance(response, str) else response[-1]
+        if last["role"] != "assistant":
             flags |= Flag.LAST_MESSAGE_NOT_ASSISTANT
-            continue
-        else:
-            empty = not response[-1].get("tool_calls") and not content_text(response[-1]["content"]).strip()
-        flags |= Flag.EMPTY_RESPONSE * empty
+        elif not last.get("tool_calls") and not content_text(last["content"]).strip():
+            flags |= Flag.EMPTY_RESPONSE
     return flags
 
 

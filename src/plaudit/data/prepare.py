@@ -318,11 +318,14 @@ def prepare_dataset(
         fix = "Pass one, or data with `chosen_ids` and `rejected_ids`."
         raise ConfigError("The data needs a tokenizer", fix=fix)
     report = DataReport(dataset_name, max_length, overlong, purpose)
+    filled = {"preference_prob" if name == "tie" else name for name in row_schema.optional}
+    names = [*(TOKENIZED_COLUMNS if row_schema.pairs else schema.TOKENIZED_LIST_COLUMNS)]
+    names += [name for name in ("margin", "preference_prob", "weight") if name in filled]
     if isinstance(source, IterableDataset):
-        return _prepare_stream(source, preparer, row_schema, report), report
+        return _prepare_stream(source, preparer, names, report), report
     read = {*(schema.columns_read("pairs") if row_schema.pairs else schema.READ_COLUMNS)}
     read |= {*TOKENIZED_COLUMNS, *schema.LEGACY_COLUMNS, "row"}
-    prepared, kept = _prepare_table(source, preparer, row_schema, report, num_proc)
+    prepared, kept = _prepare_table(source, preparer, names, report, num_proc)
     others = [name for name in dataset.column_names if name not in read] if keep_columns else []
     if others:
         prepared = concatenate_datasets([prepared, dataset.select_columns(others).select(kept)], axis=1)
@@ -362,13 +365,6 @@ _COLUMNS: dict[str, tuple[Any, Callable[[PreparedRow], Any]]] = {
     "error": (Value("string"), lambda row: None if row.error is None else dump_error(row.error)),
 }
 """Type and values of the columns of prepared rows; those from ``row`` on are for the report."""
-
-
-def result_columns(row_schema: RowSchema) -> list[str]:
-    """Names the columns of prepared rows that a trainer reads."""
-    names = list(TOKENIZED_COLUMNS if row_schema.pairs else schema.TOKENIZED_LIST_COLUMNS)
-    read = {"preference_prob" if name == "tie" else name for name in row_schema.optional}
-    return names + [name for name in ("margin", "preference_prob", "weight") if name in read]
 
 
 def _prepare_batch(
@@ -411,16 +407,16 @@ def load_error(text: str) -> DataError:
 
 
 def _prepare_table(
-    dataset: Dataset, preparer: RowPreparer, row_schema: RowSchema, report: DataReport, num_proc: int | None
+    dataset: Dataset, preparer: RowPreparer, names: list[str], report: DataReport, num_proc: int | None
 ) -> tuple[Dataset, np.ndarray]:
     """Returns the prepared rows that are kept, and which these are."""
-    prepared = _map_cached(dataset, preparer, row_schema, num_proc)
+    prepared = _map_cached(dataset, preparer, names, num_proc)
     columns = {name: prepared.data.column(name).combine_chunks() for name in ("flags", "lengths", "prompt")}
     flags, lengths = columns["flags"].to_numpy(), columns["lengths"]
     report.lengths.add(lengths.flatten().to_numpy())
     overlong = np.flatnonzero(flags & Flag.OVERLONG)
     if report.overlong == "error" and len(overlong):
-        row, row_kind = int(overlong[0]), "pairs" if row_schema.pairs else "scores"
+        row, row_kind = int(overlong[0]), "pairs" if "chosen_ids" in names else "scores"
         raise report.overlong_error(row, lengths[row].as_py(), len(overlong), row_kind=cast(RowKind, row_kind))
     is_kept = flags == 0
     report.rows_read = report.rows_kept = int(is_kept.sum())
@@ -432,11 +428,10 @@ def _prepare_table(
     report.prompts = columns["prompt"].to_numpy()[kept]
     if len(kept) < len(prepared):
         prepared = prepared.select(kept)
-    return prepared.select_columns(result_columns(row_schema) + ["row"] * (report.purpose == "predict")), kept
+    return prepared.select_columns(names + ["row"] * (report.purpose == "predict")), kept
 
 
-def _map_cached(dataset: Dataset, preparer: RowPreparer, row_schema: RowSchema, num_proc: int | None) -> Dataset:
-    names = result_columns(row_schema)
+def _map_cached(dataset: Dataset, preparer: RowPreparer, names: list[str], num_proc: int | None) -> Dataset:
     features = Features({name: _COLUMNS[name][0] for name in (*names, "row", "flags", "lengths", "prompt")})
     cut = preparer.overlong if preparer.overlong.startswith("truncate") else None
     encoder = next((encoder.fingerprint() for encoder in preparer.encoders.values()), None)
@@ -462,15 +457,12 @@ def _map_cached(dataset: Dataset, preparer: RowPreparer, row_schema: RowSchema, 
 
 
 def _prepare_stream(
-    dataset: IterableDataset, preparer: RowPreparer, row_schema: RowSchema, report: DataReport
+    dataset: IterableDataset, preparer: RowPreparer, names: list[str], report: DataReport
 ) -> IterableDataset:
     report.streaming = True
     preparer.on_broken = "record"  # raised when the row is reached, not when its batch is prepared
-    names = result_columns(row_schema)
     features = Features({name: _COLUMNS[name][0] for name in (*names, "row", "flags", "lengths", "prompt", "error")})
-    gate = _StreamGate(
-        report, names + ["row"] * (report.purpose == "predict"), "pairs" if row_schema.pairs else "scores"
-    )
+    gate = _StreamGate(report, names + ["row"] * (report.purpose == "predict"))
     function = partial(_prepare_batch, preparer=preparer, features=features, as_table=False)
     prepared = dataset.map(function, batched=True, batch_size=STREAM_BATCH, with_indices=True)
     # Batches of one row, not `filter`, which cannot follow a typed `map` in older releases of `datasets`.
@@ -486,7 +478,6 @@ class _StreamGate:
 
     report: DataReport
     columns: list[str]  # those that go on
-    row_kind: RowKind
     next_row: int = 0  # the first that was not counted yet
 
     def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
@@ -495,7 +486,7 @@ class _StreamGate:
         if error is not None:
             raise load_error(error)
         if report.overlong == "error" and flags & Flag.OVERLONG:
-            raise report.overlong_error(row, lengths, row_kind=self.row_kind)
+            raise report.overlong_error(row, lengths, row_kind="pairs" if "chosen_ids" in self.columns else "scores")
         if row < self.next_row:
             # A later pass over the stream: these rows are counted already.
             kept = report.keeps(flags)
