@@ -175,7 +175,7 @@ def export_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> ExportResult:
-    """Write a reward model as a folder that servers and plain transformers read, and hold it to its source.
+    """Export a reward model as a folder that servers and plain transformers load, and check its rewards.
 
     A `reward_calibration.json` beside the source is folded into the weights, as far as they allow it, unless `raw`.
 

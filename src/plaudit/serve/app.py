@@ -32,11 +32,11 @@ from plaudit.serve.settings import ServerSettings
 from plaudit.version import __version__
 
 OPEN_ROUTES = frozenset({"/health", "/docs", "/openapi.json"})
-"""Routes that need no key: they tell nothing of anybody's data."""
+"""Routes that need no key: they hold no data of users."""
 
 
 class Gate:
-    """Lets requests with the right key pass, and counts all."""
+    """Checks the API key of each request, and counts requests by route and status."""
 
     def __init__(self, app: ASGIApp, api_key: str | None, metrics: ServerMetrics, routes: Collection[str]) -> None:
         self._app, self._metrics, self._routes = app, metrics, frozenset(routes)
@@ -99,9 +99,8 @@ DESCRIPTION = (
 )
 
 
-def create_app(model: RewardModel, settings: ServerSettings | None = None) -> FastAPI:
+def create_app(model: RewardModel, settings: ServerSettings) -> FastAPI:
     """Returns the ASGI application that serves a reward model, which nothing else may use while it runs."""
-    settings = settings or ServerSettings()
     service = ScoringService(model, settings)
 
     @asynccontextmanager
@@ -111,7 +110,7 @@ def create_app(model: RewardModel, settings: ServerSettings | None = None) -> Fa
         await service.stop()
 
     app = FastAPI(title="Plaudit", version=__version__, description=DESCRIPTION, lifespan=lifespan, redoc_url=None)
-    app.state.service, app.state.settings = service, settings
+    app.state.service = service
     for path, route in ROUTES.items():
         _add_route(app, path, route, service)
     _add_status_routes(app, service, model)
@@ -181,7 +180,7 @@ logger = logging.getLogger("plaudit")
 
 
 class RewardServer(uvicorn.Server):
-    """A uvicorn server that, told to stop, answers what it accepted and refuses what is new, and then ends."""
+    """A uvicorn server that answers accepted requests and refuses new ones before it stops."""
 
     def __init__(self, model: RewardModel, settings: ServerSettings, ready: Callable[[str], object]) -> None:
         app = create_app(model, settings)
@@ -207,7 +206,7 @@ class RewardServer(uvicorn.Server):
             self._ready(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
 
     def handle_exit(self, sig: int, frame: FrameType | None = None) -> None:
-        """Stop: once accepted requests are answered, or, told a second time, at once."""
+        """Stops once accepted requests are answered; a second signal stops at once."""
         if self._deadline is not None:
             self.force_exit = self.should_exit = True
             return
@@ -218,7 +217,7 @@ class RewardServer(uvicorn.Server):
         logger.info("%s: %d requests are being answered, new ones are refused.", name, self._service.active)
 
     async def on_tick(self, counter: int) -> bool:
-        """Whether to end, asked ten times a second."""
+        """Returns whether to stop; uvicorn calls it ten times a second."""
         if self._deadline is not None and not self.should_exit:
             late = time.monotonic() >= self._deadline
             if late and self._service.active:

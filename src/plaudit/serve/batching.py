@@ -102,7 +102,7 @@ class Batcher:
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
-        """Stops computing; whoever still waits gets an error."""
+        """Stops computing; requests that still wait get an error."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
@@ -186,7 +186,7 @@ class Batcher:
         jobs = list({id(job): job for job, _ in batch}.values())
         start = time.monotonic()
         running = asyncio.get_running_loop().run_in_executor(self._thread, self._compute, [row.ids for row in rows])
-        # Whatever goes wrong belongs to whoever waits for these rows, and must not end this loop.
+        # An error goes to the requests of this batch, and must not end the loop.
         (result,) = await asyncio.gather(running, return_exceptions=True)
         if isinstance(result, BaseException):
             self._metrics.failures.inc()
@@ -196,7 +196,7 @@ class Batcher:
                 message = f"the model could not compute this: {type(result).__name__}"
                 jobs[0].fail(RequestError(500, message, fix="See the log."))
                 return
-            # One of them is to blame, or all together were too much: the others must not suffer.
+            # Either one request is at fault, or the batch is too large: compute each request alone.
             for job in jobs:
                 await self._compute_batch([entry for entry in batch if entry[0] is job])
             return

@@ -21,7 +21,7 @@ from plaudit.serve.settings import TextForm
 
 SchemaT = TypeVar("SchemaT", bound=BaseModel)
 WORD_BYTES = 4 * 2**20
-"""Maximum size of the tokenizer cache: a server runs for months, and clients send new words all the time."""
+"""Maximum size of the tokenizer cache: a server runs for months, and requests hold ever new words."""
 _USER, _ASSISTANT = "Zu7q", "Za7q"
 
 

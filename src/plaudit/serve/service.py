@@ -27,7 +27,7 @@ from plaudit.serve.settings import ServerSettings
 Handler: TypeAlias = Callable[[Any, Served], Question]
 _DRAIN_SECONDS = 2.0
 _HUNG_UP = 499
-"""What the metrics call a request whose client did not wait; nobody is told."""
+"""Status in the metrics of a request whose client disconnected: nobody reads the answer."""
 _BODIES = 16
 """Bodies of full size that may be in memory at a time."""
 _HALF_CHARACTER = re.compile("[\ud800-\udfff]")

@@ -121,7 +121,7 @@ def verify(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> Verification:
-    """Hold every way of running a reward model to the rewards that were saved with it.
+    """Compare the rewards of every way of running a reward model with those that were saved with it.
 
     The golden rows beside the model go through plain transformers (one by one, and as a padded batch), its pipeline,
     our scorer (both layouts, one by one and together), the merged export, and a running server.
@@ -133,14 +133,14 @@ def verify(
             transformers gives them one by one.
         save: Write the golden rows into the folder of the model.
         url: A running server of the model, such as ``"http://127.0.0.1:8000"``.
-        server: What the server is; ``"auto"`` asks it.
-        api_key: Its key.
-        tolerance: Most that a reward may differ; by default 1e-4 in float32, 0.01 in float16 and 0.05 in bfloat16,
-            times the largest reward where that is above 1.
+        server: Kind of the server; ``"auto"`` detects it from the server's routes.
+        api_key: API key of the server.
+        tolerance: Largest allowed difference of a reward; by default 1e-4 in float32, 0.01 in float16 and 0.05 in
+            bfloat16, times the largest reward where that is above 1.
         dtype: What the weights are stored in here, by default what the golden rewards were computed in.
         device: Where it is run; by default the accelerator, or the CPU.
-        local: Run the model here, too; without it only the server is asked.
-        export: Export the model into a temporary folder, too, which takes as much space again.
+        local: Run the model on this machine, too; otherwise only on the server.
+        export: Also export the model into a temporary folder, which takes as much space as the model.
         max_tokens_per_batch: Tokens of the scorer's larger batches; see `RewardModel`.
         revision: Branch, tag or commit on the Hub.
         trust_remote_code: Allow model and tokenizer code from the Hub.
