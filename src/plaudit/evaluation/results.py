@@ -525,13 +525,13 @@ class Evaluation:
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             raise ConfigError(f"{str(path)!r} is not an evaluation", fix=fix)
         if values.get("version") != VERSION:
-            found = f"{str(path)!r} is an evaluation of version {values.get('version')!r}, not {VERSION}"
-            raise ConfigError(found, fix=again)
+            message = f"{str(path)!r} is an evaluation of version {values.get('version')!r}, not {VERSION}"
+            raise ConfigError(message, fix=again)
         try:
             evaluation: Evaluation = from_plain(cls, values)
         except ConfigError as error:
-            found = f"`{error.field}` {error.message}, in {str(path)!r}"
-            raise ConfigError(found, field=error.field, fix=again) from error
+            message = f"`{error.field}` {error.message}, in {str(path)!r}"
+            raise ConfigError(message, field=error.field, fix=again) from error
         models = []
         for model in evaluation.models:
             suites = (replace(suite, table=tables.get((model.name, suite.name))) for suite in model.suites)
@@ -564,10 +564,10 @@ def to_plain(value: Any) -> Any:
     return value if value is None or isinstance(value, str | int | bool) else str(value)
 
 
-def from_plain(hint: Any, values: Any, place: str = "") -> Any:
+def from_plain(hint: Any, values: Any, path: str = "") -> Any:
     """Rebuilds a value of a type from plain values; keys that a dataclass does not know are ignored.
 
-    A missing key, or a value of another type, raises `ConfigError` that names the field; `place` is that of the value.
+    A missing key, or a value of another type, raises `ConfigError` that names the field; `path` is that of the value.
 
     >>> from_plain(Check, {"name": "padding", "passed": True, "message": "Yes.", "rows": [1], "later": 0}).rows
     (1,)
@@ -575,32 +575,32 @@ def from_plain(hint: Any, values: Any, place: str = "") -> Any:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         choice = next(choice for choice in arguments if choice is not type(None))
-        return None if values is None else from_plain(choice, values, place)
+        return None if values is None else from_plain(choice, values, path)
     plain = _PLAIN.get(origin or hint, dict if dataclasses.is_dataclass(hint) else list)
     if plain is object or (plain is float and values is None):  # a number that is not finite is null
         return values
     accepted: Any = (int, float) if plain is float else plain
     if not isinstance(values, accepted):
         wanted = {int: "a whole number", float: "a number"}.get(plain) or kind_of(plain())
-        raise ConfigError(f"is {kind_of(values)}, not {wanted}", field=place)
+        raise ConfigError(f"is {kind_of(values)}, not {wanted}", field=path)
     if dataclasses.is_dataclass(hint):
         hints, arguments_by_name = typing.get_type_hints(hint), {}
         for entry in dataclasses.fields(hint):
-            inside = f"{place}.{entry.name}" if place else entry.name
+            inside = f"{path}.{entry.name}" if path else entry.name
             if entry.name in values:
                 arguments_by_name[entry.name] = from_plain(hints[entry.name], values[entry.name], inside)
             elif entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING:
                 raise ConfigError("is missing", field=inside)
         return hint(**arguments_by_name)  # type: ignore[operator]
     if plain is dict:
-        return {name: from_plain(arguments[1], value, f"{place}.{name}") for name, value in values.items()}
+        return {name: from_plain(arguments[1], value, f"{path}.{name}") for name, value in values.items()}
     if plain is not list:
         return values
     hints_of = arguments or tuple(typing.get_type_hints(hint).values())  # of a tuple, or of one with names
     if origin is list or hints_of[1:] == (...,):
         hints_of = hints_of[:1] * len(values)
     if len(hints_of) != len(values):
-        raise ConfigError(f"has {len(values)} values, not {len(hints_of)}", field=place)
+        raise ConfigError(f"has {len(values)} values, not {len(hints_of)}", field=path)
     items = zip(hints_of, values, strict=True)
-    made = [from_plain(item, value, f"{place}[{index}]") for index, (item, value) in enumerate(items)]
+    made = [from_plain(item, value, f"{path}[{index}]") for index, (item, value) in enumerate(items)]
     return made if origin is list else tuple(made) if origin is tuple else hint(*made)

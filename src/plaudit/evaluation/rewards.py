@@ -74,19 +74,19 @@ def _rewards(row: SuiteRow, values: Mapping[str, Any], source: str, drop_missing
     def refuse(field: str, message: str, fix: str) -> NoReturn:
         raise DataError(message, row=row.row, field=field, dataset=source, fix=fix)
 
-    found: Any = [values.get(name) for name in names]
-    if all(value is None for value in found):
+    rewards: Any = [values.get(name) for name in names]
+    if all(value is None for value in rewards):
         if drop_missing:
             return None
         refuse(names[0], "has no reward", "Score the row, or drop such rows with `--skip_broken`.")
     if len(names) == 1:
-        found = found[0] if isinstance(found[0], list | tuple) else found
-    if len(found) != count:
-        refuse(names[0], f"has {len(found)} rewards for {count} responses", "Give one reward per response.")
-    for index, value in enumerate(found):
+        rewards = rewards[0] if isinstance(rewards[0], list | tuple) else rewards
+    if len(rewards) != count:
+        refuse(names[0], f"has {len(rewards)} rewards for {count} responses", "Give one reward per response.")
+    for index, value in enumerate(rewards):
         field = names[index] if len(names) == 2 else f"{names[0]}[{index}]" if count > 1 else names[0]
         if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
             what = value if isinstance(value, float) else kind_of(value)
-            place = response_field(kind, index)
-            refuse(field, f"is {what}, not a finite reward of `{place}`", "Score the row again, or remove it.")
-    return [float(value) for value in found]
+            response = response_field(kind, index)
+            refuse(field, f"is {what}, not a finite reward of `{response}`", "Score the row again, or remove it.")
+    return [float(value) for value in rewards]

@@ -116,11 +116,11 @@ def evaluate(
     words = None if bag_of_words is None else _fit_bag_of_words(bag_of_words, seed)
     created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     run = _Run(settings, sources, folder, previous, words, progress, created)
-    for name, one_model in models.items():
+    for name, given_model in models.items():
         if rewards is not None:
             run.judge_rewards(name, own=suites is None)
         else:
-            run.judge_model(name, one_model, loading)
+            run.judge_model(name, given_model, loading)
         gc.collect()  # the next model should find the memory free
     return run.save(complete=True)
 
@@ -259,11 +259,11 @@ def _named_models(models: Sequence[ModelLike]) -> dict[str, ModelLike]:
             name = str(model)
             if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
                 raise ConfigError(f"there is no folder {name!r}", fix="Pass a model folder or a Hub id.")
-        taken, count = name, 1
-        while taken in named:
+        unique, count = name, 1
+        while unique in named:
             count += 1
-            taken = f"{name} ({count})"
-        named[taken] = model
+            unique = f"{name} ({count})"
+        named[unique] = model
     return named
 
 

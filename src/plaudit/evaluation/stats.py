@@ -366,13 +366,13 @@ def fit_temperature(margin_P: np.ndarray, preference_prob_P: np.ndarray | None =
     if scale == 0:
         return None
     bound = float(np.log(1000.0))
-    found = minimize_scalar(
+    minimum = minimize_scalar(
         lambda log_t: log_loss(margin_P / scale, float(np.exp(log_t)), preference_prob_P),
         bounds=(-bound, bound),
         method="bounded",
         options={"xatol": 1e-8},
     )
-    return float(np.exp(found.x)) * scale, bool(abs(found.x) > bound - 0.01)
+    return float(np.exp(minimum.x)) * scale, bool(abs(minimum.x) > bound - 0.01)
 
 
 def halves(scored: ScoredSet, *, seed: int = 0) -> tuple[ScoredSet, ScoredSet]:

@@ -70,7 +70,7 @@ def read_tables(path: Path) -> dict[tuple[str, str], pa.Table]:
     whole = pq.read_table(path)
     keys = list(zip(whole.column("model").to_pylist(), whole.column("suite").to_pylist(), strict=True))
     return {
-        key: whole.filter(pa.array([other == key for other in keys])).drop_columns(["model", "suite"])
+        key: whole.filter(pa.array([row_key == key for row_key in keys])).drop_columns(["model", "suite"])
         for key in dict.fromkeys(keys)
     }
 
@@ -157,8 +157,8 @@ class ScoredRow:
         for index, reward in enumerate(self.rewards):
             if not math.isfinite(reward):
                 fix = "Look at the model: it gives no finite reward for this response."
-                place = response_field(self.row_kind, index)
-                raise DataError(f"the reward is {float(reward)}", row=self.row, field=place, fix=fix)
+                response = response_field(self.row_kind, index)
+                raise DataError(f"the reward is {float(reward)}", row=self.row, field=response, fix=fix)
 
     @property
     def ratings(self) -> tuple[float, ...]:

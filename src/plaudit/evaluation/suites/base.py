@@ -43,8 +43,8 @@ class SourceRow:
         values = self.values.get(field)
         if not isinstance(values, list | tuple) or not values or (count is not None and len(values) != count):
             wanted = "texts" if count is None else f"{count} texts"
-            found = f"a list of {len(values)}" if isinstance(values, list | tuple) else kind_of(values)
-            self.refuse(field, f"is {found}, not a list of {wanted}", _BROKEN)
+            given = f"a list of {len(values)}" if isinstance(values, list | tuple) else kind_of(values)
+            self.refuse(field, f"is {given}, not a list of {wanted}", _BROKEN)
         for index, value in enumerate(values):
             if not isinstance(value, str):
                 self.refuse(f"{field}[{index}]", f"is {kind_of(value)}, not text", _BROKEN)
@@ -148,9 +148,9 @@ class Suite:
         """Returns the columns that a source with such columns must have."""
         return self.columns
 
-    def files_in(self, place: str) -> Sequence[str]:
-        """Returns the sources in a place that the user names."""
-        return [place]
+    def files_in(self, location: str) -> Sequence[str]:
+        """Returns the sources at a location that the user names."""
+        return [location]
 
     def group_of(self, name: str) -> str | None:
         """Returns the larger part of the suite that a slice counts in; None where it does not count."""
@@ -168,15 +168,15 @@ class Suite:
         margin = float(part.margin_P.mean()) if len(part.margin_P) else None
         return SliceResult(name, len(part), float(values_G.mean()), interval, margin, self.group_of(name) or "")
 
-    def load(self, place: str | Sequence[str] | None = None, *, split: str | None = None) -> list[SuiteRow]:
+    def load(self, location: str | Sequence[str] | None = None, *, split: str | None = None) -> list[SuiteRow]:
         """Reads the rows from a file, a folder or the Hub, or several of them (None: the suite's own on the Hub)."""
-        if place is None and not self.hub_id:
+        if location is None and not self.hub_id:
             raise ConfigError(
                 f"{self.title} has no data set on the Hub that can be loaded",
                 fix=f"Pass a local file, as in `{self.name}=FILE`. {self.reference}",
             )
         rows: list[SuiteRow] = []
-        for named in [place or self.hub_id] if isinstance(place, str | None) else place:
+        for named in [location or self.hub_id] if isinstance(location, str | None) else location:
             for source in self.files_in(named):
                 data = open_data(source, split=split or self.hub_split, any_split=True, check=False)
                 rows += self.read(data, start=len(rows))

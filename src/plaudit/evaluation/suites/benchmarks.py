@@ -357,11 +357,11 @@ class LLMBar(Suite):
     pair_columns = ("prompt", "chosen", "rejected")
     slice_column = "subset"
 
-    def files_in(self, place: str) -> Sequence[str]:
+    def files_in(self, location: str) -> Sequence[str]:
         """Returns the published files in a folder."""
-        folder = Path(place).expanduser()
+        folder = Path(location).expanduser()
         files = folder.rglob("dataset.json") if folder.is_dir() else ()
-        return sorted(str(file) for file in files if llmbar_subset(file.parent.name) is not None) or [place]
+        return sorted(str(file) for file in files if llmbar_subset(file.parent.name) is not None) or [location]
 
     def columns_of(self, source: str, names: Sequence[str]) -> Sequence[str]:
         """Returns the published columns, or those of pairs; ``subset`` where the folder does not name it."""

@@ -76,11 +76,11 @@ class LoadedSuite:
 
 @dataclass(frozen=True)
 class SuiteSource:
-    """A suite and where its rows are: in a place, in memory, or (neither given) in the suite's own place on the Hub."""
+    """A suite and its rows: at a location, in memory, or (neither given) where the suite itself is on the Hub."""
 
     label: str
     suite: Suite
-    place: str | None = None
+    location: str | None = None
     rows: Rows | None = None
     split: str | None = None  # None: the one that the suite is scored on
 
@@ -91,7 +91,7 @@ class SuiteSource:
                 fix = "Pass each row as a mapping of columns."
                 raise DataError(f"is {kind_of(row)}", row=number, dataset=self.label, fix=fix)
         if self.rows is None:
-            rows = self.suite.load(self.place, split=self.split)
+            rows = self.suite.load(self.location, split=self.split)
         else:
             rows = self.suite.read(open_data(self.rows, name=self.label))
         sources = tuple(dict.fromkeys(row.source for row in rows))
@@ -162,26 +162,26 @@ def _source_of(suite: Any, split: str | None) -> SuiteSource:
             fix = "Give a name, a file, a data set, or a list of rows."
             raise ConfigError(f"a suite is given as {kind_of(suite)}", fix=fix)
         return SuiteSource("rows", Preferences(), rows=suite)
-    rule, place = find_suite(str(suite))
-    path = None if place is None else Path(place).expanduser()
-    is_file = path is not None and kind_of_file(path) is not None
-    if place is not None and path is not None and not path.exists() and (is_file or place.startswith((".", "/", "~"))):
-        raise DataError(f"{place}: there is no such file or folder", fix="Check the name of the file.")
-    if not isinstance(rule, Preferences) or place is None or path is None:
-        return SuiteSource(rule.name, rule, place)
+    rule, location = find_suite(str(suite))
+    path = Path(location or "").expanduser()
+    is_file = kind_of_file(path) is not None
+    if location is not None and not path.exists() and (is_file or location.startswith((".", "/", "~"))):
+        raise DataError(f"{location}: there is no such file or folder", fix="Check the name of the file.")
+    if not isinstance(rule, Preferences) or location is None:
+        return SuiteSource(rule.name, rule, location)
     # Named `dev` of data/dev.jsonl.gz, `name` of owner/name, `v1.2` of v1.2.parquet.
-    label = Path(path.name.removesuffix(".gz")).stem if is_file else path.name or place
-    return SuiteSource(label, rule, place, split=split)
+    label = Path(path.name.removesuffix(".gz")).stem if is_file else path.name or location
+    return SuiteSource(label, rule, location, split=split)
 
 
 def find_suite(text: str) -> tuple[Suite, str | None]:
     """Finds a suite, a suite with its file (``llmbar=FILE``), a file, or a data set on the Hub by what a user wrote.
 
-    Returns the suite and the place to read it from (None: the suite's own on the Hub); an unknown name raises
+    Returns the suite and the location to read it from (None: the suite's own on the Hub); an unknown name raises
     `ConfigError`. Capitals, spaces and hyphens in names do not matter.
 
-    >>> suite, place = find_suite("RewardBench-2=rb2.parquet")
-    >>> suite.name, place
+    >>> suite, location = find_suite("RewardBench-2=rb2.parquet")
+    >>> suite.name, location
     ('rewardbench2', 'rb2.parquet')
     >>> find_suite("pairs.jsonl")[0].name
     'preferences'
@@ -190,12 +190,12 @@ def find_suite(text: str) -> tuple[Suite, str | None]:
     def plain(name: str) -> str:
         return "".join(letter for letter in name.lower() if letter.isalnum())
 
-    name, separator, place = text.partition("=")
+    name, separator, location = text.partition("=")
     by_plain = {plain(known): suite for known, suite in SUITES.items()}
     if plain(name) in by_plain and not Path(text).exists():
-        return by_plain[plain(name)](), place if separator else None
+        return by_plain[plain(name)](), location if separator else None
     if separator and plain(name) == Preferences.name:
-        return Preferences(), place
+        return Preferences(), location
     if Path(text).expanduser().exists() or kind_of_file(Path(text)) is not None or "/" in text:
         return Preferences(), text
     close = difflib.get_close_matches(plain(name), list(by_plain), n=3, cutoff=0.5)
