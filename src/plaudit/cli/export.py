@@ -132,16 +132,15 @@ def run_export(arguments: Sequence[str]) -> int:
 
 def run_verify(arguments: Sequence[str]) -> int:
     """Verifies a model, and prints every way and its diagnosis; returns 1 where a reward differs."""
-    (model,), own_settings, calls = VERIFY.parse(arguments)
+    (model,), options, calls = VERIFY.parse(arguments)
     from plaudit.verification.verify import number, verify
 
     settings = {"api_key": os.environ.get(API_KEY_VARIABLE), **calls[VERIFY_MODEL]}
     # Warnings that the ways log about each other are part of the diagnosis printed below.
     with log_lines(logging.INFO if settings.get("save") else logging.ERROR), bars_where_seen():
         result = verify(model, **settings)
-    if own_settings["json"] is not None:
-        text = json.dumps(result.to_dict(), indent=1, ensure_ascii=False)
-        Path(own_settings["json"]).write_text(text + "\n", encoding="utf-8")
+    if options["json"] is not None:
+        Path(options["json"]).write_text(json.dumps(result.to_dict(), indent=1, ensure_ascii=False) + "\n", "utf-8")
     console, golden = make_console(), result.golden
     title = f"{result.model}: {len(golden.rows)} golden rows, in {golden.dtype}"
     console.print(Text(title, style="bold"), soft_wrap=True)

@@ -63,7 +63,6 @@ class DemoResult:
     before: Score  # with the new head
     after: Score
     seconds: float  # of the whole run
-    training_seconds: float
     folder: str  # of the reward model
     rewards: tuple[float, float]  # of `BETTER_RESPONSE` and `WORSE_RESPONSE`, from the saved folder
     report: str  # path of the page
@@ -91,9 +90,7 @@ def run_demo(output_dir: str | os.PathLike[str], *, seed: int = 0, say: Callable
     say("Scoring the held-out preferences before training ...")
     before = _score(trainer.evaluate(), len(test))
     say("Training ...")
-    training_start = time.monotonic()
     trainer.train()
-    training_seconds = time.monotonic() - training_start
     say("Scoring the held-out preferences after training ...")
     after = _score(trainer.evaluate(), len(test))
     trainer.save_model()
@@ -114,7 +111,6 @@ def run_demo(output_dir: str | os.PathLike[str], *, seed: int = 0, say: Callable
         before=before,
         after=after,
         seconds=time.monotonic() - start,
-        training_seconds=training_seconds,
         folder=str(output_dir),
         rewards=rewards,
         report=str(report),
