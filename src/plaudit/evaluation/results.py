@@ -514,7 +514,8 @@ class Evaluation:
         """
         path = Path(folder).expanduser()
         path = path if path.suffix == ".json" else path / RESULTS
-        fix, again = "Pass a folder that `plaudit eval --output FOLDER` wrote.", "Write it again with `plaudit eval`."
+        fix = "Pass a folder that `plaudit eval --output FOLDER` wrote."
+        again = "Write it again with `plaudit eval --overwrite`."
         if not path.is_file():
             raise ConfigError(f"there is no evaluation in {str(folder)!r}", fix=fix)
         try:
