@@ -128,8 +128,8 @@ def fit_rewards(objective: Objective, rows: Sequence[Row], items: int) -> tuple[
     def loss() -> torch.Tensor:
         total = PRIOR * rewards.square().mean()
         for batch, items_N in batches:
-            terms = objective.terms(rewards[items_N], batch, tie)
-            total = total + (terms.count_U * terms.loss_U).sum() / count
+            loss_U, (count_U, _) = objective.losses(rewards[items_N], batch, tie), objective.units(batch)
+            total = total + (count_U * loss_U).sum() / count
         return total
 
     if objective.name == "hinge":

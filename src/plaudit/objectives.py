@@ -43,15 +43,6 @@ ROW_KIND_NAMES: dict[RowKind, str] = {
 }
 
 
-@dataclass(frozen=True)
-class Terms:
-    """Losses of a batch, one entry for each of the units U that an objective learns from."""
-
-    loss_U: Tensor  # of each comparison, response or example
-    count_U: Tensor  # what each counts for in the mean; 0 for fillers
-    example_U: Tensor  # the example that each belongs to
-
-
 class Objective(ABC):
     """What a reward model is trained for. Subclasses declare what they read and compute `losses`.
 
@@ -90,11 +81,6 @@ class Objective(ABC):
     def problem(self, label: Label) -> tuple[str, str, str] | None:
         """Returns why a label of a kind that the objective reads cannot be learned from: field, message and fix."""
         return None
-
-    def terms(self, rewards_N: Tensor, batch: Batch, tie_parameter: Tensor | None = None) -> Terms:
-        """Returns losses and counts of a batch; see `losses` for the arguments."""
-        count_U, example_U = self.units(batch)
-        return Terms(self.losses(rewards_N, batch, tie_parameter), count_U, example_U)
 
     def tie_width(self, tie_parameter: Tensor) -> Tensor:
         """Returns the difference of rewards below which a tie is the likeliest outcome; at most 0 where it never is."""

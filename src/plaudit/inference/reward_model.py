@@ -24,7 +24,7 @@ from plaudit.model.calibration import FILE_NAME as CALIBRATION_FILE
 from plaudit.model.calibration import RewardCalibration, load_calibration
 from plaudit.model.head import install_reward_forward
 from plaudit.model.peft import base_model_of, require_sequence_classification
-from plaudit.model.shared_prefix import BatchLayout, RewardForward, choose_layout, enable_shared_prefix
+from plaudit.model.shared_prefix import BatchLayout, make_forward
 from plaudit.schema import Text
 
 logger = logging.getLogger("plaudit")
@@ -102,11 +102,7 @@ class RewardModel:
             )
         self.processing_class = load.set_pad_token(base_model, processing_class, may_resize=False)
         reads_positions = install_reward_forward(base_model)
-        layout, reason = choose_layout(model, batch_layout)
-        if layout == "shared_prefix":
-            enable_shared_prefix(base_model)
-        required = batch_layout == "shared_prefix"
-        forward = RewardForward(base_model, layout, reason, reads_positions=reads_positions, required=required)
+        forward = make_forward(model, batch_layout, reads_positions=reads_positions)
         self.device: torch.device = base_model.device
         if max_length is None:
             max_length = load.context_length(base_model, self.processing_class, decoder=reads_positions)

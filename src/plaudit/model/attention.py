@@ -28,17 +28,10 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from plaudit.errors import ConfigError
+from plaudit.model import varlen
 from plaudit.model.cpu_tree import tree_attention, tree_attention_applies
 from plaudit.model.flex import FlexPlan, attend_with_flex, why_not_flex
-from plaudit.model.varlen import (
-    AUTOMATIC,
-    KERNELS,
-    AttentionSettings,
-    VarlenPlan,
-    dense_attention,
-    varlen_attention,
-    why_not_varlen,
-)
+from plaudit.model.varlen import AttentionSettings, VarlenPlan, why_not_varlen
 from plaudit.prefix_tree import PrefixTree
 
 logger = logging.getLogger("plaudit")
@@ -155,12 +148,12 @@ def shared_prefix_attention(
     (1, key heads, T, value size); key heads divide heads.
     """
     wanted, problem = layout.backend, None
-    for backend in {"auto": AUTOMATIC, "flex": (), "sdpa": ()}.get(wanted, (wanted,)):
+    for backend in {"auto": varlen.AUTOMATIC, "flex": (), "sdpa": ()}.get(wanted, (wanted,)):
         problem = why_not_varlen(backend, query, settings)
         if problem is None:
             _log_once(f"{backend}, one call per layer")
             plan = layout.plan(VarlenPlan, query.device)
-            return varlen_attention(query, key, value, plan, KERNELS[backend], settings)
+            return varlen.varlen_attention(query, key, value, plan, varlen.KERNELS[backend], settings)
     # FlexAttention has to be compiled first; the kernels above are ready at once.
     if wanted == "flex" or (wanted == "auto" and (settings.softcap is not None or settings.sinks is not None)):
         problem = why_not_flex(query, key, value, settings)
@@ -205,6 +198,6 @@ def _attend_in_a_loop(
             causal, dropout = mask is None, settings.dropout
             output = sdpa(query_i, key_i, value_i, mask, dropout, causal, scale=settings.scaling)
         else:
-            output = dense_attention(query_i, key_i, value_i, mask, settings)
+            output = varlen.dense_attention(query_i, key_i, value_i, mask, settings)
         outputs.append(output[:, :, before:] if again else output)
     return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()

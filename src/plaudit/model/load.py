@@ -69,7 +69,8 @@ def load_model(
     name_or_path: str, init_kwargs: Mapping[str, Any] | None = None, *, trust_remote_code: bool = False, seed: int = 42
 ) -> PreTrainedModel:
     """Loads a model to be trained, with one output; a head that the checkpoint lacks is drawn afresh with `seed`."""
-    model, missing = load_checkpoint(name_or_path, init_kwargs, trust_remote_code=trust_remote_code, needs_head=False)
+    source = Source(name_or_path, trust_remote_code=trust_remote_code)
+    model, missing = load_checkpoint(source, init_kwargs, needs_head=False)
     fresh_head = {key for key in missing if key.split(".")[0] == "score"}
     if fresh_head:
         for head in score_heads_of(model):
@@ -87,32 +88,33 @@ def load_model(
 
 
 def load_checkpoint(
-    name_or_path: str, init_kwargs: Mapping[str, Any] | None, *, trust_remote_code: bool, needs_head: bool
+    source: Source, init_kwargs: Mapping[str, Any] | None, *, needs_head: bool
 ) -> tuple[PreTrainedModel, frozenset[str]]:
     """Loads a model with one output, in float32 unless `init_kwargs` say else; returns also which weights are random.
 
     With `needs_head` language models are refused before their weights are loaded.
     """
-    kwargs: dict[str, Any] = {"trust_remote_code": trust_remote_code, **(init_kwargs or {}), "num_labels": 1}
+    options = {"trust_remote_code": source.trust_remote_code, **source.revision_kwargs}
+    kwargs: dict[str, Any] = {**options, **(init_kwargs or {}), "num_labels": 1}
     if "dtype" not in kwargs and "torch_dtype" not in kwargs:
         kwargs["dtype"] = torch.float32
-    folder = Path(name_or_path)
+    folder = Path(source.name)
     has_config, has_adapter = (folder / "config.json").exists(), (folder / ADAPTER_FILE).exists()
     if folder.is_dir() and not has_config and not has_adapter:
         raise ConfigError(
-            f"the folder {name_or_path!r} holds no model: there is no config.json in it",
+            f"the folder {source.name!r} holds no model: there is no config.json in it",
             fix="Pass a folder written by `save_pretrained` (perhaps one of its checkpoint-* folders), or a model id.",
         )
     level = transformers.logging.get_verbosity()
-    with _loading(name_or_path):
+    with _loading(source.name):
         if has_config or not has_adapter:
             names = kwargs.keys() & {"revision", "trust_remote_code", "token", "cache_dir"}
-            config = transformers.AutoConfig.from_pretrained(name_or_path, **{name: kwargs[name] for name in names})
-            _check_architecture(name_or_path, config, needs_head=needs_head)
+            config = transformers.AutoConfig.from_pretrained(source.name, **{name: kwargs[name] for name in names})
+            _check_architecture(source.name, config, needs_head=needs_head)
         transformers.logging.set_verbosity_error()  # it would report missing weights, which callers do in better words
         try:
             model, info = transformers.AutoModelForSequenceClassification.from_pretrained(
-                name_or_path, output_loading_info=True, **kwargs
+                source.name, output_loading_info=True, **kwargs
             )
         finally:
             transformers.logging.set_verbosity(level)
@@ -153,12 +155,7 @@ def load_reward_model(
     model: Any
     with _loading(source.name):
         base = base_source_of(source) if is_adapter else source
-        model, missing = load_checkpoint(
-            base.name,
-            kwargs | base.revision_kwargs,
-            trust_remote_code=source.trust_remote_code,
-            needs_head=not is_adapter,
-        )
+        model, missing = load_checkpoint(base, kwargs, needs_head=not is_adapter)
         if is_adapter:
             from peft import PeftModel
             from peft.utils import load_peft_weights

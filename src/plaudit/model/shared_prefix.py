@@ -44,29 +44,6 @@ _LAYER_TYPES = {"full_attention", "sliding_attention", "attention"}
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
-def choose_layout(
-    model: nn.Module, batch_layout: BatchLayout | str, *, own_collator: bool = False, neftune: bool = False
-) -> tuple[str, str]:
-    """Returns the layout to start with, and why; raises `ConfigError` where the user set one that cannot be used."""
-    if batch_layout == "padded" and not own_collator:
-        return "padded", "as set by `batch_layout`"
-    problem: str | None
-    if own_collator:
-        problem = "a data collator was given"
-    elif is_prompt_learning(model):
-        problem = "prompt learning discards position ids"
-    else:
-        problem = why_not_shared_prefix(base_model_of(model), neftune=neftune)
-    if problem is None:
-        set_by_user = batch_layout == "shared_prefix"
-        return "shared_prefix", "as set by `batch_layout`" if set_by_user else "each prompt computed once"
-    if batch_layout == "shared_prefix":
-        fix = "Remove `data_collator`, or `batch_layout`." if own_collator else "Use batch_layout='auto' or 'padded'."
-        message = f"batch_layout='shared_prefix' cannot be used: {problem}"
-        raise ConfigError(message, field="batch_layout", fix=fix)
-    return "padded", problem
-
-
 def why_not_shared_prefix(model: nn.Module, *, neftune: bool = False) -> str | None:
     """Returns why the configuration of a model (without adapters) rules sharing prefixes out; None if it may share."""
     name = type(model).__name__
@@ -164,6 +141,38 @@ class RewardForward:
         logger.warning("Falling back to the padded layout: %s.", reason)
 
 
+def make_forward(
+    model: nn.Module,
+    batch_layout: BatchLayout,
+    *,
+    reads_positions: bool,
+    own_collator: bool = False,
+    neftune: bool = False,
+    backend: AttentionBackend = "auto",
+) -> RewardForward:
+    """Chooses the batch layout, prepares the model for it, and returns what calls the model.
+
+    Raises `ConfigError` where the user set a layout that cannot be used.
+    """
+    base_model, required = base_model_of(model), batch_layout == "shared_prefix"
+    layout, reason, problem = "padded", "as set by `batch_layout`", None
+    if own_collator:
+        problem = "a data collator was given"
+    elif batch_layout != "padded":
+        problem = why_not_shared_prefix(base_model, neftune=neftune)
+        if is_prompt_learning(model):
+            problem = "prompt learning discards position ids"
+        layout = "padded" if problem else "shared_prefix"
+    if problem and required:
+        fix = "Remove `data_collator`, or `batch_layout`." if own_collator else "Use batch_layout='auto' or 'padded'."
+        message = f"batch_layout='shared_prefix' cannot be used: {problem}"
+        raise ConfigError(message, field="batch_layout", fix=fix)
+    if layout == "shared_prefix":
+        enable_shared_prefix(base_model, backend)
+        reason = reason if required else "each prompt computed once"
+    return RewardForward(base_model, layout, problem or reason, reads_positions=reads_positions, required=required)
+
+
 def compare_with_padded(
     model: nn.Module, base_model: PreTrainedModel, batch: Batch, compute_dtype: torch.dtype | None = None
 ) -> str | None:
@@ -189,30 +198,21 @@ def compare_with_padded(
         if isinstance(error, torch.OutOfMemoryError | ConfigError):
             raise
         return f"the model failed on a shared-prefix batch ({type(error).__name__}: {error})"
-    if problem := _unexpected_calls(base_model, calls):
-        return problem
-    tolerance = max(_TOLERANCE.get(dtype, 1e-2) for dtype in (shared_states.dtype, compute_dtype) if dtype is not None)
-    scale = padded_states.float().abs().amax().clamp_min(1e-12)
-    deviation = float((shared_states.float() - padded_states.float()).abs().amax() / scale)
-    if not deviation <= tolerance:  # NaN included
-        return f"rewards would differ between the layouts (states by {deviation:.1e}, allowed {tolerance:.0e})"
-    return None
-
-
-def _unexpected_calls(model: PreTrainedModel, calls: list[AttentionCall]) -> str | None:
-    config = model.config.get_text_config()
-    layers = config.num_hidden_layers
+    config = base_model.config.get_text_config()
+    layers, types = config.num_hidden_layers, getattr(config, "layer_types", None)
     if len(calls) != layers:
         return f"{len(calls)} of {layers} layers attend through the attention interface"
     # transformers passes the collator's placeholder on and builds no mask. Any other one hides tokens of its own.
     if any(mask_shape != (1, 1, 1, 1) for mask_shape, _ in calls):
         return "the model builds an attention mask of its own"
-    types = getattr(config, "layer_types", None)
-    window = getattr(config, "sliding_window", None)
-    if window is None:
-        return None
-    expected = [window if types is None or kind == "sliding_attention" else None for kind in types or [None] * layers]
-    # Short rows would not show a window that a layer does not pass on.
-    if [given for _, given in calls] != expected:
-        return "its layers do not say which of them have a sliding window"
+    if (window := getattr(config, "sliding_window", None)) is not None:
+        kinds = types or ["sliding_attention"] * layers
+        # Short rows would not show a window that a layer does not pass on.
+        if [given for _, given in calls] != [window if kind == "sliding_attention" else None for kind in kinds]:
+            return "its layers do not say which of them have a sliding window"
+    tolerance = max(_TOLERANCE.get(dtype, 1e-2) for dtype in (shared_states.dtype, compute_dtype) if dtype is not None)
+    scale = padded_states.float().abs().amax().clamp_min(1e-12)
+    deviation = float((shared_states.float() - padded_states.float()).abs().amax() / scale)
+    if not deviation <= tolerance:  # NaN included
+        return f"rewards would differ between the layouts (states by {deviation:.1e}, allowed {tolerance:.0e})"
     return None

@@ -12,16 +12,8 @@ from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
 from torch.utils.data import DataLoader
 
+from plaudit.data import samplers
 from plaudit.data.collate import tokenized_example
-from plaudit.data.samplers import (
-    ExampleBatchSampler,
-    RowCost,
-    TokenBatchSampler,
-    WeightedRows,
-    grouped_by_length,
-    grouped_by_prompt,
-    shuffled,
-)
 from plaudit.prefix_tree import share_prefixes
 from plaudit.schema import Batch
 from plaudit.training.config import RewardConfig
@@ -52,17 +44,17 @@ def example_loader(
     processes: dict[str, Any] = {"process_index": args.process_index, "num_processes": args.world_size}
     order: Callable[[int], Sequence[int]] | None = None
     if is_training and prompts is not None:
-        order = grouped_by_prompt(prompts, seed)
+        order = samplers.grouped_by_prompt(prompts, seed)
     elif is_training and strategy == "group_by_length":
         lengths = [max(map(len, tokenized_example(row).response_ids)) for row in rows]
-        order = grouped_by_length(lengths, batch_size * args.world_size, seed)
+        order = samplers.grouped_by_length(lengths, batch_size * args.world_size, seed)
     elif is_training and strategy != "sequential":
-        order = shuffled(len(rows), seed)
+        order = samplers.shuffled(len(rows), seed)
     elif may_sort and not is_training:
         order = by_similar_work(rows, padded=padded)
-    sampler: ExampleBatchSampler | TokenBatchSampler
+    sampler: samplers.ExampleBatchSampler | samplers.TokenBatchSampler
     if is_training and args.max_tokens_per_batch is not None:
-        sampler = TokenBatchSampler(
+        sampler = samplers.TokenBatchSampler(
             _costs(rows, args.max_tokens_per_batch, padded),
             args.max_tokens_per_batch,
             **processes,
@@ -72,9 +64,9 @@ def example_loader(
         logger.info("Batches by tokens: %d rows in %d batches per process.", len(rows), len(sampler))
     else:
         drop_last = is_training and args.dataloader_drop_last
-        sampler = ExampleBatchSampler(len(rows), batch_size, order=order, drop_last=drop_last, **processes)
+        sampler = samplers.ExampleBatchSampler(len(rows), batch_size, order=order, drop_last=drop_last, **processes)
     loader: DataLoader[Any] = DataLoader(
-        WeightedRows(rows, sampler),
+        samplers.WeightedRows(rows, sampler),
         batch_sampler=sampler,
         collate_fn=collator,
         num_workers=args.dataloader_num_workers,
@@ -86,7 +78,7 @@ def example_loader(
     return prepare_data_loader(loader, device, num_processes=1, process_index=0, put_on_device=True)
 
 
-def _costs(rows: Dataset, max_tokens: int, padded: bool) -> RowCost:
+def _costs(rows: Dataset, max_tokens: int, padded: bool) -> samplers.RowCost:
     """Counts what rows cost, and warns about those that are larger than a batch may be."""
     tokens, widths, responses = [], [], []
     for row in rows:
@@ -94,7 +86,7 @@ def _costs(rows: Dataset, max_tokens: int, padded: bool) -> RowCost:
         tokens.append(share_prefixes([example]).tree.tokens)
         widths.append(max(map(len, example.response_ids)))
         responses.append(len(example.response_ids))
-    cost = RowCost(tokens, widths, responses, padded)
+    cost = samplers.RowCost(tokens, widths, responses, padded)
     oversized = [size for size in (cost.of([row]) for row in range(len(tokens))) if size > max_tokens]
     if oversized:
         logger.warning(

@@ -14,7 +14,7 @@ from plaudit.data.parse import survey
 from plaudit.losses import center_rewards_penalty, length_correlation
 from plaudit.metrics import Scored
 from plaudit.model.shared_prefix import Rewards
-from plaudit.objectives import Objective, Terms, check_objective, choose_objective, make_objective
+from plaudit.objectives import Objective, check_objective, choose_objective, make_objective
 from plaudit.schema import Batch
 from plaudit.training.config import RewardConfig
 
@@ -76,14 +76,15 @@ class RewardLoss:
         # The objective sees the sum of both heads where there is a length head.
         summed_N = rewards_N + extras["length_rewards"] if "length_rewards" in extras else rewards_N
         tie_parameter = extras.get("tie_parameter")
-        terms = self.objective.terms(summed_N, batch, tie_parameter)
-        weight_U = terms.count_U if "weight" not in batch else terms.count_U * batch["weight"][terms.example_U]
+        loss_U = self.objective.losses(summed_N, batch, tie_parameter)
+        count_U, example_U = self.objective.units(batch)
+        weight_U = count_U if "weight" not in batch else count_U * batch["weight"][example_U]
         # A filler may hold anything, NaN included.
-        loss = torch.where(terms.count_U > 0, weight_U * terms.loss_U, 0).sum()
+        loss = torch.where(count_U > 0, weight_U * loss_U, 0).sum()
         if "deviations" in extras and loss.requires_grad:
-            members = self._members_loss(summed_N, extras["deviations"], batch, tie_parameter, terms)
+            members = self._members_loss(summed_N, extras["deviations"], batch, tie_parameter)
             loss = loss + (members - members.detach())  # adds 0 to the loss, and the members' gradient
-        count_G = torch.zeros_like(batch["example_weight"]).index_add(0, terms.example_U, terms.count_U)
+        count_G = torch.zeros_like(batch["example_weight"]).index_add(0, example_U, count_U)
         count = count_G.sum()
         real_N = batch["example_weight"][example_N] > 0
         if self.center_rewards:
@@ -129,7 +130,7 @@ class RewardLoss:
         )
 
     def _members_loss(
-        self, rewards_N: Tensor, deviations_NK: Tensor, batch: Batch, tie_parameter: Tensor | None, terms: Terms
+        self, rewards_N: Tensor, deviations_NK: Tensor, batch: Batch, tie_parameter: Tensor | None
     ) -> Tensor:
         """Returns the mean over members of their summed losses; its gradient reaches only the members' weights."""
         members_KN = (rewards_N.detach()[:, None] + deviations_NK).T
@@ -138,8 +139,9 @@ class RewardLoss:
         drawn_KG = bootstrap_weights(batch["content"], len(members_KN), self.seed)
         if "weight" in batch:
             drawn_KG = drawn_KG * batch["weight"]
-        weight_KU = terms.count_U * drawn_KG[:, terms.example_U]
-        return torch.where(terms.count_U > 0, weight_KU * loss_KU, 0).sum() / len(members_KN)
+        count_U, example_U = self.objective.units(batch)
+        weight_KU = count_U * drawn_KG[:, example_U]
+        return torch.where(count_U > 0, weight_KU * loss_KU, 0).sum() / len(members_KN)
 
 
 def make_loss(args: RewardConfig, dataset: Dataset | IterableDataset) -> RewardLoss:

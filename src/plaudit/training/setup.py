@@ -205,18 +205,19 @@ def prepare_model(
 def make_forward(
     model: Any, args: RewardConfig, *, reads_positions: bool, own_collator: bool
 ) -> shared_prefix.RewardForward:
-    """Chooses the batch layout, prepares the model for it, and returns what calls the model."""
-    base_model = peft.base_model_of(model)
-    layout, reason = shared_prefix.choose_layout(
-        model, args.batch_layout, own_collator=own_collator, neftune=bool(args.neftune_noise_alpha)
+    """Returns what calls the model, in the batch layout of the settings."""
+    forward = shared_prefix.make_forward(
+        model,
+        args.batch_layout,
+        reads_positions=reads_positions,
+        own_collator=own_collator,
+        neftune=bool(args.neftune_noise_alpha),
+        backend=args.attention_backend,
     )
-    if layout == "shared_prefix":
-        shared_prefix.enable_shared_prefix(base_model, args.attention_backend)
-        if args.pad_to_multiple_of is not None:
-            logger.warning("`pad_to_multiple_of` has no effect in the shared_prefix layout, which has no padding.")
-    logger.info("Batch layout: %s (%s).", layout, reason)
-    required = args.batch_layout == "shared_prefix"
-    return shared_prefix.RewardForward(base_model, layout, reason, reads_positions=reads_positions, required=required)
+    if forward.layout == "shared_prefix" and args.pad_to_multiple_of is not None:
+        logger.warning("`pad_to_multiple_of` has no effect in the shared_prefix layout, which has no padding.")
+    logger.info("Batch layout: %s (%s).", forward.layout, forward.reason)
+    return forward
 
 
 def add_training_heads(model: Any, loss: RewardLoss, *, reads_positions: bool) -> None:

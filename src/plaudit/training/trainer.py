@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -469,15 +470,10 @@ class RewardTrainer(Trainer):
         self._eval_metrics.reset()
         sampler = getattr(getattr(dataloader, "dataset", None), "sampler", None)
         order = sampler.order(0) if isinstance(sampler, ExampleBatchSampler) else None
-        compute_metrics = self.compute_metrics
+        ordered, compute_metrics = functools.partial(in_row_order, order=order), self.compute_metrics
         if compute_metrics is not None and not self.args.batch_eval_metrics:
             self.compute_metrics = lambda given: compute_metrics(
-                EvalPrediction(
-                    in_row_order(given.predictions, order),
-                    in_row_order(given.label_ids, order),
-                    given.inputs,
-                    given.losses,
-                )
+                EvalPrediction(ordered(given.predictions), ordered(given.label_ids), given.inputs, given.losses)
             )
         try:
             output = super().evaluation_loop(
@@ -489,8 +485,8 @@ class RewardTrainer(Trainer):
         metrics.pop("comparisons", None)
         prefixed = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return output._replace(
-            predictions=in_row_order(output.predictions, order),
-            label_ids=in_row_order(output.label_ids, order),
+            predictions=ordered(output.predictions),
+            label_ids=ordered(output.label_ids),
             metrics={**(output.metrics or {}), **prefixed},
         )
 
