@@ -201,9 +201,6 @@ def regression_loss(rewards_N: Tensor, ratings_N: Tensor) -> Tensor:
 
     .. math:: \ell = (r - g)^2
 
-    Args:
-        rewards_N, ratings_N: Shape (N,).
-
     Source: Wang et al. (2024), HelpSteer2, https://arxiv.org/abs/2406.08673.
 
     >>> regression_loss(torch.tensor([3.5]), torch.tensor([4.0]))
@@ -244,15 +241,8 @@ def center_rewards_penalty(rewards_N: Tensor, example_of_response: Tensor, num_e
 
     .. math:: \Big( \frac{2}{K} \sum_{k=1}^{K} r_k \Big)^2
 
-    which is :math:`(r^+ + r^-)^2` for a pair.
-
-    Args:
-        rewards_N: Shape (N,).
-        example_of_response: The example that each response belongs to, shape (N,).
-        num_examples: Number of examples G.
-
-    Returns:
-        The penalty of each example, shape (G,), before its coefficient (recommended: 0.01).
+    which is :math:`(r^+ + r^-)^2` for a pair. Returns the penalty of each example, shape (G,), before its coefficient
+    (recommended: 0.01).
 
     Source: Eisenstein et al. (2023), https://arxiv.org/abs/2312.09244.
 

@@ -409,10 +409,7 @@ def liger_settings(config: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def apply_liger(model: Any, config: Mapping[str, Any] | None, *, use_cpu: bool) -> None:
-    """Puts Liger's kernels into the modules of a reward model, before the Trainer does it again.
-
-    Raises `ConfigError` without a GPU or ``liger-kernel``, and where Liger does not support the model.
-    """
+    """Puts Liger's kernels into the modules of a reward model, before the Trainer does it again."""
     from transformers.integrations.liger import apply_liger_kernel, is_liger_kernel_available
 
     field, fix = "use_liger_kernel", "Remove `use_liger_kernel`."

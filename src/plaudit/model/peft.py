@@ -59,10 +59,7 @@ def warn_if_head_is_frozen(model: nn.Module) -> None:
 
 
 def wrap_with_adapter(model: nn.Module, peft_config: Any, *, trained_tokens: Sequence[int] = ()) -> nn.Module:
-    """Wraps a reward model in an adapter, with its head and the embeddings of `trained_tokens` trained and saved.
-
-    Raises `ConfigError` where PEFT is missing, the configuration does not fit, or the model has adapters already.
-    """
+    """Wraps a reward model in an adapter, with its head and the embeddings of `trained_tokens` trained and saved."""
     if importlib.util.find_spec("peft") is None:
         raise ConfigError("`peft_config` needs the peft library", fix="pip install 'plaudit[peft]'")
     from peft import PeftConfig, get_peft_model

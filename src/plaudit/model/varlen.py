@@ -62,8 +62,7 @@ class VarlenPlan:
         keys = tree.response_lengths
         self.key_index = torch.tensor(key_index).to(device, non_blocking=True)
         # Cumulative lengths from 0, shape (problems + 1,), int32. They end with the row: tensors longer than the last
-        # of them give NaN gradients in `varlen_attn` (pytorch 176793). No problem is empty: every response has own
-        # tokens.
+        # give NaN gradients in `varlen_attn` (pytorch 176793). No problem is empty: every response has own tokens.
         self.query_ends, self.key_ends = (
             torch.tensor([0, *accumulate(lengths)], dtype=torch.int32).to(device, non_blocking=True)
             for lengths in (queries, keys)

@@ -175,12 +175,17 @@ def load_model_and_tokenizer(
 
 
 def prepare_model(
-    model: Any, tokenizer: Any, args: RewardConfig, peft_config: Any, *, trained_tokens: Sequence[int]
-) -> tuple[Any, Any, bool]:
-    """Sets padding, serving configuration, dropout, head and adapter, in that order.
+    model: Any,
+    tokenizer: Any,
+    args: RewardConfig,
+    peft_config: Any,
+    *,
+    trained_tokens: Sequence[int],
+    own_collator: bool,
+) -> tuple[Any, Any, shared_prefix.RewardForward]:
+    """Sets padding, serving configuration, dropout, head, adapter and batch layout, in that order.
 
-    Returns the model (maybe in an adapter), a copy of the tokenizer with its padding token, and whether the model
-    reads rewards at given positions (decoders) rather than pooling itself.
+    Returns the model (maybe in an adapter), a copy of the tokenizer with its padding token, and what calls the model.
     """
     base_model = peft.base_model_of(model)
     may_resize = peft_config is None and not peft.is_peft_model(model) and not getattr(model, "is_quantized", False)
@@ -199,13 +204,6 @@ def prepare_model(
         model.enable_input_require_grads()
     if args.use_liger_kernel:
         load.apply_liger(model, args.liger_kernel_config, use_cpu=args.use_cpu)
-    return model, tokenizer, reads_positions
-
-
-def make_forward(
-    model: Any, args: RewardConfig, *, reads_positions: bool, own_collator: bool
-) -> shared_prefix.RewardForward:
-    """Returns what calls the model, in the batch layout of the settings."""
     forward = shared_prefix.make_forward(
         model,
         args.batch_layout,
@@ -217,7 +215,7 @@ def make_forward(
     if forward.layout == "shared_prefix" and args.pad_to_multiple_of is not None:
         logger.warning("`pad_to_multiple_of` has no effect in the shared_prefix layout, which has no padding.")
     logger.info("Batch layout: %s (%s).", forward.layout, forward.reason)
-    return forward
+    return model, tokenizer, forward
 
 
 def add_training_heads(model: Any, loss: RewardLoss, *, reads_positions: bool) -> None:

@@ -170,12 +170,11 @@ class RewardTrainer(Trainer):
             eval_dataset = self._prepare_data(eval_dataset, "eval", "eval")
         setup.check_collator(data_collator, self._loss, train_dataset)
         setup.check_grouping(args, self.data_reports["train"])
-        model, tokenizer, reads_positions = setup.prepare_model(
-            model, self._tokenizer, args, peft_config, trained_tokens=added_tokens
-        )
         own_collator = data_collator is not None
-        self._forward = setup.make_forward(model, args, reads_positions=reads_positions, own_collator=own_collator)
-        setup.add_training_heads(model, self._loss, reads_positions=reads_positions)
+        model, tokenizer, self._forward = setup.prepare_model(
+            model, self._tokenizer, args, peft_config, trained_tokens=added_tokens, own_collator=own_collator
+        )
+        setup.add_training_heads(model, self._loss, reads_positions=self._forward.reads_positions)
         self._base_model: Any = self._forward.base_model
         self._eval_metrics = RewardMetrics()
         self._scored: Scored | None = None  # of the micro-batch in progress
