@@ -106,16 +106,15 @@ def _text_losses(states_SH: Tensor, weight_VH: Tensor, targets_S: Tensor) -> Ten
     return cross_entropy((states_SH @ weight_VH.to(states_SH.dtype).T).float(), targets_S, reduction="none")
 
 
-def install_training_heads(model: PreTrainedModel, heads: TrainingHeads) -> None:
+def install_training_heads(model: Any, heads: TrainingHeads) -> None:
     """Adds heads to a reward model whose forward reads positions, and keeps them out of its saved weights."""
-    score: Any = model.score
-    model.add_module(ATTRIBUTE, heads.to(next(score.parameters()).device))
+    model.add_module(ATTRIBUTE, heads.to(next(model.score.parameters()).device))
     names = [f"{ATTRIBUTE}.{name}" for name in heads.state_dict()]
     model._keys_to_ignore_on_save = {*(model._keys_to_ignore_on_save or ()), *names}
     # DDP would send the fixed weight to all processes at each step. An adapter puts its own names in front.
     buffer = f"{ATTRIBUTE}.language_model_weight"
     ignored = getattr(model, "_ddp_params_and_buffers_to_ignore", ())
-    model._ddp_params_and_buffers_to_ignore = [*ignored, buffer, f"base_model.model.{buffer}"]  # type: ignore[assignment]
+    model._ddp_params_and_buffers_to_ignore = [*ignored, buffer, f"base_model.model.{buffer}"]
 
 
 def heads_of(model: Any) -> TrainingHeads | None:

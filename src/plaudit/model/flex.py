@@ -132,8 +132,7 @@ def attend_with_flex(query: Tensor, key: Tensor, value: Tensor, plan: FlexPlan, 
             unshared, aux = output
             share = torch.sigmoid(aux.lse - settings.sinks.to(aux.lse.dtype)[:, None])[..., None]
             output = (unshared * share).to(unshared.dtype)
-    attended: Tensor = output[:, :, :tokens].transpose(1, 2)
-    return attended
+    return cast(Tensor, output[:, :, :tokens].transpose(1, 2))
 
 
 def _fill_up(tensor: Tensor, tokens: int) -> Tensor:

@@ -358,10 +358,9 @@ def embedding_rows(model: PreTrainedModel) -> int:
     return int(getattr(weight, "ds_shape", weight.shape)[0])
 
 
-def context_length(base_model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, decoder: bool) -> int | None:
+def context_length(base_model: Any, tokenizer: PreTrainedTokenizerBase, *, decoder: bool) -> int | None:
     """Returns the number of tokens that a model was made to read; None where its files do not say."""
-    config: Any = base_model.config
-    limits = [getattr(config.get_text_config(), "max_position_embeddings", None)]
+    limits = [getattr(base_model.config.get_text_config(), "max_position_embeddings", None)]
     if not decoder:
         # Encoders learn positions and reserve some of them; only the tokenizer knows how many are left.
         limits.append(tokenizer.model_max_length)

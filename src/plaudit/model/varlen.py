@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from itertools import accumulate
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -112,8 +112,7 @@ def _torch_varlen(query: Tensor, key: Tensor, value: Tensor, plan: VarlenPlan, s
     elif query.shape[1] != key.shape[1]:
         key, value = (tensor.repeat_interleave(query.shape[1] // tensor.shape[1], dim=1) for tensor in (key, value))
     ends = (plan.query_ends, plan.key_ends, plan.longest_query, plan.longest_key)
-    output: Any = varlen_attn(query, key, value, *ends, **options)
-    return output
+    return cast(Tensor, varlen_attn(query, key, value, *ends, **options))
 
 
 def _flash(load_module: Callable[[], Any], *, has_dropout: bool = True) -> Kernel:
@@ -125,8 +124,7 @@ def _flash(load_module: Callable[[], Any], *, has_dropout: bool = True) -> Kerne
         options |= {"dropout_p": settings.dropout} if has_dropout else {}
         output = load_module().flash_attn_varlen_func(query, key, value, *ends, **options)
         # Some releases of FlashAttention 3 return the sums of scores as well.
-        attended: Tensor = output[0] if isinstance(output, tuple) else output
-        return attended
+        return cast(Tensor, output[0] if isinstance(output, tuple) else output)
 
     return kernel
 

@@ -439,12 +439,8 @@ class RewardTrainer(Trainer):
         num_rows = self.data_reports[metric_key_prefix].rows_read
         if len(prepared) == num_rows:
             return output
-        logger.warning(
-            "%d of %d rows are too long to score (more than %d tokens): their rewards are NaN.",
-            num_rows - len(prepared),
-            num_rows,
-            self.args.max_length,
-        )
+        text = "%d of %d rows are too long to score (more than %d tokens): their rewards are NaN."
+        logger.warning(text, num_rows - len(prepared), num_rows, self.args.max_length)
 
         def at_rows(values: Any) -> np.ndarray:
             table = np.full((num_rows, *np.shape(values)[1:]), np.nan, dtype=np.float32)
@@ -543,8 +539,7 @@ class RewardTrainer(Trainer):
                 fsdp=self.is_fsdp_enabled,
                 step=self.state.global_step,
             )
-        heads = heads_of(self._base_model)
-        if heads is not None:
+        if (heads := heads_of(self._base_model)) is not None:
             save_heads(heads, folder, state_dict, self._loss.objective.name)
 
     def _run_record(self) -> dict[str, Any]:
