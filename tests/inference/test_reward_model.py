@@ -73,7 +73,7 @@ def test_other_architectures(tokenizer, tmp_path, architecture):
 
 
 def test_a_layout_that_turns_out_wrong_is_left_and_rewards_stay_right(folder, rewards, monkeypatch, caplog):
-    monkeypatch.setattr("plaudit.model.shared_prefix._unexpected_calls", lambda *args: "it is made up")
+    monkeypatch.setattr("plaudit.model.shared_prefix.compare_with_padded", lambda *args: "it is made up")
     model = load(folder)
     with caplog.at_level(logging.WARNING, "plaudit"):
         assert model.score(TEXTS) == REWARD.approx(rewards)
@@ -84,7 +84,7 @@ def test_a_layout_that_turns_out_wrong_is_left_and_rewards_stay_right(folder, re
 
 
 def test_batches_are_as_small_as_asked_after_the_layout_was_left(folder, monkeypatch):
-    monkeypatch.setattr("plaudit.model.shared_prefix._unexpected_calls", lambda *args: "it is made up")
+    monkeypatch.setattr("plaudit.model.shared_prefix.compare_with_padded", lambda *args: "it is made up")
     model = load(folder, max_tokens_per_batch=240)
     computed, forward = [], type(model._engine.forward).__call__
 
