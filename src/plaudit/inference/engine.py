@@ -207,7 +207,7 @@ class UncertainReward:
     def of(cls, shape: Shape, rewards: list[float], members_NK: np.ndarray, k: float) -> UncertainReward:
         """Builds the uncertain rewards of one row."""
         std = std_of(members_NK)
-        lower_bound = [reward - k * one for reward, one in zip(rewards, std, strict=True)]
+        lower_bound = [reward - k * deviation for reward, deviation in zip(rewards, std, strict=True)]
         members = members_NK[0] if shape == "one" else members_NK
         return cls(_shaped(shape, rewards), _shaped(shape, std), _shaped(shape, lower_bound), members)
 

@@ -32,10 +32,8 @@ from plaudit.inference.reward_model import OnError, RewardModel
 from plaudit.schema import Shape, quoted
 
 logger = logging.getLogger("plaudit")
-CHUNK_SIZE = 1024
-"""Rows that are scored, and kept on disk, at a time."""
-PATIENCE = 300.0
-"""Seconds without a heartbeat after which another process counts as dead."""
+CHUNK_SIZE = 1024  # rows that are scored, and kept on disk, at a time
+PATIENCE = 300.0  # seconds without a heartbeat after which another process counts as dead
 
 
 @dataclass(frozen=True)
@@ -333,7 +331,7 @@ def _score_chunks(job: _Job, work: WorkFolder) -> tuple[int, int] | None:
             if rank:
                 text = str(error) if isinstance(error, PlauditError) else f"{type(error).__name__}: {error}"
                 write_atomically(work.path / f"rank-{rank:05d}.failed", text)
-            elif processes == 1 and not work.count():
+            elif processes == 1 and not any(work.path.glob("chunk-*.json")):
                 work.remove()
             raise
         if resumed:
@@ -361,7 +359,7 @@ def current_process() -> tuple[int, int]:
 
 def _in_every_process(call: Callable[[], Any], group: Any) -> list[Any]:
     """Returns the results of a call in every process; an error in any of them is raised in all."""
-    processes = current_process()[1]
+    rank, processes = current_process()
     if processes == 1:
         return [call()]
     mine: tuple[Any, PlauditError | None]
@@ -370,7 +368,9 @@ def _in_every_process(call: Callable[[], Any], group: Any) -> list[Any]:
     except PlauditError as error:
         mine = None, error
     everyone: list[Any] = [None] * processes
-    dist.all_gather_object(everyone, mine, group=group)
+    # Through the first process, which holds the store that others connect to: it leaves the group before they do.
+    dist.gather_object(mine, everyone if rank == 0 else None, dst=0, group=group)
+    dist.broadcast_object_list(everyone, src=0, group=group)
     for _, failure in everyone:
         if failure is not None:
             raise failure
@@ -478,7 +478,7 @@ class WorkFolder:
         cls, path: Path, made_from: Mapping[str, Any], *, restart: bool = False, finished: bool = False
     ) -> WorkFolder:
         """Makes the folder or resumes it; raises `ConfigError` if its chunks were made from something else."""
-        manifest, count = path / "manifest.json", cls(path).count()
+        manifest, count = path / "manifest.json", len(list(path.glob("chunk-*.json")))
         fix = f"Start over with `--restart`, which deletes {count} finished chunks in {str(path)!r}"
         if restart:
             cls(path).remove()
@@ -529,10 +529,6 @@ class WorkFolder:
             rows = self.read(index)
             assert rows is not None, f"chunk {index} is gone"
             yield rows
-
-    def count(self) -> int:
-        """Returns the number of finished chunks."""
-        return sum(1 for _ in self.path.glob("chunk-*.json"))
 
     def remove(self) -> None:
         """Removes the folder; the result goes last, so that an interrupted removal does not lose it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -390,9 +391,9 @@ class _Columns:
             positions = range(end - start) if picked is True else picked
             items.append([start + position for position in positions if start + position < end])
         if self.single is not None:
-            return lists.values.take(pa.array([some[0] if some else None for some in items], pa.int64()))
+            return lists.values.take(pa.array([indices[0] if indices else None for indices in items], pa.int64()))
         ends = np.cumsum([0, *map(len, items)]).tolist()
-        values = lists.values.take(pa.array([item for some in items for item in some], pa.int64()))
+        values = lists.values.take(pa.array(list(itertools.chain.from_iterable(items)), pa.int64()))
         mask = lists.is_null() if lists.null_count else None
         return type(lists).from_arrays(pa.array(ends, lists.offsets.type), values, type=lists.type, mask=mask)
 
