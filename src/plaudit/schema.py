@@ -81,6 +81,7 @@ class Example:
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     fields: tuple[str, ...] = field(default=(), compare=False)  # where each response is in the row, for messages
     flags: int = field(default=0, compare=False)  # sum of the values of `plaudit.data.report.Flag`
+    prompt_size: int = field(default=0, compare=False)  # characters or messages of its prompt
     response_ids: tuple[Sequence[int], ...] | None = None  # where the row holds token ids
 
     @property

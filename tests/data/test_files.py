@@ -295,3 +295,14 @@ def test_kinds(tmp_path):
         None,
         None,
     ]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_two_columns_of_one_name_are_refused(tmp_path, streaming):
+    path = tmp_path / "a.csv"
+    path.write_text("chosen,rejected,chosen\na,b,c\n")
+    with pytest.raises(DataError) as caught:
+        list(load_files([path], streaming=streaming))
+    assert "several columns named `chosen`" in caught.value.message
+    path.write_text("chosen,rejected,,\na,b,,\n")  # a spreadsheet's empty columns
+    assert [row["chosen"] for row in load_files([path], streaming=streaming)] == ["a"]

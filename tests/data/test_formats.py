@@ -143,9 +143,9 @@ def test_a_message_with_tool_calls_may_lack_content():
     assert read(dict(CHAT, chosen=[CALL])).responses[0][-1]["content"] == ""
 
 
-def test_content_may_be_text_parts():
+def test_text_parts_become_text():
     parts = [{"type": "text", "text": "Bl"}, {"type": "text", "text": "ue."}]
-    assert read(dict(CHAT, chosen=[{"role": "assistant", "content": parts}])).responses[0][-1]["content"] == parts
+    assert read(dict(CHAT, chosen=[{"role": "assistant", "content": parts}])).responses[0][-1]["content"] == "Blue."
 
 
 # --- broken rows

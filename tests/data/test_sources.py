@@ -11,7 +11,7 @@ from datasets.exceptions import DatasetNotFoundError
 
 from plaudit.data import load as sources
 from plaudit.data.load import load_preference_dataset
-from plaudit.errors import DataError
+from plaudit.errors import ConfigError, DataError
 
 
 @pytest.fixture(autouse=True)
@@ -241,3 +241,13 @@ def test_files_inside_a_data_set_on_the_hub(monkeypatch):
         (("owner/name", "c"), {**settings, "data_dir": "d", "data_files": "*.parquet"}),
         (("json", None), {**settings, "data_dir": None, "data_files": "https://example.com/a.jsonl"}),
     ]
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_not_the_current_folder(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.jsonl", "x")
+    for opened in (load_preference_dataset, sources.open_data):
+        with pytest.raises(ConfigError) as caught:
+            opened(name)
+        assert caught.value.fix

@@ -251,19 +251,49 @@ def cut(tokenizer, rows, max_length, overlong, **settings):
     return [tuple(tokenizer.decode(row[side]) for side in sides) for row in prepared], report
 
 
-def test_cutting_on_the_left_takes_the_same_tokens_from_all_responses_of_a_row(tokenizer):
+def test_cutting_on_the_left_cuts_each_response_as_if_it_stood_alone(tokenizer):
     rows = [text("hello world", "hello you", prompt="prompt: "), text("short", "s", prompt="")]
     decoded, report = cut(tokenizer, rows, 12, "truncate_left")
-    # "prompt: hello world<eos>" has 20 tokens: 8 leave both sides.
-    assert decoded == [("hello world<|eos|>", "hello you<|eos|>"), ("short<|eos|>", "s<|eos|>")]
+    assert decoded == [("hello world<|eos|>", ": hello you<|eos|>"), ("short<|eos|>", "s<|eos|>")]
     assert report.rows_kept == 2
     assert report.flagged["overlong"].first_rows == [0]
     assert "1 over-long, truncated on the left (> 12 tokens; row 0)" in report.summary()
 
 
-def test_cutting_on_the_left_leaves_a_short_response_its_last_token(tokenizer):
+def test_a_short_response_beside_a_long_one_is_left_alone(tokenizer):
     decoded, _ = cut(tokenizer, [text("x" * 30, "ab")], 10, "truncate_left")
-    assert decoded == [("x" * 9 + "<|eos|>", "<|eos|>")]
+    assert decoded == [("x" * 9 + "<|eos|>", "ab<|eos|>")]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    ("row", "max_length", "overlong", "lost"),
+    [
+        (text("abc", "ab", prompt="0123456789"), 10, "truncate_right", True),
+        (text("abc", "ab", prompt="0123456789"), 11, "truncate_right", False),
+        (text("abc", "b", prompt="0123456789"), 1, "truncate_left", True),  # the EOS token
+        (text("abc", "b", prompt="0123456789"), 2, "truncate_left", False),
+        (chat("Sky?", "Blue.", "Green."), 2, "truncate_left", True),  # "<|im_end|>\n"
+        (chat("Sky?", "Blue.", "Green."), 3, "truncate_left", False),
+        (chat("Sky?", "Blue.", "Green."), 23, "truncate_right", True),
+        (chat("Sky?", "Blue.", "Green."), 24, "truncate_right", False),
+        ({"chosen_ids": [5, 6, 7, 8], "rejected_ids": [5, 6, 9]}, 2, "truncate_right", True),
+        ({"chosen_ids": [5, 6, 7, 8], "rejected_ids": [5, 6, 9]}, 3, "truncate_right", False),
+    ],
+)
+def test_a_row_that_would_lose_a_response_is_dropped_and_counted(tokenizer, row, max_length, overlong, lost, streaming):
+    rows = [row, row]
+    dataset = stream_of(rows, True) if streaming else Dataset.from_list(rows)
+    if lost and not streaming:
+        with pytest.raises(DataError) as caught:
+            prepare(dataset, tokenizer, max_length=max_length, overlong=overlong)
+        assert "2 with a response of which truncation would leave nothing" in caught.value.message
+        assert "max_length" in caught.value.fix
+        return
+    prepared, report = prepare(dataset, tokenizer, max_length=max_length, overlong=overlong)
+    assert len(list(prepared)) == (0 if lost else 2)
+    assert ("cut_away" in report.dropped) == lost
+    assert (report.rows_read, report.rows_kept) == (2, 0 if lost else 2)
 
 
 def test_cutting_on_the_right_takes_each_response_to_max_length(tokenizer):

@@ -350,6 +350,12 @@ def test_what_is_too_long(folder, layout, plain, caplog, overlong):
         with pytest.raises(DataError, match=r"14 tokens.* 10"):
             model.score(rows)
         return
+    if overlong == "truncate_right":
+        # The prompt alone fills the limit.
+        with pytest.raises(DataError) as caught:
+            model.score(rows)
+        assert (caught.value.row, caught.value.field) == (1, "responses[0]")
+        rows[1]["prompt"] = "01234567"
     with caplog.at_level(logging.WARNING, "plaudit"):
         short, several = model.score(rows)
     assert short == REWARD.approx(plain("short"))
@@ -363,8 +369,36 @@ def test_what_is_too_long(folder, layout, plain, caplog, overlong):
     side = overlong.removeprefix("truncate_")
     assert f"1 over-long, truncated on the {side} (> 10 tokens; row 1)" in caplog.text
     if side == "left":
-        # Four tokens off both, as the trainer does: they go on sharing the rest of their prompt.
-        assert several == REWARD.approx([plain("456789abc"), plain("456789ab")])
+        assert several == REWARD.approx([plain("456789abc"), plain("3456789ab")])
+
+
+def test_a_cut_response_has_the_reward_that_it_has_alone(folder, layout):
+    model = RewardModel.from_pretrained(
+        folder, device="cpu", batch_layout=layout, max_length=40, overlong="truncate_left"
+    )
+    prompt = TALK[:1]
+    responses = [[assistant("11")], [assistant("so " * 40)], [assistant("it is four, and " * 2)]]
+    together = model.score({"prompt": prompt, "responses": responses})
+    assert together == REWARD.approx([model.score([*prompt, *response]) for response in responses])
+
+
+@pytest.mark.parametrize("errors", ["raise", "nan"])
+def test_a_response_that_truncation_would_remove_is_no_reward(folder, layout, caplog, errors):
+    model = RewardModel.from_pretrained(
+        folder, device="cpu", batch_layout=layout, max_length=8, overlong="truncate_right"
+    )
+    rows = ["short", {"prompt": "0123456789", "response": "abc"}]
+    if errors == "raise":
+        with pytest.raises(DataError) as caught:
+            model.score(rows)
+        assert (caught.value.row, caught.value.field) == (1, "response")
+        assert "max_length" in caught.value.fix
+        return
+    with caplog.at_level(logging.WARNING, "plaudit"):
+        short, lost = model.score(rows, errors="nan")
+    assert math.isfinite(short)
+    assert math.isnan(lost)
+    assert "not scored: 1 with a response of which truncation would leave nothing (> 8 tokens; row 1)" in caplog.text
 
 
 def test_empty_answers_and_unfinished_talks_are_said_once(folder, caplog):

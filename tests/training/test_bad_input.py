@@ -200,3 +200,63 @@ def test_suspicious_rows_are_counted_and_said(model, make_trainer, caplog):
         "row 5",
     ):
         assert words in line, line
+
+
+def numbered_rows(first, broken=None):
+    for index in range(first, first + 8):
+        row = conversation_rows(16)[index]
+        if index == broken:
+            row["rejected"][0]["content"] = None
+        yield row
+
+
+def rows_of_shards(shards, broken):
+    for first in shards:
+        yield from numbered_rows(first, broken)
+
+
+def sharded_stream(*firsts, broken=None):
+    return IterableDataset.from_generator(rows_of_shards, gen_kwargs={"shards": list(firsts), "broken": broken})
+
+
+@pytest.mark.parametrize(
+    ("shards", "workers", "row"), [((0, 8), 2, None), ((0, 8), 1, 11), ((8,), 1, 3), ((0, 8), 0, 11)]
+)
+def test_workers_of_a_stream_name_the_row_of_an_error_or_none(model, make_trainer, shards, workers, row):
+    stream = sharded_stream(*shards, broken=11)
+    trainer = make_trainer(model, stream, max_steps=9, dataloader_num_workers=workers)
+    with pytest.raises(DataError) as error:
+        trainer.train()
+    assert (error.value.row, error.value.field) == (row, "rejected[0].content")
+    assert error.value.fix
+    assert "Traceback" not in str(error.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_rows_that_workers_read_are_counted_or_a_reason_is_given(model, make_trainer, workers):
+    trainer = make_trainer(model, sharded_stream(0, 8), max_steps=3, dataloader_num_workers=workers)
+    trainer.train()
+    report = trainer.data_reports["train"]
+    if workers:
+        assert "dataloader_num_workers" in report.uncounted
+        assert report.uncounted in report.summary()
+        assert "0 rows" not in report.summary()
+    else:
+        assert report.rows_read >= 12
+        assert f"{report.rows_read} rows read so far" in report.summary()
+
+
+TEXTS = [{"prompt": "2+2=", "chosen": "4" + "!" * n, "rejected": "5" + "?" * n} for n in range(6)]
+
+
+@pytest.mark.parametrize("chats_are", ["train", "held_out"])
+def test_evaluating_on_another_form_than_that_of_training_is_told_once(model, dataset, make_trainer, caplog, chats_are):
+    texts = Dataset.from_list(TEXTS)
+    train, other = (dataset, texts) if chats_are == "train" else (texts, dataset)
+    with caplog.at_level(logging.WARNING, "plaudit"):
+        trainer = make_trainer(
+            model, train, eval_dataset={"held_out": other, "same": train}, eval_strategy="steps", eval_steps=1
+        )
+        trainer.train()
+    (told,) = [record.getMessage() for record in caplog.records if "in one form" in record.getMessage()]
+    assert "held_out data is " + ("plain text" if chats_are == "train" else "conversations") in told

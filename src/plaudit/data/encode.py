@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import datetime
 import functools
@@ -12,7 +13,7 @@ import re
 import tempfile
 from abc import ABC, abstractmethod
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -294,6 +295,11 @@ class ConversationEncoder(Encoder):
     add_special_tokens = False
     _sketches: TemplateSketches | None = None
 
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        super().__init__(tokenizer)
+        # By template, and whether there are tools: whether it reads a list of parts, and no plain text.
+        self._reads_parts: dict[tuple[str | None, bool], bool] = {}
+
     def check(self, example: Example) -> None:
         """Requires a chat template, and warns where a conversation renders differently on another day."""
         variables = example.chat_template_kwargs
@@ -336,13 +342,39 @@ class ConversationEncoder(Encoder):
         return texts
 
     def _render_all(self, conversations: list[Conversation], tools: Any = None, variables: Any = None) -> list[str]:
+        variables = variables or {}
+        key = variables.get("chat_template"), bool(tools)
+        if key not in self._reads_parts:
+            self._reads_parts[key] = self._shows_only_parts(conversations[0], tools, variables)
+        if self._reads_parts[key]:
+            conversations = [_in_parts(conversation) for conversation in conversations]
+        return self._apply(conversations, tools, variables)
+
+    def _shows_only_parts(self, conversation: Conversation, tools: Any, variables: Mapping[str, Any]) -> bool:
+        """Whether the template leaves out texts unless they come as parts, as those of some vision models do."""
+        probes = [{**message, "content": f"probe{index}."} for index, message in enumerate(conversation)]
+        shown = []
+        for probe in (probes, _in_parts(probes)):
+            text = ""
+            with contextlib.suppress(*RENDER_ERRORS):  # the row is named when it is rendered
+                (text,) = self._apply([probe], tools, variables)
+            shown.append(sum(message["content"] in text for message in probes))
+            if shown[0] == len(probes):
+                return False
+        printed_as_list = "{'type'" in text
+        return shown[1] > shown[0] and not printed_as_list
+
+    def _apply(self, conversations: list[Conversation], tools: Any, variables: Mapping[str, Any]) -> list[str]:
+        template = cast(Any, self.tokenizer).apply_chat_template
         try:
-            return cast(Any, self.tokenizer).apply_chat_template(
-                conversations, tools=tools, tokenize=False, **(variables or {})
-            )
+            return cast(list[str], template(conversations, tools=tools, tokenize=False, **variables))
         except jinja2.TemplateSyntaxError as error:
             message = f"The chat template cannot be read: line {error.lineno}: {error.message}"
             raise ConfigError(message, fix="Correct `tokenizer.chat_template`.") from error
+
+
+def _in_parts(conversation: Conversation) -> Conversation:
+    return [{**message, "content": [{"type": "text", "text": message["content"]}]} for message in conversation]
 
 
 @functools.cache  # once is enough

@@ -6,6 +6,7 @@ import ast
 import contextlib
 import csv
 import difflib
+import functools
 import gzip
 import hashlib
 import itertools
@@ -23,7 +24,7 @@ from typing import Any, NoReturn, TypeAlias
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import Dataset, Features, IterableDataset, Json, List, Value, load_dataset
+from datasets import Dataset, Features, IterableDataset, Json, List, Value, load_dataset, load_dataset_builder
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError, DatasetsError
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
@@ -55,6 +56,8 @@ _SPLIT_WORDS = {
 }
 # Written by `datasets` beside the data.
 _NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+_SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}.*")
+_NAMES_CONFIGS = re.compile(r"---\n(?:(?!---).*\n)*?configs:")  # the head of a data set's card
 _MESSAGE_COLUMNS = ("prompt", *RESPONSE_COLUMNS, "response")
 JSON_TEXTS = ("tools", "chat_template_kwargs")
 """Columns that may hold JSON as text."""
@@ -143,7 +146,8 @@ def open_data(
     if isinstance(source, str | os.PathLike):
         path = Path(source).expanduser()
         name = os.fspath(source) if name is None else name
-        if any_split and path.is_dir() and not (path / "dataset_dict.json").is_file():
+        saved = (path / "dataset_dict.json").is_file()
+        if any_split and path.is_dir() and not saved and split not in _splits_in(path, split, config):
             # Downloaded from the Hub, a folder may hold splits of any name, which are not to be read together.
             data_files = sorted(str(file.relative_to(path)) for file in path.rglob(f"{split}[-.]*") if file.is_file())
             split, data_files = "train", data_files or None
@@ -240,6 +244,8 @@ def load_preference_dataset(
         DataError: There is no such data or split, or it cannot be read; names the file, and the line where known.
     """
     text, path = os.fspath(name), Path(name).expanduser()
+    if not text.strip():
+        raise ConfigError("The name of the data is empty", fix="Name a file, a folder (`.` is this one) or a data set.")
     inside: dict[str, Any] = {"data_dir": data_dir, "data_files": data_files}
     inside = {} if inside == {"data_dir": None, "data_files": None} else inside
     by_split: Mapping[str, Any] = data_files if isinstance(data_files, Mapping) else {"train": data_files}
@@ -255,7 +261,8 @@ def load_preference_dataset(
             _refuse(text, f"is a single file: it has no configuration {config!r}", "Remove the configuration.")
         return _pick(text, {"train": _matching(Path(), text)}, split, streaming)
     remote = any("://" in pattern for files in patterns.values() for pattern in files)
-    if config is not None or remote or not (path.is_dir() or (inside and text in _READERS)):
+    has_inside = path.is_dir() or (inside and text in _READERS)
+    if (config is not None and (inside or not path.is_dir())) or remote or not has_inside:
         if _looks_like_path(text) and not path.exists():
             _refuse(text, "there is no such file or folder", _near_misses(path))
         return _from_hub(str(path) if path.exists() else text, config, split, streaming, **inside)
@@ -263,7 +270,7 @@ def load_preference_dataset(
     if not base.is_dir():
         _refuse(text, f"there is no folder {str(base)!r}", _near_misses(base))
     if not patterns:
-        return _pick(str(base), _splits_in(base, split), split, streaming)
+        return _pick(str(base), _splits_in(base, split, config), split, streaming)
     paths = {part: [path for pattern in files for path in _matching(base, pattern)] for part, files in patterns.items()}
     return _pick(text, paths, split, streaming)
 
@@ -333,8 +340,15 @@ def _pick(name: str, splits: Mapping[str, list[Path] | Dataset], split: str, str
     return chosen[0] if len(chosen) == 1 else datasets.concatenate_datasets(chosen)
 
 
-def _splits_in(folder: Path, split: str) -> dict[str, Any]:
+def _splits_in(folder: Path, split: str, config: str | None = None) -> dict[str, Any]:
     """Returns the splits of a folder: data sets that were saved there, or files."""
+    card = folder / "README.md"
+    if config is not None or (card.is_file() and _NAMES_CONFIGS.match(card.read_text("utf-8", errors="replace"))):
+        with _hub_errors(str(folder)):
+            declared: Any = load_dataset_builder(str(folder), config).config.data_files
+            if all(kind_of_file(Path(file)) is not None for files in declared.values() for file in files):
+                return {str(name): [Path(file) for file in files] for name, files in declared.items()}
+            return {str(name): rows for name, rows in load_dataset(str(folder), config).items()}
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         try:
             saved = datasets.load_from_disk(folder)
@@ -358,8 +372,27 @@ def _splits_in(folder: Path, split: str) -> dict[str, Any]:
         _refuse(str(folder), f"holds no data file (it holds {inside})", fix)
     splits: dict[str, list[Path]] = {}
     for path in files:
+        if path.parent == folder / "data" and (shard := _SHARD.fullmatch(path.name)):
+            splits.setdefault(shard[1], []).append(path)
+    if splits:  # written by `push_to_hub`, which gives each split its own name; `load_dataset` reads nothing else then
+        return splits
+    for path in files:
         splits.setdefault(_split_of(path.relative_to(folder)), []).append(path)
-    return splits if set(splits) & set(_SPLIT_WORDS.values()) else {"train": files}
+    if not set(splits) & set(_SPLIT_WORDS.values()):
+        return {"train": files}
+    for name, paths in splits.items():
+        named = {(path.parent, re.sub(r"[\W\d_]|of", "", path.stem)): path for path in paths if name in path.stem}
+        if len(named) > 1 and name in split:
+            names = ", ".join(str(path.relative_to(folder)) for path in named.values())
+            _warn_of_several_names(folder, name, names)
+    return splits
+
+
+@functools.cache  # once is enough
+def _warn_of_several_names(folder: Path, split: str, names: str) -> None:
+    logger.warning(
+        "%s: the split %r is all of %s; choose some with `data_files`, if it should not be.", folder, split, names
+    )
 
 
 def _split_of(path: Path) -> str:
@@ -391,9 +424,15 @@ def _matching(base: Path, pattern: str) -> list[Path]:
 
 
 def _from_hub(name: str, config: str | None, split: str, streaming: bool, **inside: Any) -> Dataset | IterableDataset:
+    with _hub_errors(name):
+        return load_dataset(name, config, split=split, streaming=streaming, **inside)
+
+
+@contextlib.contextmanager
+def _hub_errors(name: str) -> Iterator[None]:
     here = "" if Path(name).exists() else " (and there is no local file or folder of that name)"
     try:
-        return load_dataset(name, config, split=split, streaming=streaming, **inside)
+        yield
     except (DatasetNotFoundError, HFValidationError) as error:
         fix = "Check the spelling; for a private or gated data set log in with `hf auth login`."
         if "/" not in name:
@@ -405,7 +444,9 @@ def _from_hub(name: str, config: str | None, split: str, streaming: bool, **insi
         _refuse(name, f"the Hub cannot be reached{here}: {_first_line(error)}", fix)
     except (DatasetsError, OSError, ValueError, NotImplementedError) as error:
         fix = "Check the configuration (`dataset_config`) and the split against the data set's page."
-        _refuse(name, f"cannot be loaded: {_first_line(error.__cause__ or error)}", fix)
+        cause = error.__cause__ or error
+        named = [line for line in str(cause).split("\n") if "available configs" in line]
+        _refuse(name, " ".join([f"cannot be loaded: {_first_line(cause)}", *named]), fix)
 
 
 def _first_line(error: BaseException) -> str:
@@ -544,7 +585,9 @@ def csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
 def csv_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Reads the rows of a CSV or TSV file; JSON and numbers are parsed where the column is known."""
     lines = csv_lines(path)
-    _, header = next(lines, (0, []))
+    line, header = next(lines, (0, []))
+    if twice := [name for name in dict.fromkeys(header) if name.strip() and header.count(name) > 1]:
+        _refuse(str(path), f"has several columns named {quoted(twice)}", "Rename or delete all but one.", line)
     readers: dict[str, tuple[Callable[[str], Any], str]] | None = None
     for number, cells in lines:
         if len(cells) != len(header):

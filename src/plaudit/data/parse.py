@@ -86,6 +86,7 @@ def read_example(
         chat_template_kwargs=template_kwargs,
         fields=tuple(texts),
         flags=_flags_of([*texts.values()]),
+        prompt_size=0 if prompt is None else len(prompt),
     )
 
 
@@ -265,7 +266,7 @@ class _RowReader:
         return messages
 
     def message(self, message: Any, field: str, feature: Any) -> dict[str, Any]:
-        """Returns a message of any kind without nulls."""
+        """Returns a message of any kind without nulls, its content as one text."""
         if not isinstance(message, Mapping):
             fix = 'Write each message as {"role": "user", "content": "Hello"}.'
             self.refuse(field, f"is {kind_of(message)}, not a message", fix)
@@ -277,8 +278,8 @@ class _RowReader:
             problem = "is missing" if role is None else f"is {kind_of(role)}, not the name of a role"
             self.refuse(f"{field}.role", problem, fix)
         self.check_content(message, f"{field}.content")
-        # Many templates print "None" or fail where a tool call has no text beside it.
-        content = {"content": ""} if message.get("content") is None else {}
+        # Many templates print "None" or fail where a tool call has no text beside it, and a list as Python writes it.
+        content = {"content": content_text(message.get("content") or "")}
         filled = {key: value for key, value in message.items() if value is not None}
         return {key: without_nulls(value, _inner_feature(feature, key)) for key, value in filled.items()} | content
 

@@ -15,20 +15,21 @@ from typing import Any, Literal, cast
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets
+from torch.utils.data import get_worker_info
 from transformers import PreTrainedTokenizerBase
 
 from plaudit import schema
 from plaudit.data.encode import CACHE_BYTES, RENDER_ERRORS, ConversationEncoder, Encoder, TextEncoder
 from plaudit.data.load import open_data
 from plaudit.data.parse import all_equal, prompt_of, read_example, row_kinds_in, shape_of
-from plaudit.data.report import DataReport, Flag, Overlong, Purpose, overlong_error
+from plaudit.data.report import DataReport, Flag, Overlong, Purpose, cut_away_fix, overlong_error
 from plaudit.errors import ConfigError, DataError
 from plaudit.objectives import ROW_KIND_NAMES, BradleyTerry, Objective, objectives_for
 from plaudit.prefix_tree import common_prefix_length
 from plaudit.schema import TOKENIZED_COLUMNS, Example, Label, RowKind, RowSchema, Shape
 
 logger = logging.getLogger("plaudit")
-CODE_VERSION = 3
+CODE_VERSION = 4
 """Part of every cache key: raise it whenever the same rows would give other columns than before."""
 MAP_BATCH = 1000
 ROWS_PER_PROCESS = 2000
@@ -37,6 +38,7 @@ STREAM_BATCH = 64
 _RESPONSES_AT_ONCE, _CHARACTERS_AT_ONCE, _ROWS_AT_ONCE = 1024, 4_000_000, 4096
 _SHAPES: dict[RowKind, Shape] = {"pairs": "pair", "scores": "list", "ranks": "list", "ratings": "one", "labels": "one"}
 _SUSPICIOUS_TO_SCORE = Flag.EMPTY_RESPONSE | Flag.LAST_MESSAGE_NOT_ASSISTANT
+_OTHER = "\ue0f1"  # for private use: no text begins with it
 
 
 @dataclass
@@ -77,9 +79,9 @@ class RowPreparer:
 
     tokenizer: PreTrainedTokenizerBase | None  # copied, not changed; None: only token ids are prepared
     max_length: int | None  # limit for one response with its prompt, in tokens; None: no limit
-    # "truncate_left" takes the same number of tokens off all responses of a row, so that they keep sharing a prompt,
-    # "truncate_right" cuts each at `max_length`. Otherwise an over-long row gets `Flag.OVERLONG`, and without
-    # labels, where no later step drops rows, an error.
+    # "truncate_left" keeps the last `max_length` tokens of each response with its prompt, "truncate_right" the first,
+    # as if it stood alone. An over-long row gets `Flag.OVERLONG`, one that would lose a response `Flag.CUT_AWAY`;
+    # without labels, where no later step drops rows, it gets an error unless it is truncated.
     overlong: Literal["drop", "truncate_left", "truncate_right", "error", "nan"]
     cache_bytes: int = CACHE_BYTES
     objective: Objective | None = None  # reads the labels; None: labels are not read, as when scoring
@@ -256,20 +258,49 @@ class RowPreparer:
         if excess > 0:
             row.flags |= Flag.OVERLONG
             row.truncated = self.overlong in ("truncate_left", "truncate_right")
-            if self.overlong == "truncate_left":
-                ids = [response[min(excess, len(response) - 1) :] for response in ids]
-            elif self.overlong == "truncate_right":
-                ids = [response[: self.max_length] for response in ids]
-        row.ids = ids
+        if row.truncated:
+            lost = self._lost_response(row, ids)
+            kept = (
+                slice(self.max_length)
+                if self.overlong == "truncate_right"
+                else slice(-cast(int, self.max_length), None)
+            )
+            ids = [response[kept] for response in ids]
+            if lost is not None and self.objective is None:
+                message = f"has nothing left of itself after truncation to `max_length` {self.max_length}"
+                self._fail(row, row.fields[lost], message, cut_away_fix(self.max_length))
+            row.flags |= Flag.CUT_AWAY * (lost is not None)
+        row.ids = None if row.error is not None else ids
         if self.objective is not None:
             if not row.flags & Flag.IDENTICAL and all_equal(ids):
                 row.flags |= Flag.SAME_RENDERING
             return
         # Nothing but compact ids stays in memory while a model computes rewards.
-        row.example, row.ids = None, tuple(array("i", response) for response in ids)
+        row.example, row.ids = None, row.ids and tuple(array("i", response) for response in row.ids)
         if excess > 0 and not row.truncated:
             row.error = overlong_error(row.index, row.fields, row.lengths, self.max_length, self.dataset_name)
             row.ids = None
+
+    def _lost_response(self, row: PreparedRow, ids: Sequence[Sequence[int]]) -> int | None:
+        """Returns the first response of which truncation would leave nothing but its prompt, or what ends it."""
+        example, limit, right = (
+            cast(Example, row.example),
+            cast(int, self.max_length),
+            self.overlong == "truncate_right",
+        )
+        if example.response_ids is not None:
+            # Of token ids it is only known what the responses of a row share.
+            return 0 if right and len(ids) > 1 and common_prefix_length(ids) >= limit else None
+        encoder = self.encoders[example.conversational]
+        try:
+            others = encoder.tokenize(encoder.render([_with_other_responses(example)])[0])
+        except RENDER_ERRORS:
+            return None
+        for index, (own, other) in enumerate(zip(ids, others, strict=True)):
+            before, after = common_prefix_length([own, other]), common_prefix_length([own[::-1], other[::-1]])
+            if len(own) > limit and (before >= limit if right else limit <= after < len(own) - before):
+                return index
+        return None
 
     def _error(self, index: int, field: str, message: str, fix: str) -> DataError:
         return DataError(message, row=index, field=field, dataset=self.dataset_name, fix=fix)
@@ -279,6 +310,19 @@ class RowPreparer:
         if self.on_broken == "raise":
             raise error
         row.error, row.ids, row.flags = error, None, 0
+
+
+def _with_other_responses(example: Example) -> Example:
+    """Returns the example with a text of its own for each response, which shows what of it is not the response."""
+    responses: list[Any] = []
+    for response in example.responses:
+        size = example.prompt_size
+        if isinstance(response, str):
+            responses.append(response[:size] + _OTHER)
+        else:
+            size = size or len(response) - 1
+            responses.append([*response[:size], {"role": response[size]["role"], "content": _OTHER}])
+    return replace(example, responses=tuple(responses))
 
 
 # --- training data ------------------------------------------------------------------------------------------------
@@ -317,7 +361,7 @@ def prepare_dataset(
     if not row_schema.tokenized and preparer.encoder_for(first) is None:
         fix = "Pass one, or data with `chosen_ids` and `rejected_ids`."
         raise ConfigError("The data needs a tokenizer", fix=fix)
-    report = DataReport(dataset_name, max_length, overlong, purpose)
+    report = DataReport(dataset_name, max_length, overlong, purpose, conversational=row_schema.conversational)
     filled = {"preference_prob" if name == "tie" else name for name in row_schema.optional}
     names = [*(TOKENIZED_COLUMNS if row_schema.pairs else schema.TOKENIZED_LIST_COLUMNS)]
     names += [name for name in ("margin", "preference_prob", "weight") if name in filled]
@@ -472,6 +516,19 @@ def _prepare_stream(
     )
 
 
+class WorkerError(DataError):
+    """An error of a dataloader worker, which torch makes anew in the main process from the text of its traceback."""
+
+    def __init__(self, text: str) -> None:
+        self._dumped = text.strip().rpartition("\n")[2].removeprefix(f"{__name__}.{type(self).__name__}: ")
+        self._in_worker = self._dumped == text
+        message, row, field, dataset, fix = json.loads(self._dumped)
+        super().__init__(message, row=row, field=field, dataset=dataset, fix=fix)
+
+    def __str__(self) -> str:
+        return self._dumped if self._in_worker else super().__str__()
+
+
 @dataclass
 class _StreamGate:
     """Raises, drops or keeps each prepared row of a stream at the moment it is read, and counts it."""
@@ -483,10 +540,14 @@ class _StreamGate:
     def __call__(self, batch: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
         report, (error,), (row,) = self.report, batch["error"], batch["row"]
         (flags,), (lengths,) = batch["flags"], batch["lengths"]
-        if error is not None:
-            raise load_error(error)
-        if report.overlong == "error" and flags & Flag.OVERLONG:
-            raise report.overlong_error(row, lengths, row_kind="pairs" if "chosen_ids" in self.columns else "scores")
+        problem = None if error is None else load_error(error)
+        if problem is None and report.overlong == "error" and flags & Flag.OVERLONG:
+            problem = report.overlong_error(
+                row, lengths, row_kind="pairs" if "chosen_ids" in self.columns else "scores"
+            )
+        if problem is not None:
+            problem.row = problem.row if report.numbered else None
+            raise problem if get_worker_info() is None else WorkerError(dump_error(problem))
         if row < self.next_row:
             # A later pass over the stream: these rows are counted already.
             kept = report.keeps(flags)

@@ -34,6 +34,7 @@ class Flag(enum.IntFlag):
     LAST_MESSAGE_NOT_ASSISTANT = 8
     SAME_RENDERING = 16
     NOTHING_TO_COMPARE = 32
+    CUT_AWAY = 64
 
     @property
     def kind(self) -> str:
@@ -48,6 +49,7 @@ KIND_WORDS = {
     Flag.LAST_MESSAGE_NOT_ASSISTANT.kind: "whose last message is not the assistant's",
     Flag.SAME_RENDERING.kind: "whose different responses become the same tokens",
     Flag.NOTHING_TO_COMPARE.kind: "without two responses of different scores",
+    Flag.CUT_AWAY.kind: "with a response of which truncation would leave nothing",
     BROKEN: "that cannot be read",
 }
 
@@ -56,14 +58,15 @@ def dropped_flags(purpose: Purpose, overlong: str) -> tuple[Flag, ...]:
     """Returns the flags whose rows are dropped.
 
     >>> [flag.kind for flag in dropped_flags("train", "drop")]
-    ['overlong', 'identical', 'nothing_to_compare']
+    ['overlong', 'identical', 'nothing_to_compare', 'cut_away']
     >>> dropped_flags("predict", "truncate_left")
-    ()
+    (<Flag.CUT_AWAY: 64>,)
     """
     drops = {
         Flag.OVERLONG: overlong == "drop" or (purpose == "score" and not overlong.startswith("truncate")),
         Flag.IDENTICAL: purpose == "train",
         Flag.NOTHING_TO_COMPARE: purpose in ("train", "eval"),
+        Flag.CUT_AWAY: True,
     }
     return tuple(flag for flag, is_dropped in drops.items() if is_dropped)
 
@@ -134,7 +137,10 @@ class DataReport:
     max_length: int | None
     overlong: Overlong | ScoringOverlong
     purpose: Purpose
+    conversational: bool | None = None  # whether responses are messages, not plain text; None: token ids
     streaming: bool = False  # the counts grow while the data set is read
+    uncounted: str = ""  # why rows are not counted here, of a stream
+    numbered: bool = True  # rows have the numbers that they have in the data set; not where workers share a stream
     rows_read: int = 0
     rows_kept: int = 0
     dropped: dict[str, KindCount] = field(default_factory=dict)  # by kind; a row is counted once
@@ -143,6 +149,14 @@ class DataReport:
     # A number for the prompt of each row kept, equal for equal prompts; None for a stream.
     prompts: np.ndarray | None = field(default=None, repr=False, compare=False)
     first_error: DataError | None = field(default=None, repr=False, compare=False)  # of the first broken row
+
+    def note_readers(self, workers: int, processes: int, shards: int) -> None:
+        """Notes who reads a stream: rows read elsewhere are not counted, nor numbered where several share them."""
+        if workers:
+            self.uncounted = f"dataloader workers read them (`dataloader_num_workers` is {workers}; 0 counts them)"
+        elif processes > 1 and shards >= processes:
+            self.uncounted = "each process reads rows of its own"
+        self.numbered = shards == 1 or max(workers, 1) * processes == 1
 
     def keeps(self, flags: int) -> bool:
         """Tells whether a row with these flags is kept."""
@@ -153,7 +167,7 @@ class DataReport:
         self.rows_read += 1
         if error is not None:
             self.first_error = self.first_error or error
-            kind = Flag.OVERLONG.kind if flags & Flag.OVERLONG else BROKEN
+            kind = next((flag.kind for flag in (Flag.OVERLONG, Flag.CUT_AWAY) if flags & flag), BROKEN)
             self.dropped.setdefault(kind, KindCount()).add(row)
             return False
         kept = True
@@ -168,6 +182,8 @@ class DataReport:
 
     def summary(self, leave_out: Sequence[str] = ()) -> str:
         """Reports in one line what was read, dropped and found suspicious, except for some suspicious kinds."""
+        if self.uncounted:
+            return f"{self.dataset_name} data: a stream, whose rows are not counted: {self.uncounted}"
         scores = self.purpose == "score"
         parts = [
             f"{self.dataset_name} data: {self.rows_read:,} {'row' if self.rows_read == 1 else 'rows'} read"
@@ -181,10 +197,12 @@ class DataReport:
 
     def describe(self, kind: str, count: KindCount) -> str:
         """Puts one count into words, such as ``"3 with an empty response (rows 1, 4, 9)"``."""
-        words, details = KIND_WORDS[kind], row_names(count.first_rows, count.count)
+        words = KIND_WORDS[kind]
+        details = row_names(count.first_rows, count.count) if self.numbered else "row number unknown"
+        if kind in (Flag.OVERLONG.kind, Flag.CUT_AWAY.kind):
+            details = f"> {self.max_length} tokens; {details}"
         if kind == Flag.OVERLONG.kind:
             words += self.overlong.replace("truncate_", ", truncated on the ") if "truncate" in self.overlong else ""
-            details = f"> {self.max_length} tokens; {details}"
         if kind == BROKEN and self.first_error is not None:
             details += f"; the first: {self.first_error.summary}"
         return f"{count.count:,} {words} ({details})"
@@ -215,7 +233,8 @@ class DataReport:
                 count = counts.get(flag.kind)
                 if flags & flag and count is not None and count.count == 1 and count.first_rows == [row]:
                     text = f"{self.dataset_name} data: {title}: {self.describe(flag.kind, count)}"
-                    logger.warning("%s; more of this kind are counted silently", text)
+                    more = f"not counted: {self.uncounted}" if self.uncounted else "counted silently"
+                    logger.warning("%s; more of this kind are %s", text, more)
 
     def overlong_error(
         self, row: int, lengths: Sequence[int], count: int = 1, *, row_kind: RowKind = "pairs"
@@ -233,11 +252,18 @@ class DataReport:
             f'{self.lengths.longest} tokens), or truncate instead of dropping with `overlong="truncate_left"`.',
             Flag.NOTHING_TO_COMPARE: "Give responses different scores, or learn the scores themselves with `objective` "
             "regression.",
+            Flag.CUT_AWAY: cut_away_fix(self.max_length),
             Flag.IDENTICAL: "Check how `chosen` and `rejected` were made: equal responses teach nothing.",
         }
         fix = " ".join(text for flag, text in fixes.items() if flag.kind in self.dropped)
         message = f"all {self.rows_read:,} rows were dropped: {', '.join(self.descriptions(dropped=True))}"
         raise DataError(message, dataset=self.dataset_name, fix=fix)
+
+
+def cut_away_fix(max_length: int | None) -> str:
+    """Returns what to do about a row of which truncation would leave no response."""
+    fix = f'Raise `max_length` (now {max_length}), drop the row, or set `overlong` to "truncate_left", which keeps the '
+    return fix + "end of each response."
 
 
 def overlong_error(

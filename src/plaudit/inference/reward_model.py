@@ -65,8 +65,9 @@ class RewardModel:
         max_tokens_per_batch: Most tokens of a batch, as computed: padding included, shared prompts once. The default
             is 2,048 on a CPU and 32,768 elsewhere.
         max_length: Most tokens of a response with its prompt; by default the context length of the model.
-        overlong: What happens to a longer row: ``"error"``, ``"truncate_left"`` (the same number of tokens is removed
-            from all responses of the row), ``"truncate_right"``, or ``"nan"``. The log counts the last three.
+        overlong: What happens to a longer row: ``"error"``, ``"truncate_left"`` (each response keeps its last
+            `max_length` tokens, as if it stood alone), ``"truncate_right"`` (its first; an error where nothing of a
+            response is left), or ``"nan"``. The log counts the last three.
         calibration: Maps the head's rewards to those reported; None reports them as they are.
         name: Name of the model in messages.
 

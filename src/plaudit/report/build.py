@@ -453,11 +453,16 @@ def data_section(run: Run) -> Section:
     rows = [
         [
             name,
-            report.rows_read,
-            report.rows_kept,
-            sum(count.count for count in report.dropped.values()),
-            report.lengths.mean,
-            report.lengths.longest,
+            *(
+                value if not report.uncounted else None
+                for value in (
+                    report.rows_read,
+                    report.rows_kept,
+                    sum(count.count for count in report.dropped.values()),
+                    report.lengths.mean,
+                    report.lengths.longest,
+                )
+            ),
             report.max_length,
         ]
         for name, report in run.data.items()
@@ -473,10 +478,12 @@ def data_section(run: Run) -> Section:
     if reasons:
         columns = "data set | outcome | why | rows: count | first row numbers"
         blocks.append(Table("dropped", "What was dropped, and why", heads(columns), reasons))
-    else:
+    uncounted = [report.summary() for report in run.data.values() if report.uncounted]
+    if not reasons and not uncounted:
         blocks.append(Paragraph("Nothing was dropped, and no row looked suspicious.", "good"))
-    if any(report.streaming for report in run.data.values()):
+    if any(report.streaming and not report.uncounted for report in run.data.values()):
         blocks.append(Paragraph("A stream is counted as far as it was read.", "note"))
+    blocks += [Paragraph(f"{text}.", "note") for text in uncounted]
     return Section("data", "Data", blocks, "What training read, and what it dropped.")
 
 

@@ -85,8 +85,9 @@ class RewardConfig(TrainingArguments):
     )
     overlong: Overlong = _setting(
         "drop",
-        "What to do with rows beyond `max_length`: drop the row (counted in the log), truncate_left (all responses "
-        "of the row alike), truncate_right, or error.",
+        "What to do with rows beyond `max_length`: drop the row (counted in the log), truncate_left (each response "
+        "keeps its last tokens), truncate_right (its first tokens; a row with a response of which nothing is left is "
+        "dropped), or error.",
     )
     pad_to_multiple_of: int | None = _setting(
         None,

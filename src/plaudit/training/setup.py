@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +125,24 @@ def prepare_data(
     # Only a table tells which rows were not scored; and accelerate would fill up the last batch of a stream with rows
     # that count.
     needs_table = purpose == "predict" or (purpose == "eval" and args.world_size > 1)
-    return (as_table(prepared) if needs_table and isinstance(prepared, IterableDataset) else prepared), report
+    if not isinstance(prepared, IterableDataset):
+        return prepared, report
+    if needs_table:
+        return as_table(prepared), report
+    report.note_readers(args.dataloader_num_workers, args.world_size, prepared.num_shards)
+    return prepared, report
+
+
+def check_one_form(reports: Mapping[str, DataReport], name: str) -> None:
+    """Warns where one data set is plain text and the training data is conversations, or the other way round."""
+    forms = [reports[key].conversational for key in ("train", name) if key in reports]
+    if None in forms or len(set(forms)) < 2:
+        return
+    logger.warning(
+        "The training data is %s, but the %s data is %s: its rewards and metrics are those of a form that the model "
+        "was not trained on. Give both in one form.",
+        *("conversations" if forms[0] else "plain text", name, "conversations" if forms[1] else "plain text"),
+    )
 
 
 # ---- model ----------------------------------------------------------------------------------------------------

@@ -223,6 +223,7 @@ class RewardTrainer(Trainer):
         prepared, self.data_reports[name] = setup.prepare_data(
             dataset, self._tokenizer, self._loss.objective, self.args, name, purpose
         )
+        setup.check_one_form(self.data_reports, name)
         if isinstance(prepared, Dataset):
             # The width of predictions must be the same in all batches and on all processes.
             self._most_responses = max(self._most_responses, most_responses(prepared))
