@@ -22,6 +22,26 @@ _SUMS = (
     "labelled", "labelled_right", "aux_loss", "with_aux_loss", "text_loss", "length_correlation",
 )  # fmt: skip
 
+BETTER: dict[str, Literal["higher", "lower", "neither"]] = {
+    **dict.fromkeys(("loss", "aux_loss", "text_loss", "mse", "tie_rate"), "lower"),
+    **dict.fromkeys(("accuracy", "tie_accuracy", "best_of_n_accuracy", "best_of_n"), "higher"),
+    **dict.fromkeys(("kendall_tau", "correlation", "margin"), "higher"),
+    # The correlation of rewards with lengths is best at 0; the others say nothing about the quality of a model.
+    **dict.fromkeys(("length_correlation", "min_reward", "mean_reward", "max_reward"), "neither"),
+    **dict.fromkeys(("num_tokens", "num_tokens_computed", "runtime"), "neither"),
+}
+"""Which values of each metric that a run logs are the better ones."""
+
+
+def better_values(name: str) -> Literal["higher", "lower", "neither"] | None:
+    """Returns which values of a logged metric are better, whatever its prefix; None for a metric of somebody else.
+
+    >>> better_values("eval_mse"), better_values("eval_helpful_best_of_n_accuracy"), better_values("eval_f1")
+    ('lower', 'higher', None)
+    """
+    known = [metric for metric in BETTER if f"_{name}".endswith(f"_{metric}")]
+    return BETTER[max(known, key=len)] if known else None
+
 
 @dataclass(frozen=True)
 class Scored:

@@ -70,10 +70,21 @@ def test_errors_are_one_message_without_traceback(monkeypatch, capsys):
     assert printed.out == ""
 
 
-def test_debug_keeps_the_traceback(monkeypatch):
-    stub(monkeypatch, ConfigError("it is wrong"))
+def test_errors_of_libraries_have_no_traceback_either(monkeypatch, capsys):
+    stub(monkeypatch, RuntimeError("no package"))
+    monkeypatch.delenv("PLAUDIT_DEBUG", raising=False)
+    assert entry.main(["train"]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("plaudit train: RuntimeError: no package (test_main.py, line ")
+    assert "PLAUDIT_DEBUG=1" in printed
+    assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize("kind", [ConfigError, RuntimeError])
+def test_debug_keeps_the_traceback(monkeypatch, kind):
+    stub(monkeypatch, kind("it is wrong"))
     monkeypatch.setenv("PLAUDIT_DEBUG", "1")
-    with pytest.raises(ConfigError):
+    with pytest.raises(kind):
         entry.main(["train"])
 
 

@@ -243,6 +243,7 @@ def test_other_runtime_errors_stay_what_they_are(train, monkeypatch):
     monkeypatch.setattr(
         build.RewardTrainer, "compute_loss", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("boom"))
     )
+    monkeypatch.setenv("PLAUDIT_DEBUG", "1")
     with pytest.raises(RuntimeError, match="boom"):
         train()
 
@@ -250,3 +251,37 @@ def test_other_runtime_errors_stay_what_they_are(train, monkeypatch):
 def test_plain_text_models_get_a_plain_text_snippet():
     text = snippet("f", adapter=False, conversational=False)
     assert 'tokenizer("What is 2+2? 4" + tokenizer.eos_token' in text
+
+
+# --- settings and folders that are not there --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field", "dry"),
+    [
+        (["--report_to", "swanlab"], "report_to", True),
+        (["--resume_from_checkpoint", "nowhere"], "resume_from_checkpoint", True),
+        (["--resume_from_checkpoint", "true"], "resume_from_checkpoint", True),
+        (["--per_device_train_batch_size", "0"], "per_device_train_batch_size", True),
+        (["--push_to_hub"], "push_to_hub", False),
+        (["--dataloader_drop_last", "--per_device_train_batch_size", "100"], "dataloader_drop_last", True),
+        (["--optim", "adamw_bnb_8bit"], "optim", True),
+    ],
+)
+def test_one_message_without_traceback(train, tmp_path, monkeypatch, arguments, field, dry):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for more in ([], ["--dry-run"])[: 2 if dry else 1]:
+        code, _, printed = train(*arguments, *more)
+        assert code == 2
+        assert f"field `{field}`: " in printed
+        assert "\n  Fix: " in printed
+        assert "Traceback" not in printed
+        assert not (tmp_path / "out").exists()
+
+
+def test_names_joined_by_commas_are_several(train, tmp_path):
+    pytest.importorskip("peft")
+    code, _, _ = train("--use_peft", "--lora_target_modules", "q_proj,v_proj")
+    assert code == 0
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert sorted(config["target_modules"]) == ["q_proj", "v_proj"]

@@ -25,6 +25,7 @@ from plaudit.data.mixture import DatasetPart, load_mixture, located
 from plaudit.demo import EMBEDDED_MODEL_NAME, embedded_model_path
 from plaudit.errors import ConfigError, DataError, PlauditError, nearest
 from plaudit.schema import quoted
+from plaudit.training.artifacts import checkpoint_to_resume
 from plaudit.training.config import OBJECTIVE_SETTINGS, RewardConfig
 from plaudit.training.setup import check_writable
 from plaudit.training.trainer import RewardTrainer
@@ -337,6 +338,9 @@ def build_trainer(settings: Namespace, data: tuple[Rows, Rows | None] | None = N
 
 def check_settings(settings: Namespace) -> None:
     """Raises `ConfigError` for settings that cannot work together."""
+    resume, run_folder = settings.config.resume_from_checkpoint, settings.config.output_dir
+    resume = {"true": True, "false": False}.get(str(resume).lower(), resume)
+    settings.config.resume_from_checkpoint = checkpoint_to_resume(resume, run_folder)
     evaluates, mixes = settings.config.eval_strategy != "no", settings.datasets is not None
     holds_out, streams = settings.eval_fraction is not None, settings.dataset_streaming
     if not mixes and settings.dataset_name is None:
@@ -432,15 +436,20 @@ def make_peft_config(settings: Namespace) -> Any | None:
             r=settings.lora_r,
             lora_alpha=settings.lora_alpha,
             lora_dropout=settings.lora_dropout,
-            target_modules=modules[0] if modules and is_pattern else modules,
-            target_parameters=settings.lora_target_parameters,
-            modules_to_save=settings.lora_modules_to_save,
+            target_modules=modules[0] if modules and is_pattern else _split(modules),
+            target_parameters=_split(settings.lora_target_parameters),
+            modules_to_save=_split(settings.lora_modules_to_save),
             use_rslora=settings.use_rslora,
             use_dora=settings.use_dora,
             bias="none",
         )
     except ValueError as error:
         raise ConfigError(f"PEFT rejects these settings: {error}", fix="Change the lora_ settings.") from error
+
+
+def _split(names: Sequence[str] | None) -> list[str] | None:
+    """Returns the names of a list in which some are joined by commas."""
+    return [name.strip() for text in names for name in text.split(",") if name.strip()] if names else None
 
 
 def load_data(settings: Namespace) -> tuple[Rows, Rows | None]:

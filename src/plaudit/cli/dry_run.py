@@ -40,10 +40,10 @@ def dry_run(settings: Namespace, console: Console) -> None:
     """Prints model, data, one example, batches, memory and time; raises what training would before its first step."""
     output_dir = settings.config.output_dir
     check_writable(output_dir)
+    check_settings(settings)
     with tempfile.TemporaryDirectory() as folder:
         # The Trainer makes its folder when it is built.
         settings.config.output_dir = folder
-        check_settings(settings)
         data = load_data(settings)
         trainer = build_trainer(settings, data)
         row_kinds, columns = survey(data[0])

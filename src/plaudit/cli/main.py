@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from plaudit.errors import PlauditError, nearest
@@ -34,7 +36,7 @@ EXIT_INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command line; returns its exit code: 0, 1 for findings, 2 for a user's error, 130 when interrupted.
+    """Runs a command line; returns its exit code: 0, 1 for findings, 2 for an error, 130 when interrupted.
 
     With the environment variable ``PLAUDIT_DEBUG=1`` errors keep their traceback.
     """
@@ -57,10 +59,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command, run = command_of(name)
         return 0 if command.helped(arguments[1:]) else run(arguments[1:])
-    except PlauditError as error:
+    except Exception as error:
         if os.environ.get("PLAUDIT_DEBUG") == "1":
             raise
-        print(f"plaudit {name}: {error}", file=sys.stderr)
+        message = str(error)
+        if not isinstance(error, PlauditError):
+            path, line, *_ = traceback.extract_tb(error.__traceback__)[-1]
+            message = f"{type(error).__name__}: {message.strip()} ({Path(path).name}, line {line})"
+            message += "\n  Fix: No fix is known. PLAUDIT_DEBUG=1 shows where it comes from."
+        print(f"plaudit {name}: {message}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)

@@ -61,9 +61,7 @@ def train(settings: Namespace) -> None:
         with memory_explained():
             trainer = build_trainer(settings)
         with memory_explained(trainer):
-            checkpoint = settings.config.resume_from_checkpoint
-            switch = {"true": True, "false": False}.get(str(checkpoint).lower())
-            trainer.train(resume_from_checkpoint=checkpoint if switch is None else switch)
+            trainer.train(resume_from_checkpoint=settings.config.resume_from_checkpoint)
             metrics: dict[str, float] = {}
             if trainer.eval_dataset is not None:
                 # An evaluation at the last step is reused if it is of the model as it is now.

@@ -220,7 +220,7 @@ def export_model(
         stored_dtype = "float32"
     limits: dict[str, Any] = {"max_tokens_per_batch": max_tokens_per_batch, "max_length": max_length}
     wrap = partial(RewardModel, batch_layout=batch_layout, overlong="nan", **limits)
-    device = torch.device(device or load.default_device())
+    device = load.choose_device(device)
     read = partial(load.load_reward_model, device=device, dtype=torch.float32)
     golden = load_golden_rows(source.name, revision)
     with new_folder(target, overwrite=overwrite) as folder:

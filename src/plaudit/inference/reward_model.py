@@ -159,7 +159,7 @@ class RewardModel:
         """
         check_settings(batch_layout, max_tokens_per_batch, max_length, overlong)
         source = load.Source(str(name_or_path), revision, trust_remote_code)
-        device = load.default_device() if device is None else torch.device(device)
+        device = load.choose_device(device)
         model = load.load_reward_model(
             source, device=device, dtype=dtype, quantization_config=quantization_config, merge_adapter=merge_adapter
         )

@@ -228,8 +228,15 @@ def _loading(name_or_path: str) -> Iterator[None]:
         ) from error
 
 
-def default_device() -> torch.device:
-    """Returns the accelerator that this process uses, or the CPU."""
+def choose_device(given: torch.device | str | None = None) -> torch.device:
+    """Returns a device that was named, if it can be used; by default the accelerator of this process, or the CPU."""
+    if given is not None:
+        try:
+            return torch.empty(0, device=given).device
+        except (RuntimeError, AssertionError) as error:
+            message = f"{str(given)!r} cannot be used: {str(error).partition(chr(10))[0]}"
+            fix = "Use a device that this machine has, such as cpu."
+            raise ConfigError(message, field="device", fix=fix) from error
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if accelerator is None:
         return torch.device("cpu")

@@ -85,6 +85,26 @@ def newest_complete_checkpoint(run_folder: str | os.PathLike[str]) -> Path:
     raise ConfigError(message, field="resume_from_checkpoint", fix=fix)
 
 
+def checkpoint_to_resume(given: str | os.PathLike[str] | bool | None, run_folder: str | os.PathLike[str]) -> str | None:
+    """Returns the folder to resume from (True: the newest complete one); None where training starts anew.
+
+    Raises `ConfigError` for a folder that is no checkpoint, and for one without the state of the optimizer.
+    """
+    if given is None or given is False:
+        return None
+    checkpoint = newest_complete_checkpoint(run_folder) if given is True else Path(given)
+    if not (checkpoint / TRAINER_STATE_NAME).is_file():
+        problem = f"has no {TRAINER_STATE_NAME}" if checkpoint.is_dir() else "does not exist"
+        message = f"{str(checkpoint)!r} is not a checkpoint: it {problem}"
+        fix = f"Name a {PREFIX_CHECKPOINT_DIR}-* folder of a run, or use true for the newest in `output_dir`."
+        raise ConfigError(message, field="resume_from_checkpoint", fix=fix)
+    if not any(any(checkpoint.glob(pattern)) for pattern in _NEEDED_TO_RESUME[0]):
+        message = f"{str(checkpoint)!r} has no state of the optimizer (see `save_only_model`)"
+        fix = "Resume from a checkpoint that has it, or start a new run with this folder as the model."
+        raise ConfigError(message, field="resume_from_checkpoint", fix=fix)
+    return str(checkpoint)
+
+
 # ---- run record -----------------------------------------------------------------------------------------------
 
 RUN_RECORD = "plaudit_run.json"

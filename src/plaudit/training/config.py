@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 
 from plaudit.data.report import Overlong
 from plaudit.errors import ConfigError
+from plaudit.metrics import better_values
 from plaudit.model.load import liger_settings
 from plaudit.model.shared_prefix import BatchLayout
 from plaudit.model.varlen import AttentionBackend
@@ -27,6 +28,8 @@ OBJECTIVE_SETTINGS = (
     "ensemble_size",
 )
 """The settings of `RewardConfig` that choose the loss."""
+
+_AT_LEAST_ONE = ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps")
 
 
 def _setting(default: Any, text: str) -> Any:
@@ -159,6 +162,12 @@ class RewardConfig(TrainingArguments):
         if self.gradient_checkpointing not in (True, False, "auto"):
             message = f"got {self.gradient_checkpointing!r}"
             raise ConfigError(message, field="gradient_checkpointing", fix="Use True, False or 'auto'.")
+        if self.greater_is_better is None and (better := better_values(self.metric_for_best_model or "")) is not None:
+            if better == "neither":
+                message = f"neither high nor low values of {self.metric_for_best_model!r} mean a good model"
+                fix = "Use a metric such as `eval_loss` or `eval_accuracy`."
+                raise ConfigError(message, field="metric_for_best_model", fix=fix)
+            self.greater_is_better = better == "higher"  # of transformers' choice only losses are better when lower
         if not torch.accelerator.is_available():
             self.use_cpu = True  # otherwise processes started by torchrun would not find each other
             self.dataloader_pin_memory = False  # it would only warn
@@ -196,10 +205,11 @@ class RewardConfig(TrainingArguments):
             )
             if getattr(self, name) not in choices
         }
-        for name in ("max_length", "max_tokens_per_batch", "plackett_luce_top_k"):
+        optional = ("max_length", "max_tokens_per_batch", "plackett_luce_top_k", "pad_to_multiple_of")
+        for name in (*optional, *_AT_LEAST_ONE):
             value = getattr(self, name)
             if value is not None and value < 1:
-                problems[name] = "Use a positive number, or None."
+                problems[name] = "Use a positive number, or None." if name in optional else "Use 1 or more."
         if not 0 <= self.label_smoothing_factor < 0.5:
             problems["label_smoothing_factor"] = "Use 0 or more, and less than 0.5."
         if self.ensemble_size < 0 or self.ensemble_size == 1:

@@ -14,11 +14,14 @@ import numpy as np
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from torch import nn
+from transformers import Trainer
+from transformers.integrations import integration_utils
 
 from plaudit.data.parse import survey
 from plaudit.data.prepare import as_table, prepare_dataset
 from plaudit.data.report import DataReport, Purpose
-from plaudit.errors import ConfigError
+from plaudit.errors import ConfigError, nearest
+from plaudit.metrics import BETTER, better_values
 from plaudit.model import aux_heads, load, peft, shared_prefix
 from plaudit.model.head import install_reward_forward
 from plaudit.objectives import Objective, check_objective
@@ -31,6 +34,38 @@ HEAD_LEARNING_RATES = {"tie_parameter": 0.01, "ensemble.weight": 1e-3}
 
 
 # ---- settings -------------------------------------------------------------------------------------------------
+
+
+def check_settings(args: Any, eval_dataset: Any) -> None:
+    """Raises for settings of another class, packages that are missing, and a best metric of no evaluation set."""
+    if not isinstance(args, RewardConfig):
+        message = f"is a `{type(args).__name__}`, not a `RewardConfig`"
+        raise ConfigError(message, field="args", fix="Use `plaudit.RewardConfig`, which takes the same arguments.")
+    loggers = integration_utils.INTEGRATION_TO_CALLBACK
+    # The packages of the last two do not tell.
+    installed = {*integration_utils.get_available_reporting_integrations(), "azure_ml", "flyte"}
+    for name in args.report_to or ():
+        if name not in loggers:
+            fix = nearest(name, loggers, f"Use some of {', '.join(loggers)}, or none.")
+            raise ConfigError(f"there is no logger {name!r}", field="report_to", fix=fix)
+        if name not in installed:
+            fix = f"Run: pip install {name.replace('_', '-')}, or set `report_to` to none."
+            raise ConfigError(f"the package of the logger {name!r} is not installed", field="report_to", fix=fix)
+    _check_best_metric(args, list(eval_dataset) if isinstance(eval_dataset, Mapping) else [])
+
+
+def _check_best_metric(args: RewardConfig, sets: Sequence[str]) -> None:
+    name = args.metric_for_best_model
+    if name is None or args.eval_strategy == "no":
+        return
+    better, plain = better_values(name), name.removeprefix("eval_")
+    if better is not None and (better == "neither" or bool(args.greater_is_better) != (better == "higher")):
+        text = "Better values of %r are %s, and `greater_is_better=%s` asks for others: the best checkpoint is lost."
+        logger.warning(text, name, "neither high nor low" if better == "neither" else better, args.greater_is_better)
+    if sets and plain in BETTER and not any(plain.startswith(f"{key}_") for key in sets):
+        message = f"several data sets are evaluated, and {name!r} does not say of which"
+        fix = f"Name one of them, as in `metric_for_best_model='eval_{sets[0]}_{plain}'`."
+        raise ConfigError(message, field="metric_for_best_model", fix=fix)
 
 
 def check_train_dataset(dataset: Any, max_steps: int | None = None) -> None:
@@ -49,6 +84,15 @@ def check_train_dataset(dataset: Any, max_steps: int | None = None) -> None:
     else:
         problem = f"must be a `datasets.Dataset` or `IterableDataset`, got {type(dataset).__name__}"
     raise ConfigError(problem, field=field, fix=fix)
+
+
+def check_optimizer(args: RewardConfig, model: Any) -> None:
+    """Raises if the optimizer of the settings needs a package that is missing."""
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(args, model)
+    except (ImportError, ValueError, RuntimeError) as error:
+        fix = "Install the package, or use another optimizer, such as adamw_torch."
+        raise ConfigError(f"{str(args.optim)!r} cannot be used: {error}", field="optim", fix=fix) from error
 
 
 def check_writable(folder: str | os.PathLike[str] | None) -> None:
@@ -80,7 +124,12 @@ def check_collator(collator: Any, loss: RewardLoss, dataset: Dataset | IterableD
 
 
 def check_grouping(args: RewardConfig, report: DataReport) -> None:
-    """Raises if the rows of a stream are to be grouped; logs where grouping the training data by prompt would pay."""
+    """Raises if rows of a stream are to be grouped, or rows fill no batch; logs where grouping by prompt would pay."""
+    batch = args.train_batch_size * args.world_size
+    if args.dataloader_drop_last and not report.streaming and report.rows_kept < batch:
+        message = f"would drop all {report.rows_kept:,} rows, which do not fill a batch of {batch:,}"
+        fix = "Turn it off, or lower `per_device_train_batch_size`."
+        raise ConfigError(message, field="dataloader_drop_last", fix=fix)
     needs_all_rows = {
         "group_by_prompt": args.group_by_prompt,
         "max_tokens_per_batch": args.max_tokens_per_batch is not None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
+from huggingface_hub.errors import HfHubHTTPError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments, set_seed
@@ -24,7 +26,7 @@ from plaudit.data.collate import ForeignCollator, PaddedCollator, SharedPrefixCo
 from plaudit.data.parse import most_responses
 from plaudit.data.report import DataReport, Purpose
 from plaudit.data.samplers import ExampleBatchSampler
-from plaudit.errors import ConfigError
+from plaudit.errors import ConfigError, nearest
 from plaudit.metrics import Gather, RewardMetrics, Scored
 from plaudit.model.aux_heads import heads_of, load_heads, save_heads
 from plaudit.model.peft import is_peft_model
@@ -140,6 +142,7 @@ class RewardTrainer(Trainer):
         if args is None:
             name = model if isinstance(model, str) else getattr(model.config, "name_or_path", "") or "model"
             args = RewardConfig(output_dir=f"{Path(name).name}-Reward")
+        setup.check_settings(args, eval_dataset)
         setup.check_train_dataset(train_dataset, args.max_steps)
         setup.check_writable(args.output_dir)
         if args.n_gpu > 1:
@@ -177,6 +180,7 @@ class RewardTrainer(Trainer):
         setup.add_training_heads(model, self._loss, reads_positions=self._forward.reads_positions)
         self._base_model: Any = self._forward.base_model
         self._eval_metrics = RewardMetrics()
+        self._warned_not_finite = False
         self._scored: Scored | None = None  # of the micro-batch in progress
         self._kept_loaders: dict[str | None, tuple[Dataset, DataLoader[Any]]] = {}
         super().__init__(
@@ -192,6 +196,8 @@ class RewardTrainer(Trainer):
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
             preprocess_logits_for_metrics=preprocess_logits_for_metrics,
         )
+        if self.optimizer is None and optimizer_cls_and_kwargs is None:
+            setup.check_optimizer(args, model)
         setup.keep_outputs_exact(getattr(self.accelerator.state, "fsdp_plugin", None))
         # The loss is divided by the global number of comparisons, so the Trainer must not divide it again.
         self.model_accepts_loss_kwargs = True
@@ -358,8 +364,7 @@ class RewardTrainer(Trainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Train; ``resume_from_checkpoint=True`` resumes from the newest complete checkpoint."""
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = str(artifacts.newest_complete_checkpoint(str(self.args.output_dir)))
+        resume_from_checkpoint = artifacts.checkpoint_to_resume(resume_from_checkpoint, str(self.args.output_dir))
         if self._checkpointing_undecided:
             self._checkpointing_undecided = False
             on, reason = True, "the memory of sharded training is not estimated"
@@ -414,6 +419,12 @@ class RewardTrainer(Trainer):
         """Log, with the exact metrics of the interval added to training logs."""
         if "loss" in logs:
             logs.update(self._interval.flush(self.accelerator.gather))
+        lost = [name for name, value in logs.items() if name.endswith(("loss", "_reward")) and not math.isfinite(value)]
+        if lost and not self._warned_not_finite:
+            self._warned_not_finite = True
+            text = "Step %d: %s not a finite number. A lower `learning_rate`, or bf16 instead of fp16, may help."
+            names = f"{' and '.join(lost[:2])} {'is' if len(lost) == 1 else 'are'}"
+            logger.warning(text, self.state.global_step, names)
         super().log(logs, start_time)
 
     # ---- evaluation -------------------------------------------------------------------------------------------
@@ -508,6 +519,25 @@ class RewardTrainer(Trainer):
         return loss, rewards, ratings
 
     # ---- checkpoints ------------------------------------------------------------------------------------------
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        try:
+            return super()._determine_best_metric(metrics, trial)
+        except KeyError as error:
+            name = f"eval_{str(self.args.metric_for_best_model).removeprefix('eval_')}"
+            fix = nearest(name, metrics, f"Use one of {', '.join(metrics)}.")
+            message = f"no evaluation returns {name!r}"
+            raise ConfigError(message, field="metric_for_best_model", fix=fix) from error
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        """Make the repository on the Hub, before anything is trained."""
+        try:
+            super().init_hf_repo(*args, **kwargs)
+        except (OSError, ValueError, HfHubHTTPError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            fix = "Log in (`hf auth login`) on a machine that is online, or turn `push_to_hub` off."
+            message = f"the Hub cannot be written to ({type(error).__name__}: {reason})"
+            raise ConfigError(message, field="push_to_hub", fix=fix) from error
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         self._interval.collect(self.accelerator.gather)

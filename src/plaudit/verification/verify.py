@@ -17,7 +17,7 @@ from plaudit.errors import ConfigError
 from plaudit.export.export import plain_rewards
 from plaudit.inference.reward_model import RewardModel
 from plaudit.model.golden import FORMAT, GoldenRow, GoldenRows, chat_template_hash, load_golden_rows, read_golden_rows
-from plaudit.model.load import Source, context_length, default_device, load_reward_model, load_tokenizer_of
+from plaudit.model.load import Source, choose_device, context_length, load_reward_model, load_tokenizer_of
 from plaudit.model.peft import base_model_of
 from plaudit.training.artifacts import choose_golden_rows, computed_in
 from plaudit.verification.diagnosis import Finding, Observation, Suspect, diagnose, suspects_of, tolerance_for
@@ -152,7 +152,7 @@ def verify(
         ConfigError: There are no golden rows, or there is no such model or server.
     """
     source = Source(str(model), revision, trust_remote_code)
-    device = default_device() if device is None else torch.device(device)
+    device = choose_device(device)
     target = None if url is None else Server(url, server, api_key)
     if target is None and not local:
         raise ConfigError("there is nothing to verify", fix="Pass the `url` of a server, or leave `local` on.")
