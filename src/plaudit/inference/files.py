@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import logging
 import math
 import os
+import pickle
 import threading
 import time
 import uuid
@@ -126,15 +128,14 @@ def score_file(
             refuse_existing(path, overwrite)
         return WorkFolder.open(work.path, made_from[0], restart=restart, finished=finished)
 
-    with _cpu_group() as group:
-        made_from = _in_every_process(examine, group)
-        differing = [rank for rank, values in enumerate(made_from) if values != made_from[0]]
-        if differing:
-            raise ConfigError(
-                f"process {differing[0]} has another input, model or setting than process 0",
-                fix="Give all processes the same files, in a shared folder if there are several machines.",
-            )
-        work: WorkFolder = _in_every_process(open_folder, group)[0]
+    made_from = _in_every_process(examine)
+    differing = [rank for rank, values in enumerate(made_from) if values != made_from[0]]
+    if differing:
+        raise ConfigError(
+            f"process {differing[0]} has another input, model or setting than process 0",
+            fix="Give all processes the same files, in a shared folder if there are several machines.",
+        )
+    work: WorkFolder = _in_every_process(open_folder)[0]
     job = jobs[0]
     if not work.finished:
         scored = _score_chunks(job, work)
@@ -357,7 +358,7 @@ def current_process() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0") or 0), int(os.environ.get("WORLD_SIZE", "1") or 1)
 
 
-def _in_every_process(call: Callable[[], Any], group: Any) -> list[Any]:
+def _in_every_process(call: Callable[[], Any]) -> list[Any]:
     """Returns the results of a call in every process; an error in any of them is raised in all."""
     rank, processes = current_process()
     if processes == 1:
@@ -368,36 +369,41 @@ def _in_every_process(call: Callable[[], Any], group: Any) -> list[Any]:
     except PlauditError as error:
         mine = None, error
     everyone: list[Any] = [None] * processes
-    # Through the first process, which holds the store that others connect to: it leaves the group before they do.
-    dist.gather_object(mine, everyone if rank == 0 else None, dst=0, group=group)
-    dist.broadcast_object_list(everyone, src=0, group=group)
+    if dist.is_initialized():
+        group = dist.new_group(backend="gloo")
+        dist.all_gather_object(everyone, mine, group=group)
+        dist.destroy_process_group(group)
+    else:
+        store, turn = _store(), next(_turns)
+        store.set(f"{turn}/{rank}", pickle.dumps(mine))
+        everyone = [pickle.loads(store.get(f"{turn}/{number}")) for number in range(processes)]
+        if store.add(f"{turn}/read", 1) == processes:
+            store.set(f"{turn}/done", "")
+        if rank == 0:
+            store.wait([f"{turn}/done"])  # this process may hold the store, and may end with an error now
     for _, failure in everyone:
         if failure is not None:
             raise failure
     return [result for result, _ in everyone]
 
 
-@contextmanager
-def _cpu_group() -> Iterator[Any]:
-    """A group of all processes on the CPU, for as long as it takes to agree; None for the default group."""
-    group = None
-    if current_process()[1] == 1:
-        yield None
-        return
-    if dist.is_initialized():
-        group = dist.new_group(backend="gloo")
-    else:
-        try:
-            dist.init_process_group("gloo", timeout=timedelta(minutes=30))
-        except (RuntimeError, ValueError) as error:
-            raise ConfigError(
-                f"the processes do not find each other ({error})",
-                fix="Start them with `accelerate launch` or `torchrun`, or score in one process.",
-            ) from error
+_turns = itertools.count()
+
+
+@functools.cache
+def _store() -> Any:
+    """Returns the store through which processes without a process group agree; it lives as long as the process.
+
+    If it were closed after each file, a process that is quicker than the first would wait at the old store.
+    """
     try:
-        yield group
-    finally:
-        dist.destroy_process_group(group)
+        store, _, _ = next(iter(dist.rendezvous("env://", timeout=timedelta(minutes=30))))
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"the processes do not find each other ({error})",
+            fix="Start them with `accelerate launch` or `torchrun`, or score in one process.",
+        ) from error
+    return dist.PrefixStore("plaudit", store)
 
 
 @contextmanager
