@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from model_builders import COMMON, tiny_model
-from plaudit import ConfigError
+from plaudit import ConfigError, RewardModel
 from tolerances import REWARD
 
 peft = pytest.importorskip("peft")
@@ -311,3 +311,127 @@ def test_the_classifier_of_an_encoder_is_trained_too(tokenizer, dataset, make_tr
     trained = {name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad}
     assert any("classifier.modules_to_save" in name for name in trained)
     trainer.train()
+
+
+# ---- folders of adapters --------------------------------------------------------------------------------------
+
+
+def make_reward_adapter(base, dataset, make_trainer):
+    """Trains an adapter of a reward model into the folder "adapter"; returns its trainer."""
+    config = peft.LoraConfig(r=2, target_modules=["q_proj"])
+    trainer = make_trainer(
+        base, dataset, processing_class=None, peft_config=config, learning_rate=1e-2, folder="adapter"
+    )
+    trainer.train()
+    trainer.save_model()
+    return trainer
+
+
+@pytest.fixture
+def language_adapter(language_model, tmp_path):
+    """Folder of an adapter of a language model, as fine-tuning leaves it; its weights are not zero."""
+    model = peft.get_peft_model(
+        AutoModelForCausalLM.from_pretrained(language_model),
+        peft.LoraConfig(r=2, task_type="CAUSAL_LM", target_modules=["q_proj", "lm_head"]),
+    )
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, 0, 0.3)
+    model.save_pretrained(tmp_path / "sft")
+    return str(tmp_path / "sft")
+
+
+def test_the_folder_of_a_reward_adapter_is_trained_on(base, dataset, make_trainer, tmp_path):
+    expected = make_reward_adapter(base, dataset, make_trainer).predict(dataset).predictions
+    trainer = make_trainer(str(tmp_path / "adapter"), dataset, processing_class=None, learning_rate=1e-2)
+    assert isinstance(trainer.model, peft.PeftModelForSequenceClassification)
+    np.testing.assert_allclose(trainer.predict(dataset).predictions, expected, **REWARD.close)
+    before = {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.train()
+    changed = {name for name, value in trainer.model.named_parameters() if not torch.equal(value, before[name])}
+    assert any("lora_A" in name for name in changed)
+    assert any("score.modules_to_save" in name for name in changed)
+    trainer.save_model()
+    again = RewardModel.from_pretrained(tmp_path / "out", device="cpu")
+    np.testing.assert_allclose(again.score(list(dataset)), trainer.predict(dataset).predictions, **REWARD.close)
+
+
+@pytest.mark.parametrize("layout", ["padded", "shared_prefix"])
+def test_the_folder_of_a_language_models_adapter_is_merged_into_its_base(
+    language_adapter, tokenizer, dataset, make_trainer, caplog, layout
+):
+    merged = peft.AutoPeftModelForCausalLM.from_pretrained(language_adapter).merge_and_unload()
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "plaudit"):
+        trainer = make_trainer(language_adapter, dataset, processing_class=None, batch_layout=layout)
+    assert caplog.text.count(language_adapter) == 1
+    assert "merged into its base model; it has no reward head yet" in caplog.text
+    assert all(parameter.requires_grad for parameter in trainer.model.parameters())
+    ids = torch.tensor([tokenizer("some words")["input_ids"]])
+    with torch.no_grad():
+        states = trainer.model.model(ids).last_hidden_state
+        np.testing.assert_allclose(states, merged.model(ids).last_hidden_state, **REWARD.close)
+    q_proj = trainer.model.model.layers[0].self_attn.q_proj.weight
+    before = q_proj.detach().clone()
+    trainer.train()
+    assert not torch.equal(before, q_proj)
+    trainer.save_model()
+
+
+def test_a_new_adapter_around_a_merged_one_would_lose_it(language_adapter, dataset, make_trainer):
+    with pytest.raises(ConfigError) as error:
+        make_trainer(language_adapter, dataset, processing_class=None, peft_config=peft.LoraConfig())
+    assert "merge_and_unload" in error.value.fix
+
+
+@pytest.mark.parametrize("fault", ["nowhere", "another"])
+def test_an_adapter_without_its_base_model(language_adapter, tokenizer, dataset, make_trainer, tmp_path, fault):
+    """The base is gone, or it is another model than the one that the adapter was trained on."""
+    path = tmp_path / "sft" / "adapter_config.json"
+    folder = tmp_path / fault
+    if fault == "another":
+        tiny_model(tokenizer, "llama", num_hidden_layers=5).save_pretrained(folder)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": str(folder)}))
+    with pytest.raises(ConfigError) as error:
+        make_trainer(language_adapter, dataset)
+    assert str(folder) in error.value.message
+    assert "base_model_name_or_path" in error.value.fix
+
+
+def test_a_folder_with_a_model_and_an_adapter_is_refused(base, language_adapter, tokenizer, dataset, make_trainer):
+    tiny_model(tokenizer).save_pretrained(language_adapter)
+    with pytest.raises(ConfigError) as error:
+        make_trainer(language_adapter, dataset)
+    assert error.value.fix
+
+
+def test_an_adapter_loaded_to_be_used_is_refused_with_the_argument_that_it_needs(base, dataset, make_trainer, tmp_path):
+    make_reward_adapter(base, dataset, make_trainer)
+    frozen = peft.AutoPeftModelForSequenceClassification.from_pretrained(str(tmp_path / "adapter"), num_labels=1)
+    with_head = peft.AutoPeftModelForSequenceClassification.from_pretrained(str(tmp_path / "adapter"), num_labels=1)
+    head_of(with_head).requires_grad_(True)
+    for model in (frozen, with_head):
+        with pytest.raises(ConfigError) as error:
+            make_trainer(model, dataset)
+        assert "is_trainable=True" in error.value.fix
+
+
+def test_a_model_of_which_nothing_is_trained_is_refused(tokenizer, dataset, make_trainer):
+    with pytest.raises(ConfigError) as error:
+        make_trainer(tiny_model(tokenizer).requires_grad_(False), dataset)
+    assert error.value.fix
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_gradients_that_are_zero_on_the_first_step_are_an_error(tokenizer, dataset, make_trainer, accumulation):
+    model = tiny_model(tokenizer)
+    model.requires_grad_(False)
+    model.model.layers[0].mlp.up_proj.weight.requires_grad_(True)
+    with torch.no_grad():
+        model.model.layers[0].mlp.down_proj.weight.zero_()  # so that what is trained does not reach the reward
+    settings = {"gradient_accumulation_steps": accumulation, "gradient_checkpointing": False}
+    trainer = make_trainer(model, dataset, per_device_train_batch_size=2, **settings)
+    with pytest.raises(ConfigError) as error:
+        trainer.train()
+    assert error.value.fix
+    assert trainer.state.global_step == 0

@@ -389,7 +389,10 @@ def _warn_of_todays_date(tokenizer_name: str, variable: str | None) -> None:
 
 
 class TextEncoder(Encoder):
-    """Ends plain text with exactly one EOS and tokenises it as the tokenizer does by default."""
+    """Ends plain text with exactly one EOS and tokenises it as the tokenizer does by default.
+
+    An encoder's tokenizer may have no EOS: what it puts behind a text itself, such as [SEP], ends it.
+    """
 
     add_special_tokens = True
 
@@ -402,16 +405,17 @@ class TextEncoder(Encoder):
         self._bos, self._eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         self._adds_bos = self._bos is not None and full[:1] == [self._bos] != bare[:1]
         self._adds_eos = self._eos is not None and full[-1:] == [self._eos] != bare[-1:]
+        self._adds_end = full[-1:] != bare[-1:] and full[-1] in self.tokenizer.all_special_ids
 
     def check(self, example: Example) -> None:
-        """Requires an EOS token."""
-        if self.tokenizer.eos_token is None:
+        """Requires an EOS token, or a tokenizer that ends texts with a token of its own."""
+        if self.tokenizer.eos_token is None and not self._adds_end:
             message = "The data holds plain text, which must end with an EOS, but the tokenizer has no `eos_token`"
             raise ConfigError(message, fix="Set `tokenizer.eos_token` to the token that ends a text.")
 
     def render(self, examples: Sequence[Example]) -> list[list[str]]:
         """Ends texts with the EOS token, where they do not end with it already."""
-        eos = cast(str, self.tokenizer.eos_token)
+        eos = self.tokenizer.eos_token or ""  # every text ends with an empty one
         return [
             [text if text.endswith(eos) else text + eos for text in cast(tuple[str, ...], example.responses)]
             for example in examples

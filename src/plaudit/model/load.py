@@ -6,6 +6,8 @@ import copy
 import importlib.util
 import logging
 import re
+import textwrap
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from plaudit.errors import ConfigError
 from plaudit.model import find_file
 from plaudit.model.head import initialize_head, score_heads_of
-from plaudit.model.peft import base_model_of
+from plaudit.model.peft import base_model_of, is_peft_model
 
 logger = logging.getLogger("plaudit")
 ADAPTER_FILE = "adapter_config.json"
@@ -68,9 +70,24 @@ class Source:
 def load_model(
     name_or_path: str, init_kwargs: Mapping[str, Any] | None = None, *, trust_remote_code: bool = False, seed: int = 42
 ) -> PreTrainedModel:
-    """Loads a model to be trained, with one output; a head that the checkpoint lacks is drawn afresh with `seed`."""
-    source = Source(name_or_path, trust_remote_code=trust_remote_code)
-    model, missing = load_checkpoint(source, init_kwargs, needs_head=False)
+    """Loads a model to be trained, with one output; a head that the checkpoint lacks is drawn afresh with `seed`.
+
+    The adapter of a reward model is trained on; that of a language model is merged into the model that it belongs to.
+    """
+    kwargs = dict(init_kwargs or {})
+    source = Source(name_or_path, kwargs.pop("revision", None), trust_remote_code)
+    model: Any
+    if is_adapter := source.is_adapter:
+        model, missing = _load_adapter(source, kwargs, is_trainable=True)
+    elif source.has(ADAPTER_FILE):
+        message = f"{name_or_path!r} holds a whole model and an adapter, and only one of them can be trained"
+        raise ConfigError(message, fix="Move one of them to a folder of its own.")
+    else:
+        model, missing = load_checkpoint(source, kwargs, needs_head=False)
+    if is_peft_model(model):
+        logger.info("%s is the adapter of a reward model: it is trained on.", name_or_path)
+        return model
+    model.fresh_weights = missing  # an adapter around the model has to keep them
     fresh_head = {key for key in missing if key.split(".")[0] == "score"}
     if fresh_head:
         for head in score_heads_of(model):
@@ -81,7 +98,8 @@ def load_model(
 
                     stack.enter_context(deepspeed.zero.GatheredParameters(sharded, modifier_rank=0))
                 initialize_head(head, seed)
-        logger.info("%s has no reward head yet: a fresh one was drawn (seed %d).", name_or_path, seed)
+        merged = ", the adapter of a language model, was merged into its base model; it" if is_adapter else ""
+        logger.info("%s%s has no reward head yet: a fresh one was drawn (seed %d).", name_or_path, merged, seed)
     if names := sorted(missing - fresh_head):
         logger.warning("%s lacks %d weights, which start at random: %s", name_or_path, len(names), ", ".join(names[:5]))
     return model
@@ -121,8 +139,71 @@ def load_checkpoint(
     return model, frozenset(str(key) for key in info["missing_keys"])
 
 
+def _load_adapter(source: Source, init_kwargs: Mapping[str, Any], *, is_trainable: bool) -> tuple[Any, frozenset[str]]:
+    """Loads a reward model in its adapter; raises where any weight would be random.
+
+    To be trained, it may be the adapter of a language model: it is merged into its base and returned with the names of
+    the weights that are random.
+    """
+    fix = f"Set `base_model_name_or_path` in its {ADAPTER_FILE} to the folder or reachable id of its base model."
+    with _loading(source.name), warnings.catch_warnings():
+        warnings.filterwarnings("error", "Found missing adapter keys")
+        base = base_source_of(source, may_be_language_model=is_trainable)
+        from peft import PeftConfig, PeftModel
+        from peft.utils import load_peft_weights
+
+        config = PeftConfig.from_pretrained(source.name, **source.revision_kwargs)
+        merges = getattr(config.task_type, "value", config.task_type) == "CAUSAL_LM"
+        try:
+            model, missing = load_checkpoint(base, init_kwargs, needs_head=False)
+        except ConfigError as error:
+            message = f"the base model of the adapter {source.name!r} cannot be loaded: {error.message}"
+            raise ConfigError(message, fix=fix if error.__cause__ else error.fix) from error
+        if merges and (config.is_prompt_learning or getattr(model, "is_quantized", False)):
+            obstacle = "it is made of virtual tokens" if config.is_prompt_learning else "its base is quantised"
+            message = f"{source.name!r}, the adapter of a language model, cannot be merged: {obstacle}"
+            raise ConfigError(message, fix="Pass an unquantised language model, with the adapter merged into it.")
+        weights = load_peft_weights(source.name, device="cpu", **source.revision_kwargs)
+        missing = frozenset(name for name in missing if not any(key.endswith(name) for key in weights))
+        if merges:
+            config.task_type = None  # PEFT's class for language models would look for one
+        else:
+            _refuse_random_weights(source.name, missing)
+            for head in score_heads_of(model):
+                head.float()  # as the adapter keeps it, whatever the backbone has: loaded into less, it is rounded
+        if source.has("tokenizer_config.json") and (size := len(load_tokenizer_of(source))) > embedding_rows(model):
+            model.resize_token_embeddings(size)  # the chat template that it was trained with added tokens
+        options: dict[str, Any] = {"config": config, "is_trainable": is_trainable, **source.revision_kwargs}
+        try:
+            adapted: Any = PeftModel.from_pretrained(model, source.name, **options)
+        except UserWarning as error:
+            message = f"the adapter {source.name!r} does not fit {base.name!r}: {textwrap.shorten(str(error), 200)}"
+            raise ConfigError(message, fix=fix) from error
+        if merges:
+            adapted = adapted.merge_and_unload().requires_grad_(True)
+            adapted.config.name_or_path = adapted.merged_adapter = source.name
+    return adapted, missing
+
+
+def _refuse_random_weights(name: str, missing: frozenset[str]) -> None:
+    if missing:
+        names = ", ".join(sorted(missing)[:5]) + (", ..." if len(missing) > 5 else "")
+        raise ConfigError(
+            f"{name!r} lacks {len(missing)} weights of a reward model ({names}): they would be drawn at "
+            "random, and so would the rewards",
+            fix="Pass a trained reward model. If this is one, it was saved without its head.",
+        )
+
+
 def _check_architecture(name: str, config: Any, *, needs_head: bool) -> None:
     architectures = config.architectures or []
+    has_own_code = "AutoModelForSequenceClassification" in (getattr(config, "auto_map", None) or {})
+    if type(config) not in transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING and not has_own_code:
+        raise ConfigError(
+            f"{name!r} is a model of type {config.model_type}: transformers has no sequence classifier of this type, "
+            "and so no reward model",
+            fix="Use a model of another type, such as Llama, Qwen3, Gemma or ModernBERT.",
+        )
     if any("ForSequenceClassification" in kind for kind in architectures) and config.num_labels != 1:
         raise ConfigError(
             f"{name!r} is a classifier with `num_labels={config.num_labels}`, but reward models require `num_labels=1`",
@@ -151,37 +232,19 @@ def load_reward_model(
     kwargs: dict[str, Any] = {"dtype": dtype or ("float32" if device.type == "cpu" else "auto")}
     if quantization_config is not None:
         kwargs |= {"quantization_config": quantization_config, "device_map": {"": device}}
-    is_adapter = source.is_adapter
     model: Any
-    with _loading(source.name):
-        base = base_source_of(source) if is_adapter else source
-        model, missing = load_checkpoint(base, kwargs, needs_head=not is_adapter)
-        if is_adapter:
-            from peft import PeftModel
-            from peft.utils import load_peft_weights
-
-            weights = load_peft_weights(source.name, device="cpu", **source.revision_kwargs)
-            missing = frozenset(name for name in missing if not any(key.endswith(name) for key in weights))
-        if missing:
-            names = ", ".join(sorted(missing)[:5]) + (", ..." if len(missing) > 5 else "")
-            raise ConfigError(
-                f"{source.name!r} lacks {len(missing)} weights of a reward model ({names}): they would be drawn at "
-                "random, and so would the rewards",
-                fix="Pass a trained reward model. If this is one, it was saved without its head.",
-            )
-        if is_adapter:
-            for head in score_heads_of(model):
-                head.float()  # as the adapter keeps it, whatever the backbone has: loaded into less, it is rounded
-            if source.has("tokenizer_config.json") and (size := len(load_tokenizer_of(source))) > embedding_rows(model):
-                model.resize_token_embeddings(size)  # the chat template that it was trained with added tokens
-            model = PeftModel.from_pretrained(model, source.name, is_trainable=False, **source.revision_kwargs)
-            model = model.merge_and_unload() if merge_adapter else model
+    if source.is_adapter:
+        model, _ = _load_adapter(source, kwargs, is_trainable=False)
+        model = model.merge_and_unload() if merge_adapter else model
+    else:
+        model, missing = load_checkpoint(source, kwargs, needs_head=True)
+        _refuse_random_weights(source.name, missing)
     if quantization_config is None:
         model = model.to(device)
     return model.eval().requires_grad_(False)
 
 
-def base_source_of(source: Source) -> Source:
+def base_source_of(source: Source, *, may_be_language_model: bool = False) -> Source:
     """Returns the model that an adapter was trained on."""
     if importlib.util.find_spec("peft") is None:
         message = f"{source.name!r} is an adapter, which needs the peft library"
@@ -190,7 +253,7 @@ def base_source_of(source: Source) -> Source:
 
     config = PeftConfig.from_pretrained(source.name, **source.revision_kwargs)
     task = getattr(config.task_type, "value", config.task_type)
-    if task not in (None, "SEQ_CLS"):
+    if task not in (None, "SEQ_CLS") and not (may_be_language_model and task == "CAUSAL_LM"):
         raise ConfigError(
             f"{source.name!r} is an adapter for {task}, not a reward model",
             fix="Pass an adapter that was trained with task_type='SEQ_CLS', such as those of `RewardTrainer`.",
@@ -219,10 +282,15 @@ def _loading(name_or_path: str) -> Iterator[None]:
         yield
     except (ConfigError, torch.OutOfMemoryError):
         raise
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+    except ImportError as error:
+        message = f"a package that {name_or_path!r} needs is missing: {textwrap.shorten(str(error), 300)}"
+        fix = "Install the package, or choose another `attn_implementation` if it computes attention."
+        raise ConfigError(message, fix=fix) from error
+    except (OSError, ValueError, RuntimeError) as error:
         kind = "folder" if Path(name_or_path).exists() else "local folder or reachable model id"
+        reason = textwrap.shorten(str(error), 400)
         raise ConfigError(
-            f"no model could be loaded from {name_or_path!r} ({type(error).__name__}: {error})",
+            f"no model could be loaded from {name_or_path!r} ({type(error).__name__}: {reason})",
             fix=f"Check that it is a {kind} with a config.json and weights that transformers knows: of a language "
             "model to train, of a classifier with one output, or of an adapter.",
         ) from error
@@ -252,7 +320,7 @@ def load_tokenizer(
     """Loads the tokenizer in a folder or repository; raises `ConfigError` where there is none."""
     try:
         return AutoTokenizer.from_pretrained(name_or_path, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise ConfigError(
             f"no tokenizer could be loaded from {name_or_path!r} ({type(error).__name__}: {error})",
             fix="Pass `processing_class=AutoTokenizer.from_pretrained(...)`, or save the tokenizer beside the model.",
@@ -262,7 +330,7 @@ def load_tokenizer(
 def load_tokenizer_of(source: Source) -> PreTrainedTokenizerBase:
     """Loads the tokenizer beside a model, or beside the model under an adapter."""
     if source.is_adapter and not source.has("tokenizer_config.json"):
-        source = base_source_of(source)
+        source = base_source_of(source, may_be_language_model=True)
     return load_tokenizer(source.name, revision=source.revision, trust_remote_code=source.trust_remote_code)
 
 
@@ -367,12 +435,26 @@ def embedding_rows(model: PreTrainedModel) -> int:
 
 def context_length(base_model: Any, tokenizer: PreTrainedTokenizerBase, *, decoder: bool) -> int | None:
     """Returns the number of tokens that a model was made to read; None where its files do not say."""
-    limits = [getattr(base_model.config.get_text_config(), "max_position_embeddings", None)]
+    limits = [getattr(base_model.config.get_text_config(), "max_position_embeddings", None), position_limit(base_model)]
     if not decoder:
         # Encoders learn positions and reserve some of them; only the tokenizer knows how many are left.
         limits.append(tokenizer.model_max_length)
     known = [int(limit) for limit in limits if isinstance(limit, int) and 0 < limit < 10**9]
     return min(known, default=None)
+
+
+def position_limit(base_model: nn.Module) -> int | None:
+    """Returns the number of positions that a model has a table of; None where it computes them."""
+    limits = []
+    for name, module in base_model.named_modules():
+        leaf = name.rpartition(".")[2]
+        if isinstance(module, nn.Embedding) and (leaf == "wpe" or ("position" in leaf and "relative" not in leaf)):
+            # OPT and BART leave the first rows out, RoBERTa those up to the row of padding.
+            unused = getattr(module, "offset", 0) if module.padding_idx is None else module.padding_idx + 1
+            limits.append(module.num_embeddings - unused)
+    tables = ("pos_encoding", "embed_positions")  # of CTRL, GPT-J and CodeGen
+    limits += [len(table) for name, table in base_model.named_buffers() if name.rpartition(".")[2] in tables]
+    return min(limits, default=None)
 
 
 # ---- preparing a model --------------------------------------------------------------------------------------------

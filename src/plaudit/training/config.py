@@ -84,7 +84,9 @@ class RewardConfig(TrainingArguments):
         None, "Processes that prepare the data, at most one per 2,000 rows. Default: the main process alone."
     )
     max_length: int | None = _setting(
-        1024, "Maximum tokens of a response, prompt included; None for no limit. See `overlong`."
+        1024,
+        "Maximum tokens of a response, prompt included; None for no limit. Lowered to the positions of a model with "
+        "fewer. See `overlong`.",
     )
     overlong: Overlong = _setting(
         "drop",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 from torch import nn
@@ -20,11 +23,13 @@ from transformers.integrations import integration_utils
 from plaudit.data.parse import survey
 from plaudit.data.prepare import as_table, prepare_dataset
 from plaudit.data.report import DataReport, Purpose
-from plaudit.errors import ConfigError, nearest
+from plaudit.errors import ConfigError, DataError, nearest
 from plaudit.metrics import BETTER, better_values
 from plaudit.model import aux_heads, load, peft, shared_prefix
-from plaudit.model.head import install_reward_forward
+from plaudit.model.head import install_reward_forward, score_heads_of
 from plaudit.objectives import Objective, check_objective
+from plaudit.schema import TOKENIZED_COLUMNS, TOKENIZED_LIST_COLUMNS
+from plaudit.training import memory
 from plaudit.training.config import RewardConfig
 from plaudit.training.loss import RewardLoss
 
@@ -154,7 +159,7 @@ def check_grouping(args: RewardConfig, report: DataReport) -> None:
 
 
 def prepare_data(
-    dataset: Any, tokenizer: Any, objective: Objective, args: RewardConfig, name: str, purpose: Purpose
+    dataset: Any, tokenizer: Any, objective: Objective, args: RewardConfig, name: str, purpose: Purpose, vocabulary: int
 ) -> tuple[Any, DataReport]:
     """Reads, checks and tokenises raw or prepared rows that suit the objective, and reports on them."""
     if purpose != "train" and isinstance(dataset, Dataset | IterableDataset):
@@ -171,6 +176,12 @@ def prepare_data(
             keep_columns=not args.remove_unused_columns,
             objective=objective,
         )
+    check = functools.partial(check_token_ids, tokenizer=tokenizer, vocabulary=vocabulary, name=name)
+    if isinstance(prepared, Dataset):
+        for table in prepared.with_format("arrow").iter(10_000):
+            check(table)
+    elif len(tokenizer) > vocabulary:  # a stream is checked as it is read
+        prepared = prepared.map(check, features=prepared.features)
     # Only a table tells which rows were not scored; and accelerate would fill up the last batch of a stream with rows
     # that count.
     needs_table = purpose == "predict" or (purpose == "eval" and args.world_size > 1)
@@ -192,6 +203,28 @@ def check_one_form(reports: Mapping[str, DataReport], name: str) -> None:
         "was not trained on. Give both in one form.",
         *("conversations" if forms[0] else "plain text", name, "conversations" if forms[1] else "plain text"),
     )
+
+
+def check_token_ids(row_or_table: Any, tokenizer: Any, vocabulary: int, name: str) -> Any:
+    """Returns a prepared row or an Arrow table of rows; raises if its token ids go beyond those that a model knows."""
+    for column in (*TOKENIZED_COLUMNS, *TOKENIZED_LIST_COLUMNS):
+        try:
+            ids = row_or_table[column]
+        except KeyError:
+            continue
+        ids = ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else pa.array(ids)
+        while isinstance(ids, pa.ListArray | pa.LargeListArray):
+            ids = pc.list_flatten(ids)
+        largest = pc.max(ids).as_py()
+        if largest is not None and largest >= vocabulary:
+            token = tokenizer.convert_ids_to_tokens(largest)
+            fix = "Resize the embeddings after adding tokens (`model.resize_token_embeddings(len(tokenizer))`), or use "
+            raise DataError(
+                f"the token {token!r} has the id {largest}, and the model has embeddings for {vocabulary} tokens",
+                dataset=name,
+                fix=f"{fix}the model's own tokenizer.",
+            )
+    return row_or_table
 
 
 # ---- model ----------------------------------------------------------------------------------------------------
@@ -226,7 +259,7 @@ def load_model_and_tokenizer(
         load.require_reward_model(model)
         name = getattr(model.config, "name_or_path", None) or ""
     if tokenizer is None:
-        tokenizer = load.load_tokenizer(name, revision=revision, trust_remote_code=args.trust_remote_code)
+        tokenizer = load.load_tokenizer_of(load.Source(name, revision, args.trust_remote_code))
     tokenizer = copy.deepcopy(tokenizer)
     if args.eos_token is not None:
         if args.eos_token not in tokenizer.get_vocab():
@@ -238,6 +271,24 @@ def load_model_and_tokenizer(
     if (path := args.chat_template_path) is not None:
         added_tokens = load.set_chat_template(model, tokenizer, path, trust_remote_code=args.trust_remote_code)
     return model, tokenizer, added_tokens
+
+
+def fit_to_model(base_model: Any, tokenizer: Any, args: RewardConfig) -> RewardConfig:
+    """Returns the settings with `max_length` within the model's positions, and without recomputing where it cannot."""
+    limit = load.position_limit(base_model)
+    if not score_heads_of(base_model):
+        limit = load.context_length(base_model, tokenizer, decoder=False)
+    if limit is not None and (args.max_length is None or args.max_length > limit):
+        logger.warning("`max_length` is %d instead of %s: the model reads no more tokens.", limit, args.max_length)
+        args = copy.copy(args)
+        args.max_length = limit
+    can_recompute = getattr(base_model, "supports_gradient_checkpointing", False) and any(
+        hasattr(module, "gradient_checkpointing") for module in base_model.modules()
+    )
+    if args.gradient_checkpointing and not can_recompute:
+        logger.warning("Gradient checkpointing is off: %s cannot recompute activations.", type(base_model).__name__)
+        args = memory.with_checkpointing(args, False)
+    return args
 
 
 def prepare_model(
@@ -266,6 +317,7 @@ def prepare_model(
             peft.store_trained_head_in_float32(model)
     elif peft.is_peft_model(model):
         peft.warn_if_head_is_frozen(model)
+    peft.require_trainable(model)
     if peft.is_peft_model(model) and args.gradient_checkpointing:
         model.enable_input_require_grads()
     if args.use_liger_kernel:
@@ -328,6 +380,13 @@ def set_head_learning_rates(model: nn.Module, optimizer: torch.optim.Optimizer) 
             group["params"] = [value for value in group["params"] if value is not parameter]
         learning_rate = max(learning_rate, float(optimizer.defaults.get("lr", 0.0)))
         optimizer.add_param_group({"params": [parameter], "lr": learning_rate, "weight_decay": 0.0})
+
+
+def has_gradient(model: nn.Module, *, sharded: bool) -> bool:
+    """Returns whether a gradient of this process is other than zero; True where sharding shows it none."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    local = (getattr(gradient, "to_local", lambda gradient=gradient: gradient)() for gradient in gradients)
+    return (sharded and not gradients) or any(bool(torch.count_nonzero(gradient)) for gradient in local)
 
 
 def keep_outputs_exact(fsdp_plugin: Any) -> None:

@@ -29,7 +29,8 @@ from plaudit.data.samplers import ExampleBatchSampler
 from plaudit.errors import ConfigError, nearest
 from plaudit.metrics import Gather, RewardMetrics, Scored
 from plaudit.model.aux_heads import heads_of, load_heads, save_heads
-from plaudit.model.peft import is_peft_model
+from plaudit.model.load import embedding_rows
+from plaudit.model.peft import base_model_of, is_peft_model
 from plaudit.model.shared_prefix import MODEL_KEYS
 from plaudit.objectives import Objective
 from plaudit.schema import TOKENIZED_COLUMNS, TOKENIZED_LIST_COLUMNS, Batch
@@ -94,8 +95,8 @@ class RewardTrainer(Trainer):
     """Trains a reward model on preferences, by default with the Bradley-Terry loss.
 
     Args:
-        model: A folder or model id (loaded as sequence classification with one output, float32 by default), a
-            sequence-classification model with ``num_labels=1``, or a PEFT model around one.
+        model: A folder or model id (loaded as sequence classification with one output, float32 by default), also of an
+            adapter; a sequence-classification model with ``num_labels=1``, or a trainable PEFT model around one.
         args: Settings; by default those of `RewardConfig`, writing to ``<model name>-Reward``.
         data_collator: Your own collator of prepared rows into ``input_ids`` and ``attention_mask`` of shape (2G, T),
             chosen first. By default one of the two layouts, see ``RewardConfig.batch_layout``.
@@ -153,13 +154,15 @@ class RewardTrainer(Trainer):
         if args.activation_offloading and not torch.accelerator.is_available():
             logger.warning("`activation_offloading` has no effect here: there is no accelerator to offload from.")
         set_seed(args.seed)
-        self._checkpointing_undecided = args.gradient_checkpointing == "auto"
-        self._may_enable_checkpointing = False
-        # `_prepare_data` reads the settings before the Trainer sets them.
-        self.args = args = memory.with_checkpointing(args, False) if self._checkpointing_undecided else args
         model, self._tokenizer, added_tokens = setup.load_model_and_tokenizer(
             model, args, processing_class, quantization_config
         )
+        args = setup.fit_to_model(base_model_of(model), self._tokenizer, args)
+        self._checkpointing_undecided = args.gradient_checkpointing == "auto"
+        self._may_enable_checkpointing, self._gradients_unchecked = False, True
+        # `_prepare_data` reads the settings before the Trainer sets them.
+        self.args = args = memory.with_checkpointing(args, False) if self._checkpointing_undecided else args
+        self._vocabulary = embedding_rows(base_model_of(model))
         self._loss = make_loss(args, train_dataset)
         self._golden_rows = artifacts.choose_golden_rows(
             self._tokenizer, (eval_dataset, train_dataset), args.golden_rows, max_length=args.max_length
@@ -227,7 +230,7 @@ class RewardTrainer(Trainer):
 
     def _prepare_data(self, dataset: Any, name: str, purpose: Purpose) -> Any:
         prepared, self.data_reports[name] = setup.prepare_data(
-            dataset, self._tokenizer, self._loss.objective, self.args, name, purpose
+            dataset, self._tokenizer, self._loss.objective, self.args, name, purpose, self._vocabulary
         )
         setup.check_one_form(self.data_reports, name)
         if isinstance(prepared, Dataset):
@@ -408,6 +411,13 @@ class RewardTrainer(Trainer):
         if self._scored is not None:
             self._interval.metrics.update(self._scored)
             self._scored = None
+        if self._gradients_unchecked and self.accelerator.sync_gradients:
+            self._gradients_unchecked = False
+            learns = not loss or setup.has_gradient(self.model, sharded=self._sharded)  # a loss of zero teaches nothing
+            if not self.accelerator.gather(torch.tensor([learns], device=self.args.device)).any():
+                message = "every gradient of the first step is exactly zero, so that nothing would be learned"
+                fix = "Check which weights are trained and which adapter is active; try gradient_checkpointing=False."
+                raise ConfigError(message, field="model", fix=fix)
         return loss
 
     @property
