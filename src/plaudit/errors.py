@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 
 
@@ -63,3 +64,25 @@ class ConfigError(PlauditError, ValueError):
 
 class DataError(PlauditError, ValueError):
     """A row that cannot be read as a preference, or a data set that cannot be used."""
+
+
+class WorkerError(DataError):
+    """An error of a dataloader worker, which torch makes anew in the main process from the text of its traceback."""
+
+    def __init__(self, text: str) -> None:
+        self._dumped = text.strip().rpartition("\n")[2].removeprefix(f"{__name__}.{type(self).__name__}: ")
+        self._in_worker = self._dumped == text
+        message, row, field, dataset, fix = json.loads(self._dumped)
+        super().__init__(message, row=row, field=field, dataset=dataset, fix=fix)
+
+    def __str__(self) -> str:
+        return self._dumped if self._in_worker else super().__str__()
+
+
+def as_raised_in_worker(error: DataError) -> DataError:
+    """Returns the error to raise: in a dataloader worker, one that keeps its place and its fix on the way out."""
+    from torch.utils.data import get_worker_info  # here: the errors themselves need no torch
+
+    if get_worker_info() is None:
+        return error
+    return WorkerError(json.dumps([error.message, error.row, error.field, error.dataset, error.fix]))

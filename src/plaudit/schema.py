@@ -96,6 +96,7 @@ class EncodedExample:
 
     response_ids: tuple[Sequence[int], ...]  # of each of the N responses, prompt included
     label: Label = Label()
+    own_starts: Sequence[int] | None = None  # tokens that each shares with the others, where their ids do not tell
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from datasets import Dataset, DatasetDict, IterableDataset, load_from_disk
 from tokenizers.processors import TemplateProcessing
 
 from builders import CHATML, tiny_tokenizer
+from plaudit.data.collate import PaddedCollator, SharedPrefixCollator
 from plaudit.data.prepare import prepare_dataset
 from plaudit.data.report import DataReport
 from plaudit.errors import ConfigError, DataError
@@ -258,6 +259,18 @@ def test_cutting_on_the_left_cuts_each_response_as_if_it_stood_alone(tokenizer):
     assert report.rows_kept == 2
     assert report.flagged["overlong"].first_rows == [0]
     assert "1 over-long, truncated on the left (> 12 tokens; row 0)" in report.summary()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("collator", [PaddedCollator(pad_token_id=0, text=True), SharedPrefixCollator(text=True)])
+def test_cutting_on_the_left_leaves_the_prompt_a_prompt(tokenizer, collator, streaming):
+    rows = [text("hello world", "hello you", prompt="prompt: "), text("b", "a", prompt="")]
+    dataset = stream_of(rows, True) if streaming else Dataset.from_list(rows)
+    whole = collator(list(prepare(dataset, tokenizer)[0]))
+    cut_rows = list(prepare(dataset, tokenizer, max_length=12, overlong="truncate_left")[0])
+    batch = collator(cut_rows)
+    assert batch["response_tokens"].tolist() == whole["response_tokens"].tolist()
+    assert batch["text_targets"].tolist() == whole["text_targets"].tolist()
 
 
 def test_a_short_response_beside_a_long_one_is_left_alone(tokenizer):

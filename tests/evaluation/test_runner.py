@@ -167,6 +167,13 @@ def test_long_rows_are_dropped_cut_or_refused(folder, rows, caplog):
         plaudit.evaluate(folder, long, max_length=100, overlong="error")
     with refused(DataError, "6 over-long", dataset="rows"):
         plaudit.evaluate(folder, long, max_length=5)
+    lost = [{**rows[0], "prompt": said("user", "word " * 20)}, *rows[1:6]]
+    cut = plaudit.evaluate(folder, lost, max_length=100, overlong="truncate_right", errors="drop", sanity_rows=0)[
+        "rows"
+    ]
+    assert (cut.rows, cut.dropped) == (5, {"cut_away": KindCount(1, [0])})
+    with refused(DataError, dataset="rows", row=0, field="chosen"):
+        plaudit.evaluate(folder, lost, max_length=100, overlong="truncate_right")
     with refused(ConfigError, "`overlong`", "'nan'"):
         plaudit.evaluate(folder, long, overlong="nan")
 

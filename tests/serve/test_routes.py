@@ -170,3 +170,11 @@ def test_cut_rows_are_said(serve, make_model, reference):
     answer = client.post("/score", json=["short", "much longer than ten tokens"]).json()
     assert answer["truncated"] == [1]
     assert "plaudit_truncated_rows_total 1.0" in client.get("/metrics").text
+
+
+def test_a_response_that_truncation_would_remove_is_refused(serve, make_model):
+    client = serve(make_model(max_length=10, overlong="truncate_right"))
+    answer = client.post("/score", json=[{"prompt": "0123456789", "response": "abc"}])
+    assert answer.status_code == 422
+    assert "has nothing left of itself" in answer.json()["error"]["message"]
+    assert client.post("/score", json=[{"prompt": "012345678", "response": "abc"}]).status_code == 200

@@ -1,5 +1,6 @@
 """Bad input: broken data and settings stop before any training; suspicious data is counted and said."""
 
+import json
 import logging
 
 import pytest
@@ -8,6 +9,7 @@ from datasets import Dataset, DatasetDict, IterableDataset
 from builders import tiny_tokenizer
 from model_builders import conversation_rows, tiny_model, tiny_reward_model
 from plaudit import ConfigError, DataError, RewardConfig, RewardTrainer
+from plaudit.data.load import load_preference_dataset
 
 
 def assistant(content):
@@ -230,6 +232,17 @@ def test_workers_of_a_stream_name_the_row_of_an_error_or_none(model, make_traine
     assert (error.value.row, error.value.field) == (row, "rejected[0].content")
     assert error.value.fix
     assert "Traceback" not in str(error.value)
+
+
+def test_workers_of_a_stream_name_the_broken_line_of_a_file(model, make_trainer, tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join([json.dumps(row) for row in conversation_rows(100)] + ["{"]))
+    stream = load_preference_dataset(path, streaming=True)
+    trainer = make_trainer(model, stream, max_steps=40, dataloader_num_workers=1)
+    with pytest.raises(DataError) as error:
+        trainer.train()
+    assert error.value.message.startswith(f"{path}, line 101: is not valid JSON")
+    assert error.value.fix.startswith("Correct or delete the line")
 
 
 @pytest.mark.parametrize("workers", [0, 1])

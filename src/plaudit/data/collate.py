@@ -105,8 +105,7 @@ class _LayoutCollator:
         examples = [tokenized_example(row) for row in rows]
         responses = [(g, n) for g, example in enumerate(examples) for n in range(len(example.response_ids))]
         inputs, order, index_of = self._lay_out(examples, responses)
-        ids_of = [example.response_ids for example in examples]
-        own_starts = [common_prefix_length(ids) if len(ids) > 1 else 0 for ids in ids_of]
+        own_starts = [example.own_starts or _own_starts(example.response_ids) for example in examples]
         sized = [(g, n, len(examples[g].response_ids[n])) for g, n in order]
         batch: Batch = {
             "example_weight": _example_weights(rows),
@@ -114,7 +113,7 @@ class _LayoutCollator:
             **inputs,
             "reward_positions": torch.tensor([index_of(g, n, length - 1) for g, n, length in sized]),
             "response_lengths": torch.tensor([length for _, _, length in sized]),
-            "response_tokens": torch.tensor([length - own_starts[g] for g, _, length in sized]),
+            "response_tokens": torch.tensor([length - own_starts[g][n] for g, n, length in sized]),
             "example_of_response": torch.tensor([g for g, _ in order]),
             **_labels(examples, order, ties=self.ties),
         }
@@ -236,7 +235,12 @@ def tokenized_example(row: Mapping[str, Any]) -> EncodedExample:
     else:
         ids, ratings = (row["chosen_ids"], row["rejected_ids"]), (1.0, 0.0)
     optional = {name: float(row[name]) for name in ("margin", "preference_prob", "weight") if row.get(name) is not None}
-    return EncodedExample(ids, Label(ratings, **optional))
+    return EncodedExample(ids, Label(ratings, **optional), row.get("own_starts"))
+
+
+def _own_starts(response_ids: Sequence[Sequence[int]]) -> list[int]:
+    """Returns how many tokens each response shares with the others of its example."""
+    return [common_prefix_length(response_ids) if len(response_ids) > 1 else 0] * len(response_ids)
 
 
 def content_of(example: EncodedExample) -> int:
@@ -313,13 +317,13 @@ def _labels(examples: Sequence[EncodedExample], order: Sequence[Response], *, ti
     return batch
 
 
-def _text(examples: Sequence[EncodedExample], own_starts: Sequence[int], index_of: IndexOf) -> Batch:
+def _text(examples: Sequence[EncodedExample], own_starts: Sequence[Sequence[int]], index_of: IndexOf) -> Batch:
     """Returns which positions predict the own tokens of each example's best response."""
     columns: dict[str, list[int]] = {"text_positions": [], "text_targets": [], "text_example": []}
     for g, example in enumerate(examples):
         best = max(range(len(example.response_ids)), key=ratings_of(example.label).__getitem__)
         ids = example.response_ids[best]
-        first = max(1, own_starts[g])  # nothing predicts the first token of a row without a prompt
+        first = max(1, own_starts[g][best])  # nothing predicts the first token of a row without a prompt
         columns["text_positions"] += [index_of(g, best, t - 1) for t in range(first, len(ids))]
         columns["text_targets"] += ids[first:]
         columns["text_example"] += [g] * (len(ids) - first)

@@ -30,7 +30,7 @@ from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
 from plaudit import schema
 from plaudit.data.parse import kind_of, prompt_of
-from plaudit.errors import ConfigError, DataError
+from plaudit.errors import ConfigError, DataError, as_raised_in_worker
 from plaudit.schema import RESPONSE_COLUMNS, TOKENIZED_COLUMNS, quoted
 
 logger = logging.getLogger("plaudit")
@@ -276,7 +276,8 @@ def load_preference_dataset(
 
 
 def _refuse(file: str, message: str, fix: str, line: int | None = None) -> NoReturn:
-    raise DataError(f"{file}{'' if line is None else f', line {line}'}: {message}", fix=fix)
+    place = file if line is None else f"{file}, line {line}"
+    raise as_raised_in_worker(DataError(f"{place}: {message}", fix=fix))
 
 
 def _looks_like_path(name: str) -> bool:

@@ -15,7 +15,6 @@ from typing import Any, Literal, cast
 import numpy as np
 import pyarrow as pa
 from datasets import Dataset, Features, IterableDataset, List, Value, concatenate_datasets
-from torch.utils.data import get_worker_info
 from transformers import PreTrainedTokenizerBase
 
 from plaudit import schema
@@ -23,7 +22,7 @@ from plaudit.data.encode import CACHE_BYTES, RENDER_ERRORS, ConversationEncoder,
 from plaudit.data.load import open_data
 from plaudit.data.parse import all_equal, prompt_of, read_example, row_kinds_in, shape_of
 from plaudit.data.report import DataReport, Flag, Overlong, Purpose, cut_away_fix, overlong_error
-from plaudit.errors import ConfigError, DataError
+from plaudit.errors import ConfigError, DataError, as_raised_in_worker
 from plaudit.objectives import ROW_KIND_NAMES, BradleyTerry, Objective, objectives_for
 from plaudit.prefix_tree import common_prefix_length
 from plaudit.schema import TOKENIZED_COLUMNS, Example, Label, RowKind, RowSchema, Shape
@@ -55,6 +54,7 @@ class PreparedRow:
     lengths: list[int] = field(default_factory=list)  # tokens of each response, before truncation
     flags: int = 0  # sum of the values of its `Flag`
     truncated: bool = False
+    own_starts: list[int] | None = None  # truncated on the left: tokens that each shares
     prompt: int = 0  # equal for equal prompts; for rows with labels only
     example: Example | None = None
     error: DataError | None = None
@@ -259,13 +259,11 @@ class RowPreparer:
             row.flags |= Flag.OVERLONG
             row.truncated = self.overlong in ("truncate_left", "truncate_right")
         if row.truncated:
-            lost = self._lost_response(row, ids)
-            kept = (
-                slice(self.max_length)
-                if self.overlong == "truncate_right"
-                else slice(-cast(int, self.max_length), None)
-            )
-            ids = [response[kept] for response in ids]
+            lost, limit, left = self._lost_response(row, ids), cast(int, self.max_length), "left" in self.overlong
+            if left and len(ids) > 1:
+                shared = common_prefix_length(ids)
+                row.own_starts = [max(0, shared - max(0, length - limit)) for length in row.lengths]
+            ids = [response[-limit:] if left else response[:limit] for response in ids]
             if lost is not None and self.objective is None:
                 message = f"has nothing left of itself after truncation to `max_length` {self.max_length}"
                 self._fail(row, row.fields[lost], message, cut_away_fix(self.max_length))
@@ -365,6 +363,7 @@ def prepare_dataset(
     filled = {"preference_prob" if name == "tie" else name for name in row_schema.optional}
     names = [*(TOKENIZED_COLUMNS if row_schema.pairs else schema.TOKENIZED_LIST_COLUMNS)]
     names += [name for name in ("margin", "preference_prob", "weight") if name in filled]
+    names += ["own_starts"] * (overlong == "truncate_left" and max_length is not None)
     if isinstance(source, IterableDataset):
         return _prepare_stream(source, preparer, names, report), report
     read = {*(schema.columns_read("pairs") if row_schema.pairs else schema.READ_COLUMNS)}
@@ -399,6 +398,7 @@ _COLUMNS: dict[str, tuple[Any, Callable[[PreparedRow], Any]]] = {
     "rejected_ids": (List(Value("int32")), lambda row: row.ids[1] if row.ids else []),
     "response_ids": (List(List(Value("int32"))), lambda row: [list(ids) for ids in row.ids or ()]),
     "scores": (List(Value("float64")), lambda row: list(row.label.ratings)),
+    "own_starts": (List(Value("int32")), lambda row: row.own_starts),
     "margin": (Value("float64"), lambda row: row.label.margin),
     "preference_prob": (Value("float64"), lambda row: row.label.preference_prob),
     "weight": (Value("float64"), lambda row: row.label.weight),
@@ -516,19 +516,6 @@ def _prepare_stream(
     )
 
 
-class WorkerError(DataError):
-    """An error of a dataloader worker, which torch makes anew in the main process from the text of its traceback."""
-
-    def __init__(self, text: str) -> None:
-        self._dumped = text.strip().rpartition("\n")[2].removeprefix(f"{__name__}.{type(self).__name__}: ")
-        self._in_worker = self._dumped == text
-        message, row, field, dataset, fix = json.loads(self._dumped)
-        super().__init__(message, row=row, field=field, dataset=dataset, fix=fix)
-
-    def __str__(self) -> str:
-        return self._dumped if self._in_worker else super().__str__()
-
-
 @dataclass
 class _StreamGate:
     """Raises, drops or keeps each prepared row of a stream at the moment it is read, and counts it."""
@@ -547,7 +534,7 @@ class _StreamGate:
             )
         if problem is not None:
             problem.row = problem.row if report.numbered else None
-            raise problem if get_worker_info() is None else WorkerError(dump_error(problem))
+            raise as_raised_in_worker(problem)
         if row < self.next_row:
             # A later pass over the stream: these rows are counted already.
             kept = report.keeps(flags)

@@ -453,19 +453,15 @@ def data_section(run: Run) -> Section:
     rows = [
         [
             name,
-            *(
-                value if not report.uncounted else None
-                for value in (
-                    report.rows_read,
-                    report.rows_kept,
-                    sum(count.count for count in report.dropped.values()),
-                    report.lengths.mean,
-                    report.lengths.longest,
-                )
-            ),
+            report.rows_read,
+            report.rows_kept,
+            sum(count.count for count in report.dropped.values()),
+            report.lengths.mean,
+            report.lengths.longest,
             report.max_length,
         ]
         for name, report in run.data.items()
+        if not report.uncounted
     ]
     columns = "data set | rows read: count | kept: count | dropped: count | mean tokens: number | longest: count"
     blocks: list[Block] = [Table("rows", "Rows", heads(f"{columns} | limit: count"), rows)]
@@ -478,12 +474,11 @@ def data_section(run: Run) -> Section:
     if reasons:
         columns = "data set | outcome | why | rows: count | first row numbers"
         blocks.append(Table("dropped", "What was dropped, and why", heads(columns), reasons))
-    uncounted = [report.summary() for report in run.data.values() if report.uncounted]
-    if not reasons and not uncounted:
+    elif rows:
         blocks.append(Paragraph("Nothing was dropped, and no row looked suspicious.", "good"))
+    blocks += [Paragraph(f"{report.summary()}.", "note") for report in run.data.values() if report.uncounted]
     if any(report.streaming and not report.uncounted for report in run.data.values()):
         blocks.append(Paragraph("A stream is counted as far as it was read.", "note"))
-    blocks += [Paragraph(f"{text}.", "note") for text in uncounted]
     return Section("data", "Data", blocks, "What training read, and what it dropped.")
 
 

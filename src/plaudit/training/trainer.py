@@ -249,7 +249,8 @@ class RewardTrainer(Trainer):
 
     def _set_signature_columns_if_needed(self) -> None:
         if self._signature_columns is None:
-            columns: Any = [*TOKENIZED_COLUMNS, *TOKENIZED_LIST_COLUMNS, "margin", "preference_prob", "weight"]
+            optional = ("margin", "preference_prob", "weight", "own_starts")
+            columns: Any = [*TOKENIZED_COLUMNS, *TOKENIZED_LIST_COLUMNS, *optional]
             self._signature_columns = columns
 
     def _get_dataloader(
