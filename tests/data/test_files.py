@@ -6,6 +6,8 @@ import gzip
 import json
 
 import datasets.config
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, IterableDataset
 
@@ -306,3 +308,12 @@ def test_two_columns_of_one_name_are_refused(tmp_path, streaming):
     assert "several columns named `chosen`" in caught.value.message
     path.write_text("chosen,rejected,,\na,b,,\n")  # a spreadsheet's empty columns
     assert [row["chosen"] for row in load_files([path], streaming=streaming)] == ["a"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_two_parquet_columns_of_one_name_are_refused(tmp_path, streaming):
+    columns = [pa.array([text]) for text in "abc"]
+    pq.write_table(pa.Table.from_arrays(columns, names=["chosen", "rejected", "chosen"]), tmp_path / "a.parquet")
+    with pytest.raises(DataError) as caught:
+        load_files([tmp_path / "a.parquet"], streaming=streaming)
+    assert "several columns named `chosen`" in caught.value.message

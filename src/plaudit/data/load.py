@@ -506,9 +506,11 @@ def _load_parquet(files: list[str], streaming: bool) -> Dataset | IterableDatase
     rows = 0
     for file in files:
         try:
-            rows += pq.ParquetFile(file).metadata.num_rows
+            opened = pq.ParquetFile(file)
+            rows += opened.metadata.num_rows
         except (OSError, pa.ArrowException) as error:
             _refuse(file, f"is no Parquet file that can be read: {error}", "Write the file again.")
+        _check_names(file, opened.schema_arrow.names)
     if rows == 0:
         _refuse(", ".join(files), "has no rows", "Pass a file with at least one row.")
     try:
@@ -516,6 +518,12 @@ def _load_parquet(files: list[str], streaming: bool) -> Dataset | IterableDatase
     except (DatasetGenerationError, pa.ArrowException) as error:
         cause = error.__cause__ or error
         _refuse(", ".join(files), f"cannot be read: {cause}", "Give all files the same columns and types.")
+
+
+def _check_names(file: str, names: Sequence[str], line: int | None = None) -> None:
+    twice = [name for name in dict.fromkeys(names) if name.strip() and names.count(name) > 1]
+    if twice:
+        _refuse(file, f"has several columns named {quoted(twice)}", "Rename or delete all but one.", line)
 
 
 def _read_files(paths: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -587,8 +595,7 @@ def csv_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Reads the rows of a CSV or TSV file; JSON and numbers are parsed where the column is known."""
     lines = csv_lines(path)
     line, header = next(lines, (0, []))
-    if twice := [name for name in dict.fromkeys(header) if name.strip() and header.count(name) > 1]:
-        _refuse(str(path), f"has several columns named {quoted(twice)}", "Rename or delete all but one.", line)
+    _check_names(str(path), header, line)
     readers: dict[str, tuple[Callable[[str], Any], str]] | None = None
     for number, cells in lines:
         if len(cells) != len(header):
