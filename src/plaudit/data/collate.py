@@ -105,7 +105,9 @@ class _LayoutCollator:
         examples = [tokenized_example(row) for row in rows]
         responses = [(g, n) for g, example in enumerate(examples) for n in range(len(example.response_ids))]
         inputs, order, index_of = self._lay_out(examples, responses)
-        own_starts = [example.own_starts or _own_starts(example.response_ids) for example in examples]
+        ids_of = [example.response_ids for example in examples]
+        shared = [common_prefix_length(ids) if len(ids) > 1 else 0 for ids in ids_of]
+        own_starts = [example.own_starts or [shared[g]] * len(ids_of[g]) for g, example in enumerate(examples)]
         sized = [(g, n, len(examples[g].response_ids[n])) for g, n in order]
         batch: Batch = {
             "example_weight": _example_weights(rows),
@@ -236,11 +238,6 @@ def tokenized_example(row: Mapping[str, Any]) -> EncodedExample:
         ids, ratings = (row["chosen_ids"], row["rejected_ids"]), (1.0, 0.0)
     optional = {name: float(row[name]) for name in ("margin", "preference_prob", "weight") if row.get(name) is not None}
     return EncodedExample(ids, Label(ratings, **optional), row.get("own_starts"))
-
-
-def _own_starts(response_ids: Sequence[Sequence[int]]) -> list[int]:
-    """Returns how many tokens each response shares with the others of its example."""
-    return [common_prefix_length(response_ids) if len(response_ids) > 1 else 0] * len(response_ids)
 
 
 def content_of(example: EncodedExample) -> int:

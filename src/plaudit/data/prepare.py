@@ -21,7 +21,7 @@ from plaudit import schema
 from plaudit.data.encode import CACHE_BYTES, RENDER_ERRORS, ConversationEncoder, Encoder, TextEncoder
 from plaudit.data.load import open_data
 from plaudit.data.parse import all_equal, prompt_of, read_example, row_kinds_in, shape_of
-from plaudit.data.report import DataReport, Flag, Overlong, Purpose, cut_away_fix, overlong_error
+from plaudit.data.report import CUT_AWAY_FIX, DataReport, Flag, Overlong, Purpose, overlong_error
 from plaudit.errors import ConfigError, DataError, as_raised_in_worker
 from plaudit.objectives import ROW_KIND_NAMES, BradleyTerry, Objective, objectives_for
 from plaudit.prefix_tree import common_prefix_length
@@ -266,7 +266,7 @@ class RowPreparer:
             ids = [response[-limit:] if left else response[:limit] for response in ids]
             if lost is not None and self.objective is None:
                 message = f"has nothing left of itself after truncation to `max_length` {self.max_length}"
-                self._fail(row, row.fields[lost], message, cut_away_fix(self.max_length))
+                self._fail(row, row.fields[lost], message, CUT_AWAY_FIX)
             row.flags |= Flag.CUT_AWAY * (lost is not None)
         row.ids = None if row.error is not None else ids
         if self.objective is not None:

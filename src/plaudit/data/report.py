@@ -23,6 +23,9 @@ ScoringOverlong: TypeAlias = Literal["error", "truncate_left", "truncate_right",
 ROWS_NAMED = 5
 """How many row numbers of each kind are kept."""
 BROKEN = "broken"
+CUT_AWAY_FIX = (
+    'Raise `max_length`, drop the row, or set `overlong` to "truncate_left", which keeps the end of each response.'
+)
 
 
 class Flag(enum.IntFlag):
@@ -252,18 +255,12 @@ class DataReport:
             f'{self.lengths.longest} tokens), or truncate instead of dropping with `overlong="truncate_left"`.',
             Flag.NOTHING_TO_COMPARE: "Give responses different scores, or learn the scores themselves with `objective` "
             "regression.",
-            Flag.CUT_AWAY: cut_away_fix(self.max_length),
+            Flag.CUT_AWAY: CUT_AWAY_FIX,
             Flag.IDENTICAL: "Check how `chosen` and `rejected` were made: equal responses teach nothing.",
         }
         fix = " ".join(text for flag, text in fixes.items() if flag.kind in self.dropped)
         message = f"all {self.rows_read:,} rows were dropped: {', '.join(self.descriptions(dropped=True))}"
         raise DataError(message, dataset=self.dataset_name, fix=fix)
-
-
-def cut_away_fix(max_length: int | None) -> str:
-    """Returns what to do about a row of which truncation would leave no response."""
-    fix = f'Raise `max_length` (now {max_length}), drop the row, or set `overlong` to "truncate_left", which keeps the '
-    return fix + "end of each response."
 
 
 def overlong_error(
