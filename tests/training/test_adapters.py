@@ -435,3 +435,10 @@ def test_gradients_that_are_zero_on_the_first_step_are_an_error(tokenizer, datas
         trainer.train()
     assert error.value.fix
     assert trainer.state.global_step == 0
+
+
+def test_an_engine_that_shows_no_gradients_is_asked_for_their_norm(model, dataset, make_trainer):
+    trainer = make_trainer(model, dataset)
+    with pytest.raises(ConfigError):
+        trainer.log({"loss": 0.5, "grad_norm": 0.0})
+    make_trainer(model, dataset).log({"loss": 0.5, "grad_norm": 0.1})

@@ -59,6 +59,15 @@ def test_a_max_length_within_the_positions_stays(make_trainer, dataset, tokenize
     assert "`max_length`" not in caplog.text
 
 
+def test_rows_beyond_what_computed_positions_were_made_for_are_said_once(make_trainer, tokenizer, caplog):
+    trainer = make_trainer(tiny_model(tokenizer, max_position_embeddings=40), Dataset.from_list(rows_around(40)))
+    assert trainer.args.max_length == 1024
+    assert caplog.text.count("up to 41 tokens, and the model was made for 40") == 1
+    caplog.clear()
+    make_trainer(tiny_model(tokenizer, max_position_embeddings=41), Dataset.from_list(rows_around(40)))
+    assert "made for" not in caplog.text
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_tokens_added_without_resizing(make_trainer, streaming):
     tokenizer = tiny_tokenizer()

@@ -103,7 +103,7 @@ def wrap_with_adapter(model: nn.Module, peft_config: Any, *, trained_tokens: Seq
     if is_peft_model(model):
         raise ConfigError(
             "the model is wrapped in adapters already, and a `peft_config` was passed as well",
-            fix="Remove `peft_config` to continue training the adapter, or merge the adapter first.",
+            fix="Remove `peft_config` (`--use_peft`, `--preset quick`) to go on training it, or merge it first.",
         )
     if (merged := getattr(model, "merged_adapter", None)) is not None:
         raise ConfigError(

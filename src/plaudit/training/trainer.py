@@ -29,7 +29,7 @@ from plaudit.data.samplers import ExampleBatchSampler
 from plaudit.errors import ConfigError, nearest
 from plaudit.metrics import Gather, RewardMetrics, Scored
 from plaudit.model.aux_heads import heads_of, load_heads, save_heads
-from plaudit.model.load import embedding_rows
+from plaudit.model.load import context_length, embedding_rows
 from plaudit.model.peft import base_model_of, is_peft_model
 from plaudit.model.shared_prefix import MODEL_KEYS
 from plaudit.objectives import Objective
@@ -163,6 +163,7 @@ class RewardTrainer(Trainer):
         # `_prepare_data` reads the settings before the Trainer sets them.
         self.args = args = memory.with_checkpointing(args, False) if self._checkpointing_undecided else args
         self._vocabulary = embedding_rows(base_model_of(model))
+        self._context = context_length(base_model_of(model), self._tokenizer, decoder=True)
         self._loss = make_loss(args, train_dataset)
         self._golden_rows = artifacts.choose_golden_rows(
             self._tokenizer, (eval_dataset, train_dataset), args.golden_rows, max_length=args.max_length
@@ -233,6 +234,10 @@ class RewardTrainer(Trainer):
             dataset, self._tokenizer, self._loss.objective, self.args, name, purpose, self._vocabulary
         )
         setup.check_one_form(self.data_reports, name)
+        longest = min(self.data_reports[name].lengths.longest, self.args.max_length or math.inf)
+        if self._context is not None and longest > self._context:
+            text = "The %s data has responses of up to %s tokens, and the model was made for %s: lower `max_length`."
+            logger.warning(text, name, f"{longest:,}", f"{self._context:,}")
         if isinstance(prepared, Dataset):
             # The width of predictions must be the same in all batches and on all processes.
             self._most_responses = max(self._most_responses, most_responses(prepared))
@@ -412,14 +417,18 @@ class RewardTrainer(Trainer):
         if self._scored is not None:
             self._interval.metrics.update(self._scored)
             self._scored = None
-        if self._gradients_unchecked and self.accelerator.sync_gradients:
-            self._gradients_unchecked = False
+        # DeepSpeed has taken its step already, and tells the norm when it is logged.
+        if self._gradients_unchecked and self.accelerator.sync_gradients and not self.is_deepspeed_enabled:
             learns = not loss or setup.has_gradient(self.model, sharded=self._sharded)  # a loss of zero teaches nothing
-            if not self.accelerator.gather(torch.tensor([learns], device=self.args.device)).any():
-                message = "every gradient of the first step is exactly zero, so that nothing would be learned"
-                fix = "Check which weights are trained and which adapter is active; try gradient_checkpointing=False."
-                raise ConfigError(message, field="model", fix=fix)
+            self._require_gradient(self.accelerator.gather(torch.tensor([learns], device=self.args.device)).any())
         return loss
+
+    def _require_gradient(self, learns: bool | Tensor) -> None:
+        self._gradients_unchecked = False
+        if not learns:
+            message = "every gradient of the first step is exactly zero, so that nothing would be learned"
+            fix = "Check which weights are trained and which adapter is active; try gradient_checkpointing=False."
+            raise ConfigError(message, field="model", fix=fix)
 
     @property
     def _interval(self) -> LoggingInterval:
@@ -428,6 +437,8 @@ class RewardTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the exact metrics of the interval added to training logs."""
+        if self._gradients_unchecked and "grad_norm" in logs:
+            self._require_gradient(bool(logs["grad_norm"]) or not logs.get("loss"))
         if "loss" in logs:
             logs.update(self._interval.flush(self.accelerator.gather))
         lost = [name for name, value in logs.items() if name.endswith(("loss", "_reward")) and not math.isfinite(value)]
