@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from builders import tiny_tokenizer
 from doctor.clean_sets import clean_rows, said
 from plaudit.cli.main import main
 
@@ -196,3 +197,13 @@ def test_help_lists_every_setting(check):
     assert out.startswith("Usage: plaudit check DATASET")
     for name in ("model", "max_length", "eval", "benchmark", "fix", "overwrite", "json", "strict", "dataset_streaming"):
         assert f"--{name} " in out
+
+
+def test_a_named_model_is_not_asked_for(check, tmp_path):
+    tiny_tokenizer(chat_template="{{ raise_exception('only for tools') }}").save_pretrained(tmp_path / "model")
+    rows = write(tmp_path / "rows.jsonl", [{"chosen": said("a"), "rejected": said("b")}] * 3)
+    _, out, _ = check(rows, "--model", tmp_path / "model")
+    assert "name a model" not in out
+    assert "no row could be read with the tokenizer" in out
+    _, out, _ = check(rows)
+    assert "name a model" in out

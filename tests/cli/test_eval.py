@@ -172,3 +172,10 @@ def test_help_names_every_setting(run):
     for name in ("--suite", "--slice", "--output", "--save_calibration", "--batch_layout"):
         assert name in out
     assert "Exit code: 0, or 2" in out
+
+
+def test_a_warning_is_given_once_however_many_models(run, models, tmp_path):
+    texts = [{"prompt": f"{i}+1=", "chosen": f"{i + 1}", "rejected": "no"} for i in range(8)]
+    code, _, err = run(*models, "--suite", write(tmp_path / "texts.jsonl", texts))
+    assert code == 0
+    assert err.count("Plain text is scored as it is") == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -92,3 +93,27 @@ def test_interruption_has_its_own_exit_code(monkeypatch, capsys):
     stub(monkeypatch, KeyboardInterrupt())
     assert entry.main(["train"]) == 130
     assert capsys.readouterr().err == "Interrupted.\n"
+
+
+@pytest.mark.parametrize("debug", ["0", "1"])
+def test_a_clean_run_prints_our_lines_once_and_in_order(model_folder, pairs, tmp_path, debug):
+    settings = ["--model_name_or_path", model_folder, "--dataset_name", pairs, "--output_dir", tmp_path / "out"]
+    settings += ["--max_steps", "2", "--eval_fraction", "0.2", "--use_cpu"]
+    if importlib.util.find_spec("peft") is not None:
+        settings += ["--use_peft"]
+    result = subprocess.run(
+        [sys.executable, "-m", "plaudit", "train", *map(str, settings)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+        env={**os.environ, "PLAUDIT_DEBUG": debug, "HF_DATASETS_CACHE": str(tmp_path / "cache")},
+    )
+    lines = result.stderr.splitlines()
+    if debug == "1":
+        assert any("it/s" in line for line in lines)
+        return
+    starts = ["Objective: ", "train data: ", "eval data: ", "The reward head ", "Batch layout: ", "golden_rows.json "]
+    starts = starts if "--use_peft" in settings else [start for start in starts if not start.startswith("The reward")]
+    assert len(lines) == len(starts), lines
+    assert all(line.startswith(start) for line, start in zip(lines, starts, strict=True)), lines

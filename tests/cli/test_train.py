@@ -10,10 +10,12 @@ from datasets import Dataset
 from transformers import AutoModelForSequenceClassification
 
 from model_builders import conversation_rows
+from plaudit import RewardModel
 from plaudit.cli import build
 from plaudit.cli.train import snippet, source_row
 from plaudit.data.report import DataReport, Flag
 from plaudit.errors import ConfigError
+from tolerances import REWARD
 
 
 def snippet_of(printed):
@@ -246,6 +248,25 @@ def test_other_runtime_errors_stay_what_they_are(train, monkeypatch):
     monkeypatch.setenv("PLAUDIT_DEBUG", "1")
     with pytest.raises(RuntimeError, match="boom"):
         train()
+
+
+@pytest.mark.parametrize("rows", ["pairs", "texts"])
+def test_the_closing_words_score_the_form_that_was_trained(train, tmp_path, capsys, rows):
+    path = tmp_path / "rows.jsonl"
+    texts = [{"prompt": f"{i}+1=", "chosen": f"{i + 1}", "rejected": "no"} for i in range(8)]
+    path.write_text("\n".join(map(json.dumps, texts if rows == "texts" else conversation_rows())))
+    code, out, _ = train(data=path)
+    assert code == 0
+    script = out.partition("Load and score:\n")[2]
+    assert ("tokenizer.eos_token" in script) is (rows == "texts")
+    assert ("apply_chat_template" in script) is (rows == "pairs")
+    capsys.readouterr()
+    exec("\n".join(line.strip() for line in script.splitlines()), {})
+    chat = [{"role": "user", "content": "What is 2+2?"}, {"role": "assistant", "content": "4"}]
+    expected = RewardModel.from_pretrained(tmp_path / "out").score(
+        {"response": "What is 2+2? 4"} if rows == "texts" else {"response": chat}
+    )
+    assert float(capsys.readouterr().out) == REWARD.approx(float(expected))
 
 
 def test_plain_text_models_get_a_plain_text_snippet():

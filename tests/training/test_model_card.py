@@ -106,3 +106,25 @@ def test_every_objective_has_words_on_the_card():
         }
         record |= {"settings": {}, "data": {}, "versions": {}, "log_history": []}
         assert "Trained on " in render_model_card(record, {}, name="m", location="m")
+
+
+@pytest.mark.parametrize("template", [True, False])
+@pytest.mark.parametrize("golden_rows", [0, 4])
+def test_the_code_of_a_text_model_scores_a_text(dataset, make_trainer, tmp_path, template, golden_rows):
+    from builders import tiny_tokenizer
+    from model_builders import tiny_model
+    from plaudit import RewardModel
+
+    tokenizer = tiny_tokenizer(chat_template=template)
+    rows = Dataset.from_list([{"prompt": f"{i}+1=", "chosen": f"{i + 1}", "rejected": "no"} for i in range(8)])
+    trainer = make_trainer(tiny_model(tokenizer), rows, processing_class=tokenizer, golden_rows=golden_rows)
+    trainer.train()
+    trainer.save_model()
+    trainer.create_model_card(model_name=str(tmp_path / "out"))
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "apply_chat_template" not in text
+    assert "conversation" not in text
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", text, flags=re.DOTALL)[1], names)
+    expected = RewardModel.from_pretrained(tmp_path / "out").score({"response": "prompt and response"})
+    assert names["reward"] == REWARD.approx(float(expected))

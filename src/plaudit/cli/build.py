@@ -183,6 +183,7 @@ def parse_arguments(arguments: Sequence[str]) -> Namespace:
     if values.get("output_dir") is None:
         values["output_dir"] = f"{Path(values.get('model_name_or_path') or EMBEDDED_MODEL_NAME).name}-Reward"
     own_settings, calls = TRAIN.assign(values)
+    calls["RewardConfig"].setdefault("disable_tqdm", False)  # whatever transformers may log
     try:
         return Namespace(**{**own_settings, "config": RewardConfig(**calls["RewardConfig"])})
     except PlauditError:

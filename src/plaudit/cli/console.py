@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 
 from rich.console import Console
@@ -26,6 +27,16 @@ def bars_where_seen(hide: bool = False) -> Iterator[bool]:
             transformers_logging.disable_progress_bar()
             stack.callback(transformers_logging.enable_progress_bar)
         yield is_terminal
+
+
+def quiet_libraries() -> None:
+    """Hides what libraries say that is not for users, and progress bars of less than a second or of no terminal."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("default", module="plaudit")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.getLogger("transformers.trainer_utils").setLevel(logging.WARNING)  # settings that a resumed run changes
+    os.environ.setdefault(*(("TQDM_DELAY", "1") if sys.stderr.isatty() else ("TQDM_DISABLE", "1")))
 
 
 def make_console() -> Console:

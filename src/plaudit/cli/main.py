@@ -38,7 +38,7 @@ EXIT_INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line; returns its exit code: 0, 1 for findings, 2 for an error, 130 when interrupted.
 
-    With the environment variable ``PLAUDIT_DEBUG=1`` errors keep their traceback.
+    With the environment variable ``PLAUDIT_DEBUG=1`` errors keep their traceback, and libraries their messages.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = arguments[0] if arguments else "--help"
@@ -56,6 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = nearest(name, COMMANDS, "`plaudit --help` lists the commands.", "plaudit ")
         print(f"plaudit: there is no command {name!r}. {hint}", file=sys.stderr)
         return EXIT_ERROR
+    if argv is None and os.environ.get("PLAUDIT_DEBUG") != "1":
+        from plaudit.cli.console import quiet_libraries
+
+        quiet_libraries()
     try:
         command, run = command_of(name)
         return 0 if command.helped(arguments[1:]) else run(arguments[1:])

@@ -178,7 +178,9 @@ def print_summary(trainer: RewardTrainer, metrics: dict[str, float], seconds: fl
     console.print()
     console.print(table, markup=False)
     console.print("\nLoad and score:")
-    conversational = bool(getattr(trainer.processing_class, "chat_template", None))
+    conversational = trainer.data_reports["train"].conversational
+    if conversational is None:  # token ids do not tell
+        conversational = bool(getattr(trainer.processing_class, "chat_template", None))
     code = snippet(folder, adapter=is_peft_model(model), conversational=conversational)
     if console.is_terminal:
         console.print(Padding(Syntax(code, "python", background_color="default", word_wrap=False), (0, 0, 0, 2)))

@@ -148,7 +148,8 @@ def check_dataset(
             leaks = distinct([*leaks, *bag_of_words[2]])
     tokens = token_lengths(token_counts)
     if tokens is None and not reader.tokenized:
-        notes.append("Lengths in tokens were not checked: name a model.")
+        why = "name a model" if tokenizer is None else "no row could be read with the tokenizer"
+        notes.append(f"Lengths in tokens were not checked: {why}.")
     findings = checks.finish(num_rows, leaks, shortcuts)
     add_texts(source, findings)
     fixed = None

@@ -28,7 +28,7 @@ from plaudit.evaluation.judge import EvaluationSettings, OnBroken, Overlong, com
 from plaudit.evaluation.page import evaluation_page
 from plaudit.evaluation.results import PAGE, RESULTS, Evaluation, ModelComparison, ModelEvaluation, SuiteEvaluation
 from plaudit.evaluation.rewards import read_rewards, without_rewards
-from plaudit.evaluation.score import evaluate_suite, log_dropped, model_for, unchanged
+from plaudit.evaluation.score import evaluate_suite, log_dropped, model_for, unchanged, warnings_once
 from plaudit.evaluation.suites.registry import LoadedSuite, Rows, Suites, SuiteSource, resolve_suites
 from plaudit.evaluation.table import ScoredSet
 from plaudit.files import write_atomically
@@ -46,6 +46,7 @@ ModelLike: TypeAlias = RewardModel | nn.Module | str | PathLike[str]
 """A loaded reward model, its folder, or its id on the Hub."""
 
 
+@warnings_once()
 def evaluate(
     model: ModelLike | None = None,
     suites: Suites | None = None,

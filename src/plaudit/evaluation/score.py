@@ -60,6 +60,24 @@ def unchanged(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@contextlib.contextmanager
+def warnings_once() -> Iterator[None]:
+    """Shows each warning once: several views of a model, and several models, give the same ones."""
+    seen: set[str] = set()
+
+    def is_new(record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        known = record.levelno >= logging.WARNING and text in seen
+        seen.add(text)
+        return not known
+
+    logger.addFilter(is_new)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_new)
+
+
 def model_for(
     model: RewardModel,
     settings: EvaluationSettings,

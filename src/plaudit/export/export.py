@@ -245,7 +245,8 @@ def export_model(
         record = {"format": FORMAT, "version": VERSION, **values, "versions": versions, "saved": saved}
         text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
         (folder / _RECORD).write_text(text + "\n", encoding="utf-8")
-        write_card(result, folder, find_file(source.name, "README.md", revision))
+        is_text = golden is not None and all(row.text and not row.messages for row in golden.rows)
+        write_card(result, folder, find_file(source.name, "README.md", revision), text_model=is_text)
     for note in result.notes:
         logger.warning("%s", note)
     return result
@@ -683,7 +684,7 @@ _SECTIONS_REPLACED = ("Load and score", "Serve", "Export")
 _UNFILLED = "[More Information Needed]"  # in the sections of the Hub's template that nobody has filled in
 
 
-def write_card(result: ExportResult, folder: Path, source_card: str | None) -> None:
+def write_card(result: ExportResult, folder: Path, source_card: str | None, *, text_model: bool = False) -> None:
     """Writes `README.md`; of the source's card, it keeps what is still true."""
     text = Path(source_card).read_text(encoding="utf-8", errors="replace") if source_card is not None else ""
     match = re.match(r"---\n(.*?)\n---\n?(.*)", text, flags=re.DOTALL)
@@ -706,6 +707,7 @@ def write_card(result: ExportResult, folder: Path, source_card: str | None) -> N
         {**about, **header, "tags": sorted({"plaudit", "reward-model", *tags})},
         name=result.folder.name,
         result=result,
+        text=text_model,
         calibration_file=CALIBRATION_FILE,
         source_sections=_true_sections(match[2] if match else text),
     )

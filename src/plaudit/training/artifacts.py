@@ -372,6 +372,7 @@ def render_model_card(
         name=name,
         location=location,
         record=record,
+        text=record["data"].get("train", {}).get("conversational") is False,
         trained=OBJECTIVES[objective].card,
         meaning=OBJECTIVES[objective].meaning,
         evaluation=_table({key: value for log in last for key, value in log.items()}, "runtime", "per_second", "epoch"),
