@@ -384,17 +384,30 @@ def test_a_new_adapter_around_a_merged_one_would_lose_it(language_adapter, datas
     assert "merge_and_unload" in error.value.fix
 
 
-@pytest.mark.parametrize("fault", ["nowhere", "another"])
+@pytest.mark.parametrize("fault", ["nowhere", "deeper", "shallower"])
 def test_an_adapter_without_its_base_model(language_adapter, tokenizer, dataset, make_trainer, tmp_path, fault):
     """The base is gone, or it is another model than the one that the adapter was trained on."""
     path = tmp_path / "sft" / "adapter_config.json"
     folder = tmp_path / fault
-    if fault == "another":
-        tiny_model(tokenizer, "llama", num_hidden_layers=5).save_pretrained(folder)
+    if fault != "nowhere":
+        tiny_model(tokenizer, num_hidden_layers=5 if fault == "deeper" else 2).save_pretrained(folder)
     path.write_text(json.dumps({**json.loads(path.read_text()), "base_model_name_or_path": str(folder)}))
     with pytest.raises(ConfigError) as error:
         make_trainer(language_adapter, dataset)
     assert str(folder) in error.value.message
+    assert "base_model_name_or_path" in error.value.fix
+
+
+@pytest.mark.parametrize("layers", [2, 5])
+def test_an_adapter_that_does_not_fit_its_base_model_gives_no_rewards(
+    base, tokenizer, dataset, make_trainer, tmp_path, layers
+):
+    make_reward_adapter(base, dataset, make_trainer)
+    assert RewardModel.from_pretrained(tmp_path / "adapter", device="cpu").score("a")
+    tiny_model(tokenizer, num_hidden_layers=layers).save_pretrained(base)
+    with pytest.raises(ConfigError) as error:
+        RewardModel.from_pretrained(tmp_path / "adapter", device="cpu")
+    assert base in error.value.message
     assert "base_model_name_or_path" in error.value.fix
 
 

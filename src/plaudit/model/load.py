@@ -176,6 +176,10 @@ def _load_adapter(source: Source, init_kwargs: Mapping[str, Any], *, is_trainabl
         options: dict[str, Any] = {"config": config, "is_trainable": is_trainable, **source.revision_kwargs}
         try:
             adapted: Any = PeftModel.from_pretrained(model, source.name, **options)
+            # PEFT says nothing of weights that have no place in the model; a reward model has no `lm_head`.
+            saved = sum("lora_" in name and "lm_head" not in name for name in weights)
+            if saved > sum("lora_" in name for name, _ in adapted.named_parameters()):
+                raise UserWarning("it has weights of layers that this model lacks")
         except UserWarning as error:
             message = f"the adapter {source.name!r} does not fit {base.name!r}: {textwrap.shorten(str(error), 200)}"
             raise ConfigError(message, fix=fix) from error
