@@ -300,6 +300,13 @@ def test_one_message_without_traceback(train, tmp_path, monkeypatch, arguments, 
         assert not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_makes_no_repository(train, monkeypatch):
+    monkeypatch.setattr(build.RewardTrainer, "init_hf_repo", lambda *args: pytest.fail("a repository is made"))
+    code, out, _ = train("--push_to_hub", "--dry-run")
+    assert code == 0
+    assert "Nothing was trained or written" in out
+
+
 def test_names_joined_by_commas_are_several(train, tmp_path):
     pytest.importorskip("peft")
     code, _, _ = train("--use_peft", "--lora_target_modules", "q_proj,v_proj")

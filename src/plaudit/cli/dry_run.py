@@ -42,8 +42,8 @@ def dry_run(settings: Namespace, console: Console) -> None:
     check_writable(output_dir)
     check_settings(settings)
     with tempfile.TemporaryDirectory() as folder:
-        # The Trainer makes its folder when it is built.
-        settings.config.output_dir = folder
+        # The Trainer makes its folder, and its repository on the Hub, when it is built.
+        settings.config.output_dir, settings.config.push_to_hub = folder, False
         data = load_data(settings)
         trainer = build_trainer(settings, data)
         row_kinds, columns = survey(data[0])

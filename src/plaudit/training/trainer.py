@@ -441,7 +441,8 @@ class RewardTrainer(Trainer):
             self._require_gradient(bool(logs["grad_norm"]) or not logs.get("loss"))
         if "loss" in logs:
             logs.update(self._interval.flush(self.accelerator.gather))
-        lost = [name for name, value in logs.items() if name.endswith(("loss", "_reward")) and not math.isfinite(value)]
+        numbers = [name for name, value in logs.items() if isinstance(value, float) and not math.isfinite(value)]
+        lost = [name for name in numbers if name.endswith(("loss", "_reward"))]
         if lost and not self._warned_not_finite:
             self._warned_not_finite = True
             text = "Step %d: %s not a finite number. A lower `learning_rate`, or bf16 instead of fp16, may help."
