@@ -18,6 +18,7 @@ peft = pytest.importorskip("peft")
 ENCODERS = {
     "bert": {},
     "deberta-v2": {"pooler_hidden_size": 32, "relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
+    "modernbert": {"global_attn_every_n_layers": 2, "local_attention": 16},
     "distilbert": {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 4},
 }
 
