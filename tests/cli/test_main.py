@@ -95,6 +95,7 @@ def test_interruption_has_its_own_exit_code(monkeypatch, capsys):
     assert capsys.readouterr().err == "Interrupted.\n"
 
 
+@pytest.mark.slow  # two processes
 @pytest.mark.parametrize("debug", ["0", "1"])
 def test_a_clean_run_prints_our_lines_once_and_in_order(model_folder, pairs, tmp_path, debug):
     settings = ["--model_name_or_path", model_folder, "--dataset_name", pairs, "--output_dir", tmp_path / "out"]

@@ -114,6 +114,7 @@ def test_the_code_of_a_text_model_scores_a_text(dataset, make_trainer, tmp_path,
     from builders import tiny_tokenizer
     from model_builders import tiny_model
     from plaudit import RewardModel
+    from plaudit.export.export import export_model
 
     tokenizer = tiny_tokenizer(chat_template=template)
     rows = Dataset.from_list([{"prompt": f"{i}+1=", "chosen": f"{i + 1}", "rejected": "no"} for i in range(8)])
@@ -128,3 +129,6 @@ def test_the_code_of_a_text_model_scores_a_text(dataset, make_trainer, tmp_path,
     exec(re.search(r"```python\n(.*?)```", text, flags=re.DOTALL)[1], names)
     expected = RewardModel.from_pretrained(tmp_path / "out").score({"response": "prompt and response"})
     assert names["reward"] == REWARD.approx(float(expected))
+    if golden_rows:  # they tell an export what was trained
+        export_model(tmp_path / "out", tmp_path / "exported")
+        assert "tokenizer.eos_token" in (tmp_path / "exported" / "README.md").read_text()
