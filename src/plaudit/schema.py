@@ -258,7 +258,7 @@ def _column_advice(names: Sequence[str], missing: Sequence[str]) -> str:
         close += difflib.get_close_matches(column, list(lowered), n=1, cutoff=0.75)
         if close and lowered[close[0]] not in TOKENIZED_COLUMNS + RESPONSE_COLUMNS:
             renames.append(f"`{lowered[close[0]]}` to `{column}`")
-    if renames:
+    if len(renames) == len(missing):  # one of two may be the name of the winner
         return f"Rename {' and '.join(renames)} (`dataset.rename_column`), if that is what they hold."
     for columns, advice in _NEAR_MISSES:
         if set(columns.split()) <= set(lowered):

@@ -16,7 +16,7 @@ TESTS = sorted(set(re.findall(r"`(tests/[\w/]+\.py)::([\w:]+)`", PAGE)))
 # What this library adds to the reference's settings.
 OURS = {"batch_layout", "overlong", "objective", "plackett_luce_top_k", "length_penalty_coefficient"}
 OURS |= {"attention_backend", "group_by_prompt", "max_tokens_per_batch", "golden_rows", "ensemble_size"}
-OURS |= {"length_head_coefficient", "lm_loss_coefficient"}
+OURS |= {"length_head_coefficient", "lm_loss_coefficient", "schema"}
 
 
 def names_of_tests(file):

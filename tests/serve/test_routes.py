@@ -178,3 +178,17 @@ def test_a_response_that_truncation_would_remove_is_refused(serve, make_model):
     assert answer.status_code == 422
     assert "has nothing left of itself" in answer.json()["error"]["message"]
     assert client.post("/score", json=[{"prompt": "012345678", "response": "abc"}]).status_code == 200
+
+
+def test_public_rows_are_read_by_their_schema(client, reference):
+    conversations = [[*ASK, BLUE], [*ASK, GREEN]]
+    battle = {"model_a": "a", "model_b": "b", "winner": "model_b"}
+    battle |= dict(zip(("conversation_a", "conversation_b"), conversations[::-1], strict=True))
+    answer = client.post("/score", json=[battle]).json()
+    assert answer["rewards"] == [REWARD.approx(reference.score(conversations))]
+
+
+def test_a_question_that_nothing_reads_is_refused(client):
+    answer = client.post("/score", json=[{"question": "2+2?", "response": "4"}])
+    assert answer.status_code == 422
+    assert "question" in answer.json()["error"]["field"]

@@ -407,6 +407,7 @@ DATASET: Mapping[str, Mapping[str, Any]] = {
     "dataset_config": about("Configuration of a data set on the Hub.", parameter="config", aliases=()),
     "dataset_split": about("Split to read, optionally with a slice: train[:1000].", parameter="split"),
 }
+SCHEMA = "Schema by which public data is read. auto: the one that fits its columns and rows; none: rows as they are."
 DEVICE: Mapping[str, Any] = {
     "device": "Device to run on, such as cuda:1. Default: the accelerator, or the CPU.",
     "max_tokens_per_batch": "Maximum number of tokens computed per batch. Default: 2,048 on a CPU, otherwise 32,768.",

@@ -121,8 +121,8 @@ TRAIN = Command(
             dataset_name=Setting(DATA[0].upper() + DATA[1:]),
             datasets=Setting(
                 "Mixture of data sets, instead of `dataset_name`. In YAML, a list of mappings with `path` and "
-                "optionally `name`, `data_dir`, `data_files`, `split`, `columns`, `fraction` and `rows`; on the "
-                "command line, paths or such mappings as JSON.",
+                "optionally `name`, `data_dir`, `data_files`, `split`, `columns`, `fraction`, `rows` and `schema`; on "
+                "the command line, paths or such mappings as JSON.",
                 list[str] | None,
             ),
             dataset_config=Setting("Configuration of a data set on the Hub."),
@@ -261,6 +261,7 @@ _PART_FIELDS: dict[str, tuple[Any, str]] = {  # types and fix of each field of a
     "columns": ((list, dict), "Use a list of columns, or a mapping from columns to new names."),
     "fraction": ((int, float), "Use a number above 0, such as 0.5."),
     "rows": (int, "Use a whole number from 1."),
+    "schema": (str, "Use auto, none, or the name of a schema of public data."),
 }
 
 
@@ -350,6 +351,9 @@ def check_settings(settings: Namespace) -> None:
     for name, fix in _MIXTURE_FIXES.items():
         if mixes and getattr(settings, name) not in (None, "train"):
             raise ConfigError(f"`datasets` and `{name}` exclude each other", fix=fix)
+    if mixes and settings.config.schema not in ("auto", "none"):
+        fix = "Give the parts that need it their own `schema`."
+        raise ConfigError("`datasets` and `schema` exclude each other", field="schema", fix=fix)
     if mixes and evaluates and not holds_out:
         message = "`eval_strategy` asks for evaluation, but a mixture has no split to evaluate on"
         raise ConfigError(message, fix="Hold out rows with --eval_fraction 0.1.")
@@ -460,12 +464,13 @@ def load_data(settings: Namespace) -> tuple[Rows, Rows | None]:
     seed = config.seed if config.data_seed is None else config.data_seed
     if settings.datasets is not None:
         parts = [read_part(part, number) for number, part in enumerate(settings.datasets, start=1)]
+        parts = [dataclasses.replace(part, schema="none") if config.schema == "none" else part for part in parts]
         return load_mixture(parts, streaming=streaming, eval_fraction=settings.eval_fraction, seed=seed)
     options: dict[str, Any] = {"config": settings.dataset_config, "streaming": streaming}
     load: Any = partial(load_preference_dataset, settings.dataset_name, **options)
     train = load(split=settings.dataset_train_split)
     if settings.eval_fraction is not None:
-        return split_by_prompt(train, settings.eval_fraction, seed=seed)
+        return split_by_prompt(train, settings.eval_fraction, seed=seed, schema=config.schema)
     if settings.dataset_test_split is not None:
         return train, load(split=settings.dataset_test_split)
     if config.eval_strategy == "no":

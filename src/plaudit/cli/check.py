@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from plaudit.cli.arguments import DATA, DATASET, REVISION, Command, Section, Setting, about
+from plaudit.cli.arguments import DATA, DATASET, REVISION, SCHEMA, Command, Section, Setting, about
 from plaudit.cli.console import bars_where_seen, duration, log_lines, make_console, say
 from plaudit.errors import ConfigError
 from plaudit.files import refuse_existing
@@ -71,6 +71,7 @@ CHECK = Command(
                 aliases=("--dataset_train_split", "--split"),
             ),
             dataset_streaming=about("Read row by row, without the cache of `datasets`.", parameter="streaming"),
+            schema=SCHEMA,
             words="Fit a bag of words, which finds shortcuts by words, leaking words and mislabelled rows.",
             sample_rows="Maximum number of rows for --words, drawn at random. Memory and time grow with it.",
             examples=Setting("Number of examples per finding, up to 3.", int, 2),

@@ -21,7 +21,9 @@ from torch import nn
 from plaudit.cli.build import build_trainer, check_settings, load_data
 from plaudit.cli.console import duration, size
 from plaudit.data.collate import PaddedCollator, SharedPrefixCollator, tokenized_example
+from plaudit.data.load import convert, schema_of
 from plaudit.data.parse import survey
+from plaudit.data.schemas import read_as
 from plaudit.objectives import ROW_KIND_NAMES, choose_objective
 from plaudit.prefix_tree import common_prefix_length
 from plaudit.schema import RowKind
@@ -46,7 +48,8 @@ def dry_run(settings: Namespace, console: Console) -> None:
         settings.config.output_dir, settings.config.push_to_hub = folder, False
         data = load_data(settings)
         trainer = build_trainer(settings, data)
-        row_kinds, columns = survey(data[0])
+        found = schema_of(data[0], data[0].column_names, settings.config.schema)
+        row_kinds, columns = survey(data[0] if found is None else convert(data[0], found, "train"))
         batches = memory.sample_batches(trainer.train_dataset, trainer.args)
         # The first batch in evaluation mode makes the trainer compare both layouts.
         trainer.model.eval()
@@ -68,6 +71,8 @@ def dry_run(settings: Namespace, console: Console) -> None:
         ]
         _print_grid("Model", lines, console)
         console.print(Text("\nData", style="bold"))
+        if found is not None:
+            console.print(f"  The {read_as(found)}.", markup=False)
         for report in trainer.data_reports.values():
             lengths = report.lengths
             console.print(f"  {report.summary()}", markup=False)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from plaudit.cli.arguments import COMPUTE, DTYPE, LOAD, Command, Section, Setting, about
+from plaudit.cli.arguments import COMPUTE, DTYPE, LOAD, SCHEMA, Command, Section, Setting, about
 from plaudit.cli.console import bars_where_seen, duration, log_lines, make_console, say, size
 from plaudit.errors import ConfigError
 from plaudit.evaluation.suites import NAMES
@@ -69,6 +69,7 @@ EVAL = Command(
                 switch=("drop", "raise"),
             ),
             dataset_split=about("Split of files and data sets that are not named suites. [train]", parameter="split"),
+            schema=SCHEMA,
             save_calibration=Setting(
                 "Save the temperature fitted on the first suite beside the model, as reward_calibration.json, if it "
                 "improves the half of the rows that it was not fitted on.",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plaudit.cli.arguments import DATA, DATASET, LOAD, LOADING, Command, Section, Setting, about
+from plaudit.cli.arguments import DATA, DATASET, LOAD, LOADING, SCHEMA, Command, Section, Setting, about
 from plaudit.cli.console import duration, is_main_process, log_lines, say
 from plaudit.errors import ConfigError
 from plaudit.files import refuse_existing
@@ -39,6 +39,7 @@ _MODEL = Section(
     LOAD,
     **LOADING,
     overlong="How to handle rows longer than --max_length; nan writes null.",
+    schema=SCHEMA,
 )
 _SCORING = Section(
     "Scoring: how a file is scored.",

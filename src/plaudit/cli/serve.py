@@ -6,7 +6,7 @@ import importlib.util
 import os
 from collections.abc import Sequence
 
-from plaudit.cli.arguments import API_KEY_VARIABLE, LOAD, LOADING, Command, Section, about
+from plaudit.cli.arguments import API_KEY_VARIABLE, LOAD, LOADING, SCHEMA, Command, Section, about
 from plaudit.cli.console import log_lines, say
 from plaudit.errors import ConfigError
 
@@ -50,6 +50,7 @@ SERVE = Command(
                 "How to handle rows longer than --max_length: reject them, or truncate them and report it.",
                 choices=("error", "truncate_left", "truncate_right"),
             ),
+            schema=about(SCHEMA.replace("public data is", "the rows of /score are"), choices=("auto", "none")),
         ),
     ),
 )

@@ -18,6 +18,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
@@ -28,10 +29,24 @@ from datasets import Dataset, Features, IterableDataset, Json, List, Value, load
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError, DatasetsError
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
-from plaudit import schema
 from plaudit.data.parse import kind_of, prompt_of
+from plaudit.data.schemas import FIRST_ROWS, SCHEMAS, check_unread, choose_schema, read_as, read_row, read_rows
 from plaudit.errors import ConfigError, DataError, as_raised_in_worker
-from plaudit.schema import RESPONSE_COLUMNS, TOKENIZED_COLUMNS, quoted
+from plaudit.schema import (
+    LEGACY_COLUMNS,
+    PAIR_COLUMNS,
+    RAW_COLUMNS,
+    READ_COLUMNS,
+    RESPONSE_COLUMNS,
+    TOKENIZED_COLUMNS,
+    TOKENIZED_LIST_COLUMNS,
+    check_columns,
+    is_tokenized,
+    legacy_columns,
+    quoted,
+    row_kinds_of,
+)
+from plaudit.version import __version__
 
 logger = logging.getLogger("plaudit")
 SUFFIXES = {
@@ -47,6 +62,10 @@ DataFiles: TypeAlias = str | Sequence[str] | Mapping[str, str | Sequence[str]]
 DataLike: TypeAlias = "Dataset | IterableDataset | Sequence[Mapping[str, Any]] | str | os.PathLike[str]"
 """What can be opened: a data set, a list of rows, or the name of either as for `load_preference_dataset`."""
 BATCH = 500
+SCHEMA_ERROR = "schema_error"
+"""Column of a converted stream: why a row cannot be read."""
+FIRST_ROWS_OF_STREAMS = 10
+"""Rows of a stream by which its schema is chosen."""
 _READABLE = ", ".join(SUFFIXES)
 _READERS = ("json", "csv", "parquet")
 _SPLIT_WORDS = {
@@ -78,6 +97,7 @@ class DataSource:
     renames: Mapping[str, str]  # legacy name -> new name
     length: int | None  # None: a stream
     broken: DataError | None = None  # why a file can only be read up to here, as a stream
+    schema: str | None = None  # of public data, by which rows are read; None: they are read as they are
 
     @property
     def features(self) -> Mapping[str, Any] | None:
@@ -87,26 +107,46 @@ class DataSource:
     @property
     def read_columns(self) -> tuple[str, ...]:
         """The columns that preferences are read from."""
-        ids = {*TOKENIZED_COLUMNS, *schema.TOKENIZED_LIST_COLUMNS, *schema.PAIR_COLUMNS, "weight"}
-        read = ids if schema.is_tokenized(self.columns) else {*schema.RAW_COLUMNS}
+        ids = {*TOKENIZED_COLUMNS, *TOKENIZED_LIST_COLUMNS, *PAIR_COLUMNS, "weight"}
+        read = ids if is_tokenized(self.columns) else {*RAW_COLUMNS}
         return tuple(name for name in self.columns if name in read)
 
     def select(self, columns: Sequence[str]) -> Dataset | IterableDataset:
         """Returns a data set's rows with some columns, legacy ones renamed; undeclared columns cannot be selected."""
+        if self.schema is not None:
+            converted = convert(self.dataset, self.schema, self.name)
+            return converted.select_columns(list(columns)) if isinstance(converted, Dataset) else converted
         dataset = self.dataset.rename_columns(dict(self.renames)) if self.renames else self.dataset
         selected: Dataset | IterableDataset = dataset.select_columns(list(columns)) if self.declared else dataset
         return selected
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """Iterates over the rows with the columns that preferences are read from, as training sees them."""
+    def rows(self, *, errors: bool = False) -> Iterator[Any]:
+        """Iterates over the rows with the columns that preferences are read from, as training sees them.
+
+        With `errors`, a row that its schema cannot read is its error.
+        """
+        if self.schema is not None:
+            return self._read(_rows_of(self.dataset), errors=errors)
         if isinstance(self.dataset, Dataset | IterableDataset):
             return _rows_of(self.select(self.read_columns))
         old = {new: name for name, new in self.renames.items()}
         return ({name: row.get(old.get(name, name)) for name in self.read_columns} for row in self.dataset)
 
     def whole_rows(self) -> Iterator[dict[str, Any]]:
-        """Iterates over the rows with all their columns, under their own names."""
+        """Iterates over the rows as `rows` does, with all other columns beside those, under their own names."""
+        return self.given_rows() if self.schema is None else self._read(self.given_rows(), whole=True)
+
+    def given_rows(self) -> Iterator[dict[str, Any]]:
+        """Iterates over the rows as they were given."""
         return _rows_of(self.dataset)
+
+    def row(self, index: int) -> Any:
+        """Returns a row of a table or list as `rows` does with `errors`."""
+        row = self.dataset[index]
+        return row if self.schema is None else next(self._read([row], first_row=index, errors=True))
+
+    def _read(self, rows: Iterable[Any], **options: Any) -> Iterator[Any]:
+        return read_rows(rows, str(self.schema), dataset_name=self.name, features=self.features, **options)
 
 
 def _rows_of(dataset: Any) -> Iterator[dict[str, Any]]:
@@ -134,6 +174,7 @@ def open_data(
     any_split: bool = False,  # read a single file whatever split it is, and a folder even if no file is named after it
     peek: int = 1,  # rows at the start of a stream that show its columns if it declares none
     keep_readable: bool = False,  # open a file that breaks off as a stream of the rows before the break
+    schema: str = "auto",  # of public data, or "none"; "auto" is the one that fits the columns and the first rows
 ) -> DataSource:
     """Opens a data set, a list of mappings or a name, and checks that it has the columns of preferences and rows.
 
@@ -175,11 +216,15 @@ def open_data(
     length = None if isinstance(rows, IterableDataset) else len(rows)
     if length == 0 or not names:
         raise DataError("has no rows", dataset=name, fix="Pass a data set with at least one row.")
-    renames = schema.legacy_columns(names)
+    renames = legacy_columns(names)
     names = tuple(renames.get(column, column) for column in names)
+    found = schema_of(rows, names, schema, name)
+    if found is not None:
+        others = (column for column in names if column not in RAW_COLUMNS)
+        names = (*others, *_converted_types(_first_rows(rows), found, name))
     if check:
-        schema.check_columns(names, name)
-    return DataSource(rows, name, names, bool(declared), renames, length, broken)
+        check_columns(names, name)
+    return DataSource(rows, name, names, bool(declared), renames, length, broken, found)
 
 
 def _columns_of_list(rows: Any) -> tuple[str, ...]:
@@ -213,6 +258,122 @@ def until_broken(rows: Iterator[Any]) -> Iterator[Any]:
     """Iterates over the rows before the first that raises `DataError`."""
     with contextlib.suppress(DataError):
         yield from rows
+
+
+# --- public schemas -----------------------------------------------------------------------------------------------
+
+
+def read_preferences(dataset: Any, *, name: str, schema: str = "auto") -> Any:
+    """Returns a data set in the columns that Plaudit reads, and logs by which schema; itself if none fits."""
+    if not isinstance(dataset, Dataset | IterableDataset):
+        return dataset
+    found = schema_of(dataset, dataset.column_names, schema, name)
+    if found is None:
+        return dataset
+    logger.info("%s data: %s.", name, read_as(found))
+    return convert(dataset, found, name)
+
+
+def schema_of(rows: Any, names: Sequence[str] | None, schema: str = "auto", dataset_name: str = "train") -> str | None:
+    """Returns the public schema by which a data set or list is read; None: it is read as it is."""
+    if schema == "none" or is_tokenized(LEGACY_COLUMNS.get(name, name) for name in names or ()):
+        return None
+    first = _first_rows(rows)
+    names = names or list(dict.fromkeys(column for row in first for column in row))
+    found = choose_schema(names, first, schema)
+    if found is not None or row_kinds_of(names):
+        check_unread(names, first, found, dataset_name)
+    return found
+
+
+def _first_rows(rows: Any) -> list[Any]:
+    """Returns the rows by which a schema is chosen. Pictures and the like are not decoded."""
+    if not isinstance(rows, Dataset):
+        count = FIRST_ROWS if isinstance(rows, Sequence) else FIRST_ROWS_OF_STREAMS
+        return list(itertools.islice(until_broken(iter(rows)), count))
+    rows = rows.with_format(None).select(range(min(FIRST_ROWS, len(rows))))
+    media = [name for name, kind in rows.features.items() if re.search("Image|Audio|Video|Pdf|Nifti", repr(kind))]
+    undecoded = rows.select_columns(media).with_format("arrow")[:].to_pylist() if media else [{}] * len(rows)
+    return [{**row, **others} for row, others in zip(_rows_of(rows.remove_columns(media)), undecoded, strict=True)]
+
+
+def _converted_types(first: Sequence[Any], schema: str, dataset_name: str, given: Any = None) -> dict[str, Any]:
+    """Returns the columns of a schema and their types, as the first rows show them; `given` are those of the data."""
+    types: dict[str, Any] = {}
+    for row, read in zip(first, read_rows(first, schema, features=given, errors=True), strict=True):
+        for name, value in read.items() if isinstance(read, dict) else ():
+            if types.get(name) is not None or value is None:
+                types.setdefault(name, None)
+            elif name in _MESSAGE_COLUMNS or name == "responses":
+                # Messages may have keys that come late; JSON keeps them, and adds none to the others.
+                is_text, are_texts = isinstance(value, str), all(isinstance(item, str) for item in value)
+                types[name] = Value("string") if is_text else List(Value("string")) if are_texts else Json()
+            else:
+                own = (given or {}).get(name) if row.get(name) is value else None
+                types[name] = own or _feature_of(_widened("null", value))
+    if not types and first:
+        read_row(first[0], 0, schema, dataset_name)
+    return {name: kind or (given or {}).get(name) or Value("string") for name, kind in types.items()}
+
+
+def convert(dataset: Dataset | IterableDataset, schema: str, name: str) -> Dataset | IterableDataset:
+    """Returns the rows of a public schema in the columns that Plaudit reads, beside those that nothing reads."""
+    first, given = _first_rows(dataset), dataset.features
+    types = _converted_types(first, schema, name, given)
+    removed = list(dataset.column_names or dict.fromkeys(key for row in first for key in row))
+    settings: dict[str, Any] = {"schema": schema, "dataset_name": name, "features": given}
+    if isinstance(dataset, IterableDataset):
+        for row in first[:1]:
+            read_row(row, 0, schema, name, given)  # a stream, too, refuses a broken first row before anything starts
+        return dataset.map(partial(_convert_row, **settings), with_indices=True, remove_columns=removed)
+    reads = SCHEMAS[schema].reads | {*RAW_COLUMNS}
+    removed = [column for column in removed if column in reads]
+    kept = {column: kind for column, kind in dataset.features.items() if column not in reads}
+    key = json.dumps([dataset._fingerprint, schema, __version__, CODE_VERSION])
+    return map_rows(
+        dataset.with_format(None),
+        partial(_convert_row, types=types, **settings),
+        features=Features({**kept, **types}),
+        with_indices=True,
+        remove_columns=removed,
+        new_fingerprint=hashlib.sha256(key.encode()).hexdigest()[:32],
+        desc=f"Reading the {name} data",
+    )
+
+
+def _convert_row(
+    row: Mapping[str, Any],
+    index: int,
+    *,
+    schema: str,
+    dataset_name: str,
+    features: Mapping[str, Any] | None,
+    types: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    try:
+        read = read_row(row, index, schema, dataset_name, features)
+    except DataError as error:
+        if types is None:
+            return {SCHEMA_ERROR: error}  # raised by whoever prepares the row, and knows its number
+        raise
+    if types is None:
+        return read
+    for name in {**types, **read}:
+        value, kind = read.setdefault(name, None), types.get(name)
+        if value is not None and (name not in types or (kind == Value("string")) != isinstance(value, str)):
+            message = f"is {kind_of(value)}, and not of the form that the first rows have"
+            fix = "Give all rows of a data set in one form, or split it into two data sets."
+            raise DataError(message, row=index, field=name, dataset=dataset_name, fix=fix)
+    return read
+
+
+def map_rows(dataset: Dataset, function: Any, **settings: Any) -> Dataset:
+    """Maps the rows of a table; in memory where the cache of data sets cannot be written."""
+    try:
+        return dataset.map(function, **settings)
+    except OSError as error:
+        logger.warning("The cache of data sets cannot be written (%s): the rows are kept in memory.", error)
+        return dataset.map(function, keep_in_memory=True, **settings)
 
 
 # --- names ------------------------------------------------------------------------------------------------------
@@ -738,7 +899,9 @@ def _encoded(value: Any, kind: Kind, row: int, field: str, rounded: list[int]) -
 # --- splits -----------------------------------------------------------------------------------------------------
 
 
-def split_by_prompt(dataset: Dataset, fraction: float, *, seed: int = 0) -> tuple[Dataset, Dataset]:
+def split_by_prompt(
+    dataset: Dataset, fraction: float, *, seed: int = 0, schema: str = "auto"
+) -> tuple[Dataset, Dataset]:
     """Splits preferences for training and evaluation; rows that share a prompt stay together.
 
     The prompt is the column ``prompt`` where there is one; in conversations without it, the messages that
@@ -749,6 +912,7 @@ def split_by_prompt(dataset: Dataset, fraction: float, *, seed: int = 0) -> tupl
         dataset: Raw preferences.
         fraction: Share of the rows to evaluate on, between 0 and 1.
         seed: Decides which prompts those are.
+        schema: Public schema by which the prompts are read, ``"auto"`` or ``"none"``.
 
     Returns:
         Rows to train on, and rows to evaluate on.
@@ -765,8 +929,13 @@ def split_by_prompt(dataset: Dataset, fraction: float, *, seed: int = 0) -> tupl
     if not 0 < fraction < 1:
         raise ConfigError(f"`eval_fraction` is {fraction}", fix="Use a share of the rows between 0 and 1, such as 0.1.")
     groups: dict[bytes, list[int]] = {}
-    columns = [name for name in dataset.column_names if name in schema.READ_COLUMNS]
-    for index, row in enumerate(dataset.select_columns(columns).with_format(None)):
+    columns = [name for name in dataset.column_names if name in READ_COLUMNS]
+    found = schema_of(dataset, dataset.column_names, schema)
+    rows = dataset.select_columns(columns) if found is None else dataset
+    read: Any = rows.with_format(None)
+    if found is not None:
+        read = read_rows(read, found, dataset_name="train", features=dataset.features)
+    for index, row in enumerate(read):
         key = json.dumps([seed, prompt_of(row)], sort_keys=True, default=str)
         groups.setdefault(hashlib.sha256(key.encode()).digest(), []).append(index)
     if len(groups) < 2:

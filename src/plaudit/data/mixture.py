@@ -15,8 +15,9 @@ import numpy as np
 from datasets import Dataset, Features, IterableDataset, Json, List, Value, concatenate_datasets
 
 from plaudit import schema
-from plaudit.data.load import JSON_TEXTS, open_data, split_by_prompt
+from plaudit.data.load import JSON_TEXTS, SCHEMA_ERROR, map_rows, open_data, split_by_prompt
 from plaudit.data.parse import read_example, without_nulls
+from plaudit.data.schemas import read_as
 from plaudit.errors import ConfigError, DataError
 from plaudit.schema import READ_COLUMNS, RESPONSE_COLUMNS, TOKENIZED_COLUMNS
 
@@ -24,6 +25,7 @@ logger = logging.getLogger("plaudit")
 PART, PART_ROW = "part", "part_row"
 """Columns that a mixture adds: the name of the part a row is from, and its index there."""
 _WHOLE = (*RESPONSE_COLUMNS, "response")
+_MIXING = "Mixing the data"
 # What rows get that lack a column which other parts have, and what such values are called.
 _DEFAULTS: dict[str, tuple[Any, str]] = {
     "margin": (0.0, "margins"),
@@ -47,6 +49,7 @@ class DatasetPart:
     # large as it can be without using a row twice.
     fraction: float | None = None
     rows: int | None = None  # take this many; the seed decides which, of a stream the first
+    schema: str = "auto"  # of public data, by which the rows are read
 
 
 @dataclass(frozen=True)
@@ -109,13 +112,15 @@ def load_mixture(
         return IterableDataset.from_generator(_stream_rows, gen_kwargs=settings), None
     target = _common_features(opened, names, folds)
     mixture = concatenate_datasets(_choose_rows(opened, target, seed))
-    mixture, held_out = (mixture, None) if eval_fraction is None else split_by_prompt(mixture, eval_fraction, seed=seed)
+    mixture, held_out = (
+        (mixture, None) if eval_fraction is None else split_by_prompt(mixture, eval_fraction, seed=seed, schema="none")
+    )
     if not folds:
         return mixture, held_out
     # Only now: texts with their prompts in front no longer tell which rows share one.
     features = Features({name: kind for name, kind in mixture.features.items() if name != "prompt"})
     fold = partial(_folded, explicit=explicit)
-    fold_all = partial(_map, function=fold, features=features, remove_columns=["prompt"])
+    fold_all = partial(map_rows, function=fold, features=features, remove_columns=["prompt"], desc=_MIXING)
     return fold_all(mixture), None if held_out is None else fold_all(held_out)
 
 
@@ -129,12 +134,15 @@ def located(error: DataError, dataset: Any) -> DataError:
 
 def _open_part(part: DatasetPart, label: str, streaming: bool) -> _OpenedPart:
     inside: dict[str, Any] = {"data_dir": part.data_dir, "data_files": part.data_files, "columns": part.columns}
-    source = open_data(part.path, name=label, config=part.name, split=part.split, streaming=streaming, **inside)
+    inside |= {"schema": part.schema, "streaming": streaming}
+    source = open_data(part.path, name=label, config=part.name, split=part.split, **inside)
+    if source.schema is not None:
+        logger.info("Mixture: %s: %s.", label, read_as(source.schema))
     tokenized = schema.is_tokenized(source.columns)
     read = source.read_columns if tokenized else schema.columns_read(schema.row_kind_of(next(iter(source.rows()), {})))
     columns = tuple(name for name in source.columns if name in read)
     dataset = source.select(columns)
-    if not source.declared and not tokenized and part.columns is None:
+    if source.schema is None and not source.declared and not tokenized and part.columns is None:
         # A stream that names no columns: its first row may lack what is optional.
         columns += tuple(name for name in JSON_TEXTS if name not in columns)
     first = next(iter(dataset.take(1)), None)
@@ -190,7 +198,7 @@ def _choose_rows(parts: Sequence[_OpenedPart], target: Features, seed: int) -> l
         else:
             texts = tuple(name for name in JSON_TEXTS if target.get(name) == Value("string"))
             settings = {"columns": tuple(target), "own": part.columns, "features": dataset.features, "texts": texts}
-            result.append(_map(dataset, partial(_aligned, **settings), target))
+            result.append(map_rows(dataset, partial(_aligned, **settings), features=target, desc=_MIXING))
         summary.append(f"{count:,} {'rows' if count == length else f'of {length:,} rows'} from {part.label}")
     logger.info("Mixture of %s rows: %s.", f"{sum(counts):,}", ", ".join(summary))
     return result
@@ -245,15 +253,6 @@ def _aligned(
     return values
 
 
-def _map(dataset: Dataset, function: Any, features: Features, **settings: Any) -> Dataset:
-    settings |= {"features": features, "desc": "Mixing the data"}
-    try:
-        return dataset.map(function, **settings)
-    except OSError as error:
-        logger.warning("The cache of data sets cannot be written (%s): the mixture is kept in memory.", error)
-        return dataset.map(function, keep_in_memory=True, **settings)
-
-
 def _folded(row: Mapping[str, Any], *, explicit: Mapping[str, bool]) -> dict[str, Any]:
     """Puts prompts in front of responses, for mixtures in which only some parts have a column of prompts."""
     if not explicit[row[PART]]:
@@ -290,6 +289,8 @@ def _part_rows(part: _OpenedPart, columns: Sequence[str], folds: bool) -> Iterat
     features = part.dataset.features or {}
     stream = part.dataset if part.spec.rows is None else part.dataset.take(part.spec.rows)
     for number, raw in enumerate(stream):
+        if SCHEMA_ERROR in raw:
+            raise raw[SCHEMA_ERROR]
         for name in ("prompt", *_DEFAULTS):
             if name not in part.columns and part.spec.columns is None and raw.get(name) is not None:
                 message, fix = f"is there, but the first row has no {name}", f"Give all rows a {name}, or none."

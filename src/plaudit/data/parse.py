@@ -85,14 +85,29 @@ def read_example(
         tools=tools,
         chat_template_kwargs=template_kwargs,
         fields=tuple(texts),
-        flags=_flags_of([*texts.values()]),
+        flags=_flags_of([*texts.values()], prompt),
         prompt_size=0 if prompt is None else len(prompt),
     )
 
 
-def _flags_of(responses: Sequence[Text]) -> int:
+def begins_with(response: Any, prompt: Any) -> bool:
+    """Tells whether a response holds its prompt: it begins with it, or a user of its messages asks it."""
+    if isinstance(prompt, str) and not isinstance(response, str):
+        asked = (turn.get("content") for turn in response[:-1] if turn["role"] == "user")
+        return any(isinstance(text, str) and text.strip() == prompt.strip() for text in asked)
+    return bool(prompt) and response[: len(prompt)] == prompt
+
+
+def is_long_enough(prompt: Any) -> bool:
+    """Tells whether no response begins with a prompt by chance."""
+    return not isinstance(prompt, str) or len(prompt.strip()) >= 20
+
+
+def _flags_of(responses: Sequence[Text], prompt: Any = None) -> int:
     """Returns what is suspicious about the responses, as the sum of the values of :class:`Flag`."""
     flags = Flag.IDENTICAL * all_equal(responses)
+    if prompt and is_long_enough(prompt) and all(begins_with(response, prompt) for response in responses):
+        flags |= Flag.BEGINS_WITH_PROMPT
     for response in responses:
         last: Any = {"role": "assistant", "content": response} if isinstance(response, str) else response[-1]
         if last["role"] != "assistant":

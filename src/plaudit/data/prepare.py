@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from plaudit import schema
 from plaudit.data.encode import CACHE_BYTES, RENDER_ERRORS, ConversationEncoder, Encoder, TextEncoder
-from plaudit.data.load import open_data
+from plaudit.data.load import SCHEMA_ERROR, open_data
 from plaudit.data.parse import all_equal, prompt_of, read_example, row_kinds_in, shape_of
 from plaudit.data.report import CUT_AWAY_FIX, DataReport, Flag, Overlong, Purpose, overlong_error
 from plaudit.errors import ConfigError, DataError, as_raised_in_worker
@@ -28,7 +28,7 @@ from plaudit.prefix_tree import common_prefix_length
 from plaudit.schema import TOKENIZED_COLUMNS, Example, Label, RowKind, RowSchema, Shape
 
 logger = logging.getLogger("plaudit")
-CODE_VERSION = 4
+CODE_VERSION = 5
 """Part of every cache key: raise it whenever the same rows would give other columns than before."""
 MAP_BATCH = 1000
 ROWS_PER_PROCESS = 2000
@@ -36,7 +36,7 @@ ROWS_PER_PROCESS = 2000
 STREAM_BATCH = 64
 _RESPONSES_AT_ONCE, _CHARACTERS_AT_ONCE, _ROWS_AT_ONCE = 1024, 4_000_000, 4096
 _SHAPES: dict[RowKind, Shape] = {"pairs": "pair", "scores": "list", "ranks": "list", "ratings": "one", "labels": "one"}
-_SUSPICIOUS_TO_SCORE = Flag.EMPTY_RESPONSE | Flag.LAST_MESSAGE_NOT_ASSISTANT
+_SUSPICIOUS_TO_SCORE = Flag.EMPTY_RESPONSE | Flag.LAST_MESSAGE_NOT_ASSISTANT | Flag.BEGINS_WITH_PROMPT
 _OTHER = "\ue0f1"  # for private use: no text begins with it
 
 
@@ -129,6 +129,9 @@ class RowPreparer:
         """Reads a row and checks its label; it has no token ids yet unless the row holds them."""
         row_schema = self.schema or RowSchema()
         try:
+            broken = row.get(SCHEMA_ERROR) if isinstance(row, Mapping) else row
+            if isinstance(broken, DataError):  # why a public schema cannot read it
+                raise broken
             if self.schema is not None:
                 row = self._with_schema_columns(row, index, self.schema)
             example = read_example(
@@ -381,7 +384,7 @@ def _open(dataset: Any, dataset_name: str) -> tuple[Dataset | IterableDataset, R
         message = f"The {dataset_name} data is a {type(dataset).__name__}, not a `Dataset` or `IterableDataset`"
         fix = "Pass one split." if isinstance(dataset, Mapping) else "Use `datasets.Dataset.from_list`, say."
         raise ConfigError(message, fix=fix)
-    source = open_data(dataset, name=dataset_name)
+    source = open_data(dataset, name=dataset_name, schema="none")  # whoever has the settings has chosen it
     tokenized, selected = schema.is_tokenized(source.columns), source.select(source.read_columns)
     row: dict[str, Any] | None = next(iter(selected.take(1)), None)
     if row is None:

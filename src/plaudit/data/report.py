@@ -38,6 +38,7 @@ class Flag(enum.IntFlag):
     SAME_RENDERING = 16
     NOTHING_TO_COMPARE = 32
     CUT_AWAY = 64
+    BEGINS_WITH_PROMPT = 128
 
     @property
     def kind(self) -> str:
@@ -53,6 +54,7 @@ KIND_WORDS = {
     Flag.SAME_RENDERING.kind: "whose different responses become the same tokens",
     Flag.NOTHING_TO_COMPARE.kind: "without two responses of different scores",
     Flag.CUT_AWAY.kind: "with a response of which truncation would leave nothing",
+    Flag.BEGINS_WITH_PROMPT.kind: "whose responses begin with their prompt, which is there twice",
     BROKEN: "that cannot be read",
 }
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from plaudit.data.load import DataLike
 from plaudit.data.report import Flag, row_names
+from plaudit.data.schemas import read_as
 from plaudit.doctor.findings import EXAMPLES, KINDS, DataCheck, Finding, Findings, Occurrence, add_texts, token_lengths
 from plaudit.doctor.fix import check_target, write_fixed
 from plaudit.doctor.leaks import Leak, Marker, breaks_off, lacks_end, percent, two_proportions
@@ -44,6 +45,7 @@ _KIND_OF_FLAG = {
     Flag.SAME_RENDERING: "same_rendering",
     Flag.LAST_MESSAGE_NOT_ASSISTANT: "last_message",
     Flag.OVERLONG: "overlong",
+    Flag.BEGINS_WITH_PROMPT: "begins_with_prompt",
 }
 
 
@@ -61,6 +63,7 @@ def check_dataset(
     split: str = "train",
     eval_split: str = "train",
     streaming: bool = False,
+    schema: str = "auto",
     words: bool = True,
     sample_rows: int = SAMPLE_ROWS,
     seed: int = 0,
@@ -83,6 +86,7 @@ def check_dataset(
         split: Which split of a named data set.
         eval_split: Which split of a named `eval_dataset`.
         streaming: Read a named data set row by row, without the cache of `datasets`.
+        schema: Public schema by which the rows are read; ``"auto"`` finds it, ``"none"`` reads them as they are.
         words: Fit the bag of words, which takes most of the time of small sets.
         sample_rows: Maximum number of rows to fit it to, drawn at random.
         seed: Seed of that draw.
@@ -107,7 +111,7 @@ def check_dataset(
         from plaudit.model.load import load_tokenizer
 
         tokenizer = load_tokenizer(os.fspath(tokenizer))
-    source = open_rows(dataset, config=config, split=split, streaming=streaming)
+    source = open_rows(dataset, config=config, split=split, streaming=streaming, schema=schema)
     reader = RowReader(source, tokenizer, max_length)
     # The configuration is one of the data set: other files have none.
     other_config = config if isinstance(eval_dataset, str) and eval_dataset == str(dataset) else None
@@ -131,7 +135,7 @@ def check_dataset(
         progress("Reading", num_rows, num_rows)
 
     shortcuts, leaks, suspects = lengths.shortcuts(), checks.marker.leaks(), list[Suspect]()
-    notes = []
+    notes = [] if source.schema is None else [f"The {read_as(source.schema)}."]
     if reader.tokenized:
         notes.append("The rows hold token ids: texts were not looked at.")
     elif not shortcuts:
@@ -159,7 +163,18 @@ def check_dataset(
         notes.append("No cleaned copy was written: it would lack all rows after the break.")
     seconds = time.monotonic() - start
     return DataCheck(
-        source.name, num_rows, dict(row_kinds), findings, shortcuts, leaks, suspects, tokens, notes, seconds, fixed
+        source.name,
+        num_rows,
+        dict(row_kinds),
+        findings,
+        shortcuts,
+        leaks,
+        suspects,
+        schema=source.schema,
+        lengths=tokens,
+        notes=notes,
+        seconds=seconds,
+        fixed=fixed,
     )
 
 

@@ -28,22 +28,23 @@ def add_texts(source: DataSource, findings: Sequence[Finding]) -> None:
     indices = {example.rows[0] for example in examples}
     texts: dict[int, str] = {}
     if not isinstance(source.dataset, IterableDataset):
-        texts = {index: summary(source.dataset[index]) for index in indices}
+        texts = {index: summary(source.row(index)) for index in indices}
     elif near := {index for index in indices if index < FARTHEST}:
         # A stream that breaks off was reported already: its rows up to there have texts.
-        rows = until_broken(itertools.islice(source.whole_rows(), max(near) + 1))
+        rows = until_broken(itertools.islice(source.rows(errors=True), max(near) + 1))
         texts = {index: summary(row) for index, row in enumerate(rows) if index in near}
     for example in examples:
         example.text = texts.get(example.rows[0], "")
 
 
-def summary(row: Mapping[str, Any]) -> str:
-    """Shortens prompt and responses of a raw row to one line.
+def summary(row: Any) -> str:
+    """Shortens prompt and responses of a raw row to one line; empty for the error of a row that cannot be read.
 
     >>> summary({"prompt": "2+2=", "chosen": "4", "rejected": "5"})
     '"2+2=" chosen: "4" rejected: "5"'
     """
     parts = []
+    row = row if isinstance(row, Mapping) else {}
     for name in ("prompt", "chosen", "rejected", "response"):
         if row.get(name) is not None:
             title, end = ("", False) if name == "prompt" else (f"{name}: ", "prompt" not in row)
@@ -101,6 +102,7 @@ KINDS = {
     "cycle": Kind("warning", "preference cycles: A over B over C over A"),
     "nothing_to_compare": Kind("warning", "nothing to compare: no two responses differ in score"),
     "same_rendering": Kind("warning", "different responses, same tokens"),
+    "begins_with_prompt": Kind("warning", "responses begin with their prompt, which is there twice"),
     "same_words": Kind("warning", "responses differ only in white space"),
     "last_message": Kind("warning", "last message is not the assistant's"),
     "special_token": Kind("warning", "a special token written out in a response"),
@@ -228,6 +230,7 @@ class DataCheck:
     leaks: list[Leak] = field(default_factory=list)  # marks that lean to one side, the clearest first
     # rows most likely labelled the wrong way round, the likeliest first
     suspects: list[Suspect] = field(default_factory=list)
+    schema: str | None = None  # of public data, by which the rows were read; None: as they are
     lengths: TokenLengths | None = None  # token lengths (None: no tokenizer)
     notes: list[str] = field(default_factory=list)  # what was not checked, and why
     seconds: float = 0.0  # time it took
@@ -263,6 +266,7 @@ class DataCheck:
             "verdict": self.verdict,
             "rows": self.rows,
             "row_kinds": self.row_kinds,
+            "schema": self.schema,
             "seconds": round(self.seconds, 3),
             "findings": [finding.to_dict(self.rows) for finding in self.findings],
             "shortcuts": [asdict(shortcut) for shortcut in self.shortcuts],

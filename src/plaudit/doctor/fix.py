@@ -62,7 +62,7 @@ def write_fixed(
         raise DataError("has no row without a fault: nothing was written", dataset=source.name, fix=fix)
     counts, rows_seen = Counter[str](), 0
     with _appearing(path) as kept, _appearing(removed_path(path)) as removed:
-        for index, row in enumerate(source.whole_rows()):
+        for index, row in enumerate(source.given_rows()):
             line = _as_json(row, source, index)
             rows_seen = index + 1
             if reason := reasons.get(index):

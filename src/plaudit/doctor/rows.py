@@ -38,13 +38,13 @@ def _plan_reading(source: DataSource) -> tuple[Objective, str | None, RowSchema]
     Returns the objective that training would choose, why it cannot choose one, and what the rows have in common. If it
     cannot choose, the objective is the one that reads most rows.
     """
-    first = list(itertools.islice(until_broken(source.rows()), PEEK))
+    first = [row for row in itertools.islice(until_broken(source.rows(errors=True)), PEEK) if isinstance(row, Mapping)]
     filled = Counter(name for row in first for name, value in row.items() if value is not None)
     # Most rows, not the first: one broken row should not be the measure of the others.
     usual = {name for name in source.columns if source.declared or 2 * filled[name] > len(first)}
     tokenized = schema.is_tokenized(source.columns)
     columns = frozenset({*schema.PAIR_COLUMNS} & filled.keys())
-    if isinstance(source.dataset, Dataset) and not source.renames:
+    if isinstance(source.dataset, Dataset) and not source.renames and source.schema is None:
         row_kinds, columns = survey(source.dataset)
     else:
         row_kinds = frozenset[RowKind](["pairs"] if tokenized else map(schema.row_kind_of, first))
@@ -280,7 +280,7 @@ class RowReader:
 
     def _readable_rows(self) -> Iterator[dict[str, Any]]:
         try:
-            yield from self._source.rows()
+            yield from self._source.rows(errors=True)
         except DataError as error:
             self.broken = self.broken or error
 

@@ -40,7 +40,7 @@ def read_rewards(file: str | PathLike[str], suite: LoadedSuite, *, drop_missing:
     numbers, and rows that do not match raise `DataError`.
     """
     source = str(file)
-    data = open_data(source, any_split=True, check=False)
+    data = open_data(source, any_split=True, check=False, schema=suite.suite.schema)
     if not set(COLUMNS) & set(data.columns):
         raise DataError(
             f"has no rewards; its columns are {quoted(data.columns)}",
@@ -51,9 +51,10 @@ def read_rewards(file: str | PathLike[str], suite: LoadedSuite, *, drop_missing:
     fix = "Score the rows of the suite as they are, in their order."
     if data.length != suite.total:
         raise DataError(f"has {data.length} rows, and {suite.label} has {suite.total}", dataset=source, fix=fix)
+    rows = list(data.whole_rows())
     lines: list[tuple[Any, ...]] = []
     for row in suite.rows:
-        values = data.dataset[row.row]
+        values = rows[row.row]
         for name in _TEXTS if isinstance(suite.suite, Preferences) else ():
             if values.get(name) is not None and row.raw.get(name) is not None and values[name] != row.raw[name]:
                 message = f"differs from row {row.number} of {row.source}"

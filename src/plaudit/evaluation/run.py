@@ -63,6 +63,7 @@ def evaluate(
     overlong: Overlong = "drop",
     errors: OnBroken = "raise",
     split: str | None = None,
+    schema: str = "auto",
     sanity_rows: int = 16,
     mistakes: int = 10,
     progress: bool = False,
@@ -91,6 +92,7 @@ def evaluate(
             ``"error"``.
         errors: ``"raise"`` at the first row that cannot be scored, or ``"drop"`` such rows, and count them.
         split: Split of files and data sets that are not benchmarks.
+        schema: Public schema by which such rows are read; ``"auto"`` finds it, ``"none"`` reads them as they are.
         sanity_rows: Rows of each suite that are scored three times more, to check that rewards depend on the texts
             only; 0 for none.
         mistakes: How many of the most confident mistakes to keep.
@@ -107,7 +109,8 @@ def evaluate(
     columns = (slices,) if isinstance(slices, str) else tuple(slices)
     settings = EvaluationSettings(columns, max_rows, seed, sanity_rows, mistakes, max_length, overlong, errors)
     _check_sources(model, suites, rewards, compare_with, loading)
-    sources = resolve_suites(str(rewards) if suites is None and rewards is not None else suites or (), split=split)
+    named = str(rewards) if suites is None and rewards is not None else suites or ()
+    sources = resolve_suites(named, split=split, schema=schema)
     others: Any = compare_with if isinstance(compare_with, list | tuple) else [compare_with]
     given = [other for other in (model, *others) if other is not None]
     models: Mapping[str, ModelLike] = {str(rewards): str(rewards)} if rewards is not None else _named_models(given)

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from plaudit.data.parse import read_example
+from plaudit.data.schemas import rows_to_score
 from plaudit.errors import ConfigError, DataError
 from plaudit.inference.io import open_input
 from plaudit.inference.reward_model import RewardModel
@@ -169,11 +170,13 @@ def _score(
     if isinstance(rows, str | os.PathLike):
         path = Path(rows).expanduser()
         name = path.name if path.exists() else os.fspath(rows)  # without the folders above it: models are shared
-        opened = open_input(rows, config=rescaling.dataset_config, split=rescaling.dataset_split)
+        config, split = rescaling.dataset_config, rescaling.dataset_split
+        opened = open_input(rows, config=config, split=split, schema=model.schema)
         features = opened.features
         rows = (row for chunk in opened.chunks(_ROWS_AT_ONCE) for row in chunk.rows)
     else:
         name, features = "rows in memory", getattr(rows, "features", None)
+        rows = rows_to_score(rows, model.schema)
     columns, given = itertools.tee(rows)
 
     def scored() -> Iterator[tuple[int, Mapping[str, Any] | None, Any, list[float]]]:

@@ -114,7 +114,7 @@ def score_file(
 
     def examine() -> dict[str, Any]:
         arrow = io.kind_of_output(path) == "parquet"
-        rows = io.open_input(input, config=config, split=split, streaming=streaming, arrow=arrow)
+        rows = io.open_input(input, config=config, split=split, streaming=streaming, arrow=arrow, schema=model.schema)
         caution = k if uncertainty else None
         jobs.append(_Job(model, rows, errors, chunk_size, caution, column, overwrite_column, patience, progress))
         return jobs[0].made_from()
@@ -243,6 +243,7 @@ class _Job:
         return {
             **io.digests_of_model(model.model, model.processing_class),
             "input": self.rows.fingerprint(),
+            "schema": self.rows.read_as,
             "chunk_size": self.chunk_size,
             "max_length": model.max_length,
             "overlong": model.overlong,
@@ -253,9 +254,10 @@ class _Job:
     def score(self, chunk: io.Chunk) -> list[RowScores]:
         """Scores the rows of a chunk; raises `DataError` if one has a column already that may not be replaced."""
         if self.column and not self.overwrite_column:
-            for index, raw in enumerate(chunk.rows, start=chunk.start):
+            given = chunk.rows if isinstance(chunk.kept, pa.Table) else chunk.kept
+            for index, (raw, row) in enumerate(zip(chunk.rows, given, strict=True), start=chunk.start):
                 for name in self.columns_of(shape_of(raw)[0]):
-                    if name in raw:
+                    if name in (self.rows.columns or row):
                         fix = "Use another name with `--column`, or pass `--overwrite-column` to replace it."
                         raise DataError("exists already", row=index, field=name, fix=fix)
         options: dict[str, Any] = {"errors": self.errors, "features": self.rows.features, "k": self.k}

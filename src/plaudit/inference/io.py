@@ -10,10 +10,11 @@ import hashlib
 import io
 import itertools
 import json
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -25,9 +26,11 @@ from datasets import Dataset, Features, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
 from plaudit.data import load
+from plaudit.data.schemas import FIRST_ROWS, find_schema, read_as, read_rows
 from plaudit.errors import ConfigError, DataError
 from plaudit.model.peft import base_model_of
 
+logger = logging.getLogger("plaudit")
 Row: TypeAlias = dict[str, Any]
 _CHUNK_SIZE = 1024
 
@@ -60,6 +63,7 @@ class RowInput:
     schema: Any = None  # column types of Arrow tables
     arrow: bool = False  # whether chunks keep Arrow tables
     path: Path | None = None  # of the file that is read
+    read_as: str | None = None  # public schema by which a model reads the rows
 
     def chunks(self, size: int = _CHUNK_SIZE, wanted: Callable[[int], bool] = lambda index: True) -> Iterator[Chunk]:
         """Yields chunks of `size` rows; those that are not wanted come without their rows."""
@@ -73,6 +77,9 @@ class RowInput:
                 elif wanted(index):
                     rows = _decoded(block)
                     kept = block if self.arrow else rows
+                if self.read_as is not None:
+                    options: dict[str, Any] = {"dataset_name": self.name, "features": self.features}
+                    rows = list(read_rows(rows, self.read_as, first_row=start, errors=True, **options))
                 yield Chunk(index, start, len(block), rows, kept)
                 start += len(block)
         except (OSError, pa.ArrowException) as error:
@@ -133,12 +140,26 @@ def open_input(
     split: str = "train",
     streaming: bool = False,
     arrow: bool = False,
+    schema: str = "none",
 ) -> RowInput:
     """Opens a file, a folder, or a data set on the Hub; with `arrow`, chunks keep Arrow tables, as Parquet needs them.
 
     JSON, JSON lines and CSV files are read as they are written: no value is filled in, widened or reordered. All
-    others go through Arrow. Raises `DataError` if there is nothing of that name that can be read.
+    others go through Arrow. A model reads the rows by the public schema of that name, or ``"auto"`` by the one that
+    fits the first. Raises `DataError` if there is nothing of that name that can be read.
     """
+    rows = _open(name, config, split, streaming, arrow)
+    first: Sequence[Row] = ()
+    if schema != "none":
+        with suppress(DataError):  # raised again when the rows are read
+            first = next(iter(rows.chunks(FIRST_ROWS)), Chunk(0, 0, 0)).rows
+    found = find_schema(rows.columns or dict.fromkeys(key for row in first for key in row), first, schema, rows.name)
+    if found is not None:
+        logger.info("%s: %s.", rows.name, read_as(found))
+    return replace(rows, read_as=found)
+
+
+def _open(name: str | os.PathLike[str], config: str | None, split: str, streaming: bool, arrow: bool) -> RowInput:
     path = Path(name).expanduser()
     kind = load.kind_of_file(path) if path.is_file() and config is None and split == "train" else None
     if kind == "parquet" or (kind is not None and not arrow):

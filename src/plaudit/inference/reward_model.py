@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from plaudit.data.parse import is_one_row, kind_of
 from plaudit.data.prepare import PreparedRow, RowPreparer
 from plaudit.data.report import DataReport, ScoringOverlong
+from plaudit.data.schemas import rows_to_score
 from plaudit.errors import ConfigError, DataError
 from plaudit.inference.engine import ScoringEngine, UncertainReward, std_of
 from plaudit.model import aux_heads, find_file, load
@@ -69,6 +70,8 @@ class RewardModel:
             `max_length` tokens, as if it stood alone), ``"truncate_right"`` (its first; an error where nothing of a
             response is left), or ``"nan"``. The log counts the last three.
         calibration: Maps the head's rewards to those reported; None reports them as they are.
+        schema: Public schema by which rows are read: ``"auto"`` finds it by columns and first rows, ``"none"`` reads
+            them as they are.
         name: Name of the model in messages.
 
     The arguments are attributes too, with the values in use: `processing_class` is the copy with its padding token,
@@ -88,6 +91,7 @@ class RewardModel:
         max_length: int | None = None,
         overlong: ScoringOverlong = "error",
         calibration: RewardCalibration | None = None,
+        schema: str = "auto",
         name: str = "",
     ) -> None:
         check_settings(batch_layout, max_tokens_per_batch, max_length, overlong)
@@ -107,7 +111,7 @@ class RewardModel:
         self.device: torch.device = base_model.device
         if max_length is None:
             max_length = load.context_length(base_model, self.processing_class, decoder=reads_positions)
-        self.max_length, self.overlong, self.calibration = max_length, overlong, calibration
+        self.max_length, self.overlong, self.calibration, self.schema = max_length, overlong, calibration, schema
         tokens = max_tokens_per_batch or (_TOKENS_ON_CPU if self.device.type == "cpu" else _TOKENS_ELSEWHERE)
         pad_token_id: Any = self.processing_class.pad_token_id
         self._engine = ScoringEngine(self.model, forward, pad_token_id, tokens, calibration)
@@ -132,6 +136,7 @@ class RewardModel:
         max_length: int | None = None,
         overlong: ScoringOverlong = "error",
         calibration: RewardCalibration | Literal["stored"] | None = "stored",
+        schema: str = "auto",
         merge_adapter: bool = False,
         processing_class: PreTrainedTokenizerBase | None = None,
         revision: str | None = None,
@@ -148,6 +153,7 @@ class RewardModel:
             batch_layout: See `RewardModel`, as for `max_tokens_per_batch`, `max_length` and `overlong`.
             calibration: ``"stored"`` applies the `reward_calibration.json` beside the model, if there is one, and
                 logs it; None ignores the file.
+            schema: See `RewardModel`.
             merge_adapter: Merge an adapter into the weights, which is faster, and rounds in half precision.
             processing_class: The tokenizer; by default the one beside the model, or beside an adapter's base model.
             revision: Branch, tag or commit on the Hub.
@@ -186,6 +192,7 @@ class RewardModel:
             max_length=max_length,
             overlong=overlong,
             calibration=calibration,
+            schema=schema,
             name=source.name,
         )
 
@@ -242,7 +249,7 @@ class RewardModel:
             ConfigError: The model has no ensemble.
         """
         several, single = _several(rows, "rows")
-        scores = self._score(several, progress, errors, k if uncertainty else None)
+        scores = self._score(rows_to_score(several, self.schema), progress, errors, k if uncertainty else None)
         if single:
             return scores[0]
         return UncertainReward.together(scores) if uncertainty else scores
@@ -296,7 +303,7 @@ class RewardModel:
             raise ConfigError(f"`window` is {window}", field="window", fix="Use a positive number of rows, or None.")
         caution = k if uncertainty else None
         self._check(errors, caution)  # here, because a generator would raise at its first item only
-        return self._rewards(self._windows(rows, errors, window), caution, progress)
+        return self._rewards(self._windows(rows_to_score(rows, self.schema), errors, window), caution, progress)
 
     def score_prepared(
         self, rows: Iterable[Any], *, errors: OnError = "raise", k: float | None = None, **source: Any
@@ -379,7 +386,7 @@ class RewardModel:
             return []
         row = _row_of(prompt, {"tools": tools, "chat_template_kwargs": chat_template_kwargs})
         row["responses"] = [_as_reply(prompt, response) for response in given]
-        scores = self.score(row, uncertainty=uncertainty, k=k)
+        scores = self._score([row], False, "raise", k if uncertainty else None)[0]
         ranked: list[Any] = []
         if uncertainty:
             # What a member adds to all responses of a prompt says nothing about their order.
@@ -440,8 +447,10 @@ class RewardModel:
             ConfigError: The model has no ensemble, and `uncertainty` is set.
         """
         several, single = _several(pairs, "pairs")
-        rows = list(several)
+        rows = list(rows_to_score(several, self.schema))
         for index, row in enumerate(rows):
+            if isinstance(row, DataError):
+                continue  # its schema cannot read it: told as any other row that cannot be read
             columns = ("chosen", "rejected", "chosen_ids")
             if not isinstance(row, Mapping) or all(row.get(name) is None for name in columns):
                 raise DataError("is not a pair", row=index, fix="Give each row `chosen` and `rejected`.")
@@ -494,7 +503,7 @@ class RewardModel:
         for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
             row = _row_of(prompt, {name: values[index] for name, values in read.items()})
             rows.append({**row, "completion": _as_reply(prompt, completion)})
-        rewards: list[float] = self.score(rows)
+        rewards: list[float] = self._score(rows, False, "raise", None)
         return rewards
 
 

@@ -95,6 +95,7 @@ class Question:
     rows: list[Any]
     locate: Callable[[int, str | None], str | None]  # path in the body of row g, or of a field of it
     answer: Callable[[Sequence[Scored]], BaseModel]
+    free: bool = False  # whether the rows have the columns of the client's data
 
 
 def _counts(scored: Sequence[Scored]) -> dict[str, Any]:
@@ -204,7 +205,7 @@ def score(body: Any, served: Served) -> Question:
         rewards: list[Any] = [row.rewards[0] if row.single else row.rewards for row in scored]
         return ScoreAnswer(model=served.name, rewards=rewards[0] if single else rewards, **_counts(scored))
 
-    return Question(rows, locate, answer)
+    return Question(rows, locate, answer, free=True)
 
 
 # ---- /rank

@@ -14,7 +14,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from plaudit.data.prepare import PreparedRow, RowPreparer
-from plaudit.errors import ConfigError
+from plaudit.data.schemas import rows_to_score
+from plaudit.errors import ConfigError, DataError
 from plaudit.inference.reward_model import RewardModel
 from plaudit.model.load import embedding_rows
 from plaudit.model.peft import base_model_of
@@ -204,9 +205,13 @@ class ScoringService:
                 own = "Leave `chat_template` out: the model's own is used."
                 raise RequestError(422, "brings a chat template", field=field, fix=own)
         try:
-            rows = [row for window in self.preparer.windows(question.rows) for row in window]
+            given = rows_to_score(question.rows, self._model.schema) if question.free else question.rows
+            rows = [row for window in self.preparer.windows(given) for row in window]
         except ConfigError as error:
             raise RequestError(422, error.summary, fix=error.fix) from error
+        except DataError as error:  # about all rows
+            field = question.locate(error.row or 0, error.field)
+            raise RequestError(422, error.message, field=field, fix=error.fix) from error
         for index, prepared in enumerate(rows):
             if prepared.error is not None and not (prepared.overlong and self._model.overlong == "nan"):
                 shorten = "Shorten it, or start the server with --overlong truncate_left."

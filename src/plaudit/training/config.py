@@ -80,6 +80,11 @@ class RewardConfig(TrainingArguments):
     pad_token: str | None = _setting(
         None, "Deprecated: set `tokenizer.pad_token` and pass the tokenizer as `processing_class`."
     )
+    schema: str = _setting(
+        "auto",
+        "How public data is read: auto finds the schema by columns and first rows, and logs it; a name of the table in "
+        "the documentation of data takes that one; none reads the columns as they are.",
+    )
     dataset_num_proc: int | None = _setting(
         None, "Processes that prepare the data, at most one per 2,000 rows. Default: the main process alone."
     )

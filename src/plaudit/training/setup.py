@@ -20,9 +20,11 @@ from torch import nn
 from transformers import Trainer
 from transformers.integrations import integration_utils
 
+from plaudit.data.load import read_preferences
 from plaudit.data.parse import survey
 from plaudit.data.prepare import as_table, prepare_dataset
 from plaudit.data.report import DataReport, Purpose
+from plaudit.data.schemas import SCHEMAS
 from plaudit.errors import ConfigError, DataError, nearest
 from plaudit.metrics import BETTER, better_values
 from plaudit.model import aux_heads, load, peft, shared_prefix
@@ -156,6 +158,15 @@ def check_grouping(args: RewardConfig, report: DataReport) -> None:
 
 
 # ---- data -----------------------------------------------------------------------------------------------------
+
+
+def read_data(dataset: Any, schema: str, name: str) -> Any:
+    """Returns rows, or mappings of such, in the columns that Plaudit reads; only `train` must be of a named schema."""
+    if isinstance(dataset, Mapping):
+        return {key: read_data(rows, schema, str(key)) for key, rows in dataset.items()}
+    needed = SCHEMAS[schema].columns.split() if schema in SCHEMAS else []
+    other = name != "train" and not {*needed} <= {*(getattr(dataset, "column_names", None) or needed)}
+    return read_preferences(dataset, name=name, schema="auto" if other else schema)
 
 
 def prepare_data(

@@ -164,6 +164,9 @@ class RewardTrainer(Trainer):
         self.args = args = memory.with_checkpointing(args, False) if self._checkpointing_undecided else args
         self._vocabulary = embedding_rows(base_model_of(model))
         self._context = context_length(base_model_of(model), self._tokenizer, decoder=True)
+        with args.main_process_first(desc="reading data", local=True):
+            train_dataset = setup.read_data(train_dataset, args.schema, "train")
+            eval_dataset = setup.read_data(eval_dataset, args.schema, "eval")
         self._loss = make_loss(args, train_dataset)
         self._golden_rows = artifacts.choose_golden_rows(
             self._tokenizer, (eval_dataset, train_dataset), args.golden_rows, max_length=args.max_length
@@ -462,6 +465,7 @@ class RewardTrainer(Trainer):
                 metrics.update(self.evaluate(dataset, ignore_keys, f"{metric_key_prefix}_{name}"))
             return metrics
         if eval_dataset is not None and not isinstance(eval_dataset, str):
+            eval_dataset = setup.read_data(eval_dataset, self.args.schema, metric_key_prefix)
             eval_dataset = self._prepare_data(eval_dataset, metric_key_prefix, "eval")
         return super().evaluate(eval_dataset, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
 
@@ -469,7 +473,8 @@ class RewardTrainer(Trainer):
         self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
     ) -> PredictionOutput:
         """Rewards (rows, 2), chosen first, of raw or prepared preferences; NaN for rows too long to score."""
-        prepared = self._prepare_data(test_dataset, metric_key_prefix, "predict")
+        read = setup.read_data(test_dataset, self.args.schema, metric_key_prefix)
+        prepared = self._prepare_data(read, metric_key_prefix, "predict")
         output = super().predict(prepared, ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix)
         num_rows = self.data_reports[metric_key_prefix].rows_read
         if len(prepared) == num_rows:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from datasets import Dataset, IterableDataset
 
-from plaudit.data.load import load_preference_dataset
+from plaudit.data.load import load_preference_dataset, read_preferences
 from plaudit.errors import ConfigError
 from plaudit.export.export import plain_rewards
 from plaudit.inference.reward_model import RewardModel
@@ -244,7 +244,7 @@ def _golden_rows(source: Source, rows: Any, device: torch.device, dtype: str | N
         dataset: Any = load_preference_dataset(rows)
     else:
         dataset = rows if isinstance(rows, Dataset | IterableDataset) else Dataset.from_list(list(rows))
-    tokenizer = load_tokenizer_of(source)
+    dataset, tokenizer = read_preferences(dataset, name="golden"), load_tokenizer_of(source)
     model = load_reward_model(source, device=device, dtype=dtype or "float32")
     base_model = base_model_of(model)
     limit = context_length(base_model, tokenizer, decoder=True)

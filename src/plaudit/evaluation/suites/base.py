@@ -125,6 +125,7 @@ class Suite:
     columns: ClassVar[tuple[str, ...]]  # that a source must have
     slice_column: str  # by whose values two models are compared as well; empty for none
     converts: ClassVar[bool] = True  # False: rows are kept as they are
+    schema = "none"  # of public data, by which the rows of a source are read
 
     def convert(self, row: SourceRow) -> tuple[str, dict[str, Any], dict[str, Any]]:
         """Returns the id of a row, the row in a form that Plaudit reads, and the columns to slice by."""
@@ -178,7 +179,8 @@ class Suite:
         rows: list[SuiteRow] = []
         for named in [location or self.hub_id] if isinstance(location, str | None) else location:
             for source in self.files_in(named):
-                data = open_data(source, split=split or self.hub_split, any_split=True, check=False)
+                part = split or self.hub_split
+                data = open_data(source, split=part, any_split=True, check=False, schema=self.schema)
                 rows += self.read(data, start=len(rows))
         return rows
 
@@ -231,8 +233,8 @@ class Preferences(Suite):
     reference = "the metrics of training: plaudit.metrics"
     converts = False
 
-    def __init__(self, slices: Sequence[str] = ()) -> None:
-        self.slices = tuple(slices)
+    def __init__(self, slices: Sequence[str] = (), schema: str = "auto") -> None:
+        self.slices, self.schema = tuple(slices), schema
         self.slice_column = self.slices[0] if slices else ""
 
     def columns_of(self, source: str, names: Sequence[str]) -> Sequence[str]:

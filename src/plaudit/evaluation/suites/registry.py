@@ -93,7 +93,7 @@ class SuiteSource:
         if self.rows is None:
             rows = self.suite.load(self.location, split=self.split)
         else:
-            rows = self.suite.read(open_data(self.rows, name=self.label))
+            rows = self.suite.read(open_data(self.rows, name=self.label, schema=self.suite.schema))
         sources = tuple(dict.fromkeys(row.source for row in rows))
         return LoadedSuite(self.label, self.suite, tuple(rows), sources, len(rows))
 
@@ -129,7 +129,7 @@ def suite_dataset(suite: SuiteLike, *, split: str | None = None, max_rows: int |
     return Dataset.from_list([{name: raw.get(name, _NEUTRAL.get(name)) for name in present} for raw in raws])
 
 
-def resolve_suites(suites: Suites, *, split: str | None = None) -> list[SuiteSource]:
+def resolve_suites(suites: Suites, *, split: str | None = None, schema: str = "auto") -> list[SuiteSource]:
     """Finds the suites that are named, and checks that named files exist, before anything is computed.
 
     >>> rows = [{"chosen": "a", "rejected": "b"}]
@@ -149,6 +149,8 @@ def resolve_suites(suites: Suites, *, split: str | None = None) -> list[SuiteSou
     sources: dict[str, SuiteSource] = {}
     for own, entry in named:
         source = _source_of(entry, split)
+        if isinstance(source.suite, Preferences):
+            source.suite.schema = schema
         label = source.label if own is None else str(own)
         if label in sources:
             label = next(f"{label}-{n}" for n in range(2, len(sources) + 3) if f"{label}-{n}" not in sources)
