@@ -126,8 +126,9 @@ def test_score_and_eval_read_the_same_rewards(plaudit, arena, model_folder, tmp_
             assert row == given
     results = {}
     for name, command in {"model": [model_folder, "--suite", arena], "file": ["--rewards", scored]}.items():
-        code, _, err = plaudit("eval", *command, "--json", tmp_path / f"{name}.json")
+        code, _, err = plaudit("eval", *command, "--json", tmp_path / f"{name}.json", "--output", tmp_path / name)
         assert code == 0, err
+        assert "rows are read as Chatbot Arena" in err
         results[name] = json.loads((tmp_path / f"{name}.json").read_text())["models"][0]["suites"][0]
     assert results["model"]["result"]["score"] == results["file"]["result"]["score"]
     assert results["model"]["rows"] == 12

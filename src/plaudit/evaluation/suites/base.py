@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, NoReturn
@@ -10,12 +11,14 @@ import numpy as np
 
 from plaudit.data.load import DataSource, open_data
 from plaudit.data.parse import kind_of, read_example
+from plaudit.data.schemas import read_as
 from plaudit.errors import ConfigError, DataError
 from plaudit.evaluation.results import SliceResult, SuiteResult
 from plaudit.evaluation.stats import best_found, mean_interval, proportion
 from plaudit.evaluation.table import ScoredRow, ScoredSet, as_given, prompt_key, response_texts
 from plaudit.schema import RAW_COLUMNS, Example, check_columns, quoted
 
+logger = logging.getLogger("plaudit")
 _BROKEN = "Correct the row, or download the file again."
 
 
@@ -181,6 +184,8 @@ class Suite:
             for source in self.files_in(named):
                 part = split or self.hub_split
                 data = open_data(source, split=part, any_split=True, check=False, schema=self.schema)
+                if data.schema is not None:
+                    logger.info("%s: %s.", data.name, read_as(data.schema))
                 rows += self.read(data, start=len(rows))
         return rows
 
