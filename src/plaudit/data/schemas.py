@@ -448,7 +448,9 @@ def check_unread(
         fix = f"Rename `{unread[0]}` to `prompt` if it is what the responses answer. {fix}"
     else:
         fix = f"Put it into `prompt`, as text or as messages. {fix}"
-    message = f"{quoted(unread)} look like a part of the conversation, and nothing reads them"
+    looks = "looks like a part of the conversation, and nothing reads it"
+    looks = looks if len(unread) == 1 else "look like parts of the conversation, and nothing reads them"
+    message = f"{quoted(unread)} {looks}"
     raise DataError(message, field=unread[0], dataset=dataset_name, fix=fix)
 
 
