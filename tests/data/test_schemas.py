@@ -56,6 +56,7 @@ def test_rows_in_plaudits_own_columns_are_read_as_they_are():
     "column",
     [
         {"question": "2+2?"},
+        {"user_message": "2+2?"},
         {"context": "Be exact."},
         {"history": [["Hi", "Hello"]]},
         {"images": ["image.png"]},

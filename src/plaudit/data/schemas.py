@@ -366,6 +366,7 @@ _BESIDE = ("tools", "chat_template_kwargs", *PAIR_COLUMNS, "weight")  # read bes
 _TEXT_COLUMNS = (
     *("question", "instruction", "input", "query", "system", "system_prompt", "user_prompt", "context", "history"),
     *("conversation", "conversations", "messages", "dialogue", "dialog", "turns", "passage", "article", "prompt"),
+    *("human", "post", "problem", "request", "user_input", "user_message", "user_query"),
 )
 _MEDIA_COLUMNS = ("image", "images", "audio", "audios", "video", "videos")
 _RESPONSES = {"chosen", "rejected", "responses", "response", "completion", "messages"}
