@@ -34,7 +34,7 @@ BETTER: dict[str, Literal["higher", "lower", "neither"]] = {
 
 
 def better_values(name: str) -> Literal["higher", "lower", "neither"] | None:
-    """Returns which values of a logged metric are better, whatever its prefix; None for a metric of somebody else.
+    """Returns which values of a logged metric are better, whatever its prefix; None for a metric that is not Plaudit's.
 
     >>> better_values("eval_mse"), better_values("eval_helpful_best_of_n_accuracy"), better_values("eval_f1")
     ('lower', 'higher', None)

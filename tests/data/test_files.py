@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, IterableDataset
 
-from plaudit.data.load import kind_of_file, load_files
+from plaudit.data.readers import kind_of_file, load_files
 from plaudit.errors import DataError
 
 

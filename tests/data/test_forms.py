@@ -6,10 +6,11 @@ import datasets
 import pytest
 from datasets import Dataset, IterableDataset
 
-from plaudit.data.load import load_files, split_by_prompt
+from plaudit.data.load import split_by_prompt
 from plaudit.data.mixture import DatasetPart, load_mixture
 from plaudit.data.parse import most_responses, survey
 from plaudit.data.prepare import prepare_dataset
+from plaudit.data.readers import load_files
 from plaudit.errors import DataError
 
 PAIR = {"chosen": "a", "rejected": "b"}

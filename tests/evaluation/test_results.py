@@ -1,4 +1,4 @@
-"""An evaluation that was saved is read as it was, or refused by the field that is not as it should be."""
+"""A saved evaluation reads back equal; a broken one raises an error that names the field."""
 
 import json
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
-import csv
 import difflib
 import functools
-import gzip
 import hashlib
 import itertools
 import json
@@ -15,29 +12,35 @@ import logging
 import math
 import os
 import re
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, TypeAlias
 
 import datasets
-import pyarrow as pa
-import pyarrow.parquet as pq
 from datasets import Dataset, Features, IterableDataset, Json, List, Value, load_dataset, load_dataset_builder
-from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError, DatasetsError
+from datasets.exceptions import DatasetNotFoundError, DatasetsError
 from huggingface_hub.errors import HFValidationError, OfflineModeIsEnabled
 
 from plaudit.data.parse import kind_of, prompt_of
+from plaudit.data.readers import (
+    CODE_VERSION,
+    MESSAGE_COLUMNS,
+    READABLE,
+    feature_of,
+    kind_of_file,
+    load_files,
+    refuse,
+    widened,
+)
 from plaudit.data.schemas import FIRST_ROWS, SCHEMAS, check_unread, choose_schema, read_as, read_row, read_rows
-from plaudit.errors import ConfigError, DataError, as_raised_in_worker
+from plaudit.errors import ConfigError, DataError
 from plaudit.schema import (
     LEGACY_COLUMNS,
     PAIR_COLUMNS,
     RAW_COLUMNS,
     READ_COLUMNS,
-    RESPONSE_COLUMNS,
     TOKENIZED_COLUMNS,
     TOKENIZED_LIST_COLUMNS,
     check_columns,
@@ -49,14 +52,6 @@ from plaudit.schema import (
 from plaudit.version import __version__
 
 logger = logging.getLogger("plaudit")
-SUFFIXES = {
-    **dict.fromkeys((".json", ".jsonl", ".ndjson"), "json"),
-    **dict.fromkeys((".csv", ".tsv"), "csv"),
-    ".parquet": "parquet",
-}
-"""Kind of file for each extension; all but Parquet may also end in ``.gz``."""
-CODE_VERSION = 1
-"""Part of the cache key: raise it whenever the same files would give other values than before."""
 DataFiles: TypeAlias = str | Sequence[str] | Mapping[str, str | Sequence[str]]
 """Files of a data set: one or more patterns, or those of each split."""
 DataLike: TypeAlias = "Dataset | IterableDataset | Sequence[Mapping[str, Any]] | str | os.PathLike[str]"
@@ -66,7 +61,6 @@ SCHEMA_ERROR = "schema_error"
 """Column of a converted stream: why a row cannot be read."""
 FIRST_ROWS_OF_STREAMS = 10
 """Rows of a stream by which its schema is chosen."""
-_READABLE = ", ".join(SUFFIXES)
 _READERS = ("json", "csv", "parquet")
 _SPLIT_WORDS = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -77,10 +71,6 @@ _SPLIT_WORDS = {
 _NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 _SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}.*")
 _NAMES_CONFIGS = re.compile(r"---\n(?:(?!---).*\n)*?configs:")  # the head of a data set's card
-_MESSAGE_COLUMNS = ("prompt", *RESPONSE_COLUMNS, "response")
-JSON_TEXTS = ("tools", "chat_template_kwargs")
-"""Columns that may hold JSON as text."""
-_TRUTHS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
 # --- one opener -------------------------------------------------------------------------------------------------
@@ -304,13 +294,13 @@ def _converted_types(first: Sequence[Any], schema: str, dataset_name: str, given
         for name, value in read.items() if isinstance(read, dict) else ():
             if types.get(name) is not None or value is None:
                 types.setdefault(name, None)
-            elif name in _MESSAGE_COLUMNS or name == "responses":
+            elif name in MESSAGE_COLUMNS or name == "responses":
                 # Messages may have keys that come late; JSON keeps them, and adds none to the others.
                 is_text, are_texts = isinstance(value, str), all(isinstance(item, str) for item in value)
                 types[name] = Value("string") if is_text else List(Value("string")) if are_texts else Json()
             else:
                 own = (given or {}).get(name) if row.get(name) is value else None
-                types[name] = own or _feature_of(_widened("null", value))
+                types[name] = own or feature_of(widened("null", value))
     if not types and first:
         read_row(first[0], 0, schema, dataset_name)
     return {name: kind or (given or {}).get(name) or Value("string") for name, kind in types.items()}
@@ -417,28 +407,23 @@ def load_preference_dataset(
     }
     if path.is_file():
         if inside:
-            _refuse(text, "is a single file: it has no files inside", "Remove `data_dir` and `data_files`.")
+            refuse(text, "is a single file: it has no files inside", "Remove `data_dir` and `data_files`.")
         if config is not None:
-            _refuse(text, f"is a single file: it has no configuration {config!r}", "Remove the configuration.")
+            refuse(text, f"is a single file: it has no configuration {config!r}", "Remove the configuration.")
         return _pick(text, {"train": _matching(Path(), text)}, split, streaming)
     remote = any("://" in pattern for files in patterns.values() for pattern in files)
     has_inside = path.is_dir() or (inside and text in _READERS)
     if (config is not None and (inside or not path.is_dir())) or remote or not has_inside:
         if _looks_like_path(text) and not path.exists():
-            _refuse(text, "there is no such file or folder", _near_misses(path))
+            refuse(text, "there is no such file or folder", _near_misses(path))
         return _from_hub(str(path) if path.exists() else text, config, split, streaming, **inside)
     base = (path if path.is_dir() else Path()) / Path(data_dir or "").expanduser()
     if not base.is_dir():
-        _refuse(text, f"there is no folder {str(base)!r}", _near_misses(base))
+        refuse(text, f"there is no folder {str(base)!r}", _near_misses(base))
     if not patterns:
         return _pick(str(base), _splits_in(base, split, config), split, streaming)
     paths = {part: [path for pattern in files for path in _matching(base, pattern)] for part, files in patterns.items()}
     return _pick(text, paths, split, streaming)
-
-
-def _refuse(file: str, message: str, fix: str, line: int | None = None) -> NoReturn:
-    place = file if line is None else f"{file}, line {line}"
-    raise as_raised_in_worker(DataError(f"{place}: {message}", fix=fix))
 
 
 def _looks_like_path(name: str) -> bool:
@@ -470,35 +455,35 @@ def _pick(name: str, splits: Mapping[str, list[Path] | Dataset], split: str, str
     for part, paths in splits.items():
         if isinstance(paths, list) and len({kind_of_file(path) == "parquet" for path in paths}) > 1:
             names = ", ".join(path.name for path in paths[:4])
-            _refuse(name, f"the split {part!r} mixes Parquet with other files ({names})", "Name one file.")
+            refuse(name, f"the split {part!r} mixes Parquet with other files ({names})", "Name one file.")
     parts = [re.fullmatch(r"\s*([^\[\]]+?)\s*(\[.*\])?\s*", part) for part in split.split("+")]
     requested = [part[1] for part in parts if part is not None]
     if len(requested) < len(parts):
         fix = 'Write it like "train", "train[:500]" or "train+test".'
-        _refuse(name, f"the split {split!r} cannot be read", fix)
+        refuse(name, f"the split {split!r} cannot be read", fix)
     unknown = [part for part in requested if part not in splits]
     if unknown:
-        _refuse(name, f"has no split {unknown[0]!r}", f"It has: {', '.join(splits)}.")
+        refuse(name, f"has no split {unknown[0]!r}", f"It has: {', '.join(splits)}.")
     if streaming and requested != [split]:
-        _refuse(name, f"a stream cannot be cut into {split!r}", "Name one whole split, or turn streaming off.")
+        refuse(name, f"a stream cannot be cut into {split!r}", "Name one whole split, or turn streaming off.")
     loaded: dict[str, Any] = {part: splits[part] for part in requested}
     for part, data in loaded.items():
         loaded[part] = load_files(data, streaming=streaming) if isinstance(data, list) else data
     if requested == [split]:
         rows = loaded[split]
         if isinstance(rows, Dataset) and len(rows) == 0:
-            _refuse(name, f"the split {split!r} has no rows", "Pass a data set with at least one row.")
+            refuse(name, f"the split {split!r} has no rows", "Pass a data set with at least one row.")
         return rows.to_iterable_dataset() if streaming and isinstance(rows, Dataset) else rows
     try:
         lengths = {part: len(rows) for part, rows in loaded.items()}
         slices = datasets.ReadInstruction.from_spec(split).to_absolute(lengths)
     except (ValueError, AssertionError) as error:
         fix = 'Write slices like "train[:500]" or "train[10%:]".'
-        _refuse(name, f"the split {split!r} cannot be read: {error}", fix)
+        refuse(name, f"the split {split!r} cannot be read: {error}", fix)
     ranges = [(cut.splitname, range(lengths[cut.splitname])[cut.from_ : cut.to]) for cut in slices]
     chosen = [loaded[part].select(rows) for part, rows in ranges if rows]
     if not chosen:
-        _refuse(name, f"the split {split!r} has no rows", "Choose a larger part.")
+        refuse(name, f"the split {split!r} has no rows", "Choose a larger part.")
     return chosen[0] if len(chosen) == 1 else datasets.concatenate_datasets(chosen)
 
 
@@ -515,7 +500,7 @@ def _splits_in(folder: Path, split: str, config: str | None = None) -> dict[str,
         try:
             saved = datasets.load_from_disk(folder)
         except (OSError, ValueError, KeyError) as error:
-            _refuse(str(folder), f"cannot be loaded: {type(error).__name__}: {error}", "Save the data set again.")
+            refuse(str(folder), f"cannot be loaded: {type(error).__name__}: {error}", "Save the data set again.")
         if isinstance(saved, datasets.DatasetDict):
             return {str(name): rows for name, rows in saved.items()}
         # A data set saved alone still knows which split it was.
@@ -530,8 +515,8 @@ def _splits_in(folder: Path, split: str, config: str | None = None) -> dict[str,
     )
     if not files:
         inside = ", ".join(sorted(entry.name for entry in folder.iterdir())[:8]) or "nothing"
-        fix = f"Put files there that end in one of {_READABLE}, or name a folder written by `save_to_disk`."
-        _refuse(str(folder), f"holds no data file (it holds {inside})", fix)
+        fix = f"Put files there that end in one of {READABLE}, or name a folder written by `save_to_disk`."
+        refuse(str(folder), f"holds no data file (it holds {inside})", fix)
     splits: dict[str, list[Path]] = {}
     for path in files:
         if path.parent == folder / "data" and (shard := _SHARD.fullmatch(path.name)):
@@ -577,11 +562,11 @@ def _matching(base: Path, pattern: str) -> list[Path]:
     matching = [exact] if exact.is_file() else root.glob(str(exact.relative_to(root)))
     paths = sorted(path for path in matching if path.is_file())
     if not paths:
-        _refuse(str(base / pattern), "there is no such file", _near_misses(base / pattern))
+        refuse(str(base / pattern), "there is no such file", _near_misses(base / pattern))
     for path in paths:
         if kind_of_file(path) is None:
-            fix = f"Use one of {_READABLE} (all but Parquet also .gz)."
-            _refuse(str(path), "has an extension that does not tell how to read it", fix)
+            fix = f"Use one of {READABLE} (all but Parquet also .gz)."
+            refuse(str(path), "has an extension that does not tell how to read it", fix)
     return paths
 
 
@@ -600,300 +585,19 @@ def _hub_errors(name: str) -> Iterator[None]:
         if "/" not in name:
             fix = _near_misses(Path(name))
             fix = fix if fix.startswith("Did you mean") else "Write it as `owner/name`, or give a path."
-        _refuse(name, f"there is no such data set on the Hub, or it is not open to you{here}: {error}", fix)
+        refuse(name, f"there is no such data set on the Hub, or it is not open to you{here}: {error}", fix)
     except (ConnectionError, OfflineModeIsEnabled) as error:
         fix = "Check the network and HF_HUB_OFFLINE, or download the data and name the local file or folder."
-        _refuse(name, f"the Hub cannot be reached{here}: {_first_line(error)}", fix)
+        refuse(name, f"the Hub cannot be reached{here}: {_first_line(error)}", fix)
     except (DatasetsError, OSError, ValueError, NotImplementedError) as error:
         fix = "Check the configuration (`dataset_config`) and the split against the data set's page."
         cause = error.__cause__ or error
         named = [line for line in str(cause).split("\n") if "available configs" in line]
-        _refuse(name, " ".join([f"cannot be loaded: {_first_line(cause)}", *named]), fix)
+        refuse(name, " ".join([f"cannot be loaded: {_first_line(cause)}", *named]), fix)
 
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-# --- files ------------------------------------------------------------------------------------------------------
-
-
-def kind_of_file(path: Path) -> str | None:
-    """Tells how to read a file from its name: ``"json"``, ``"csv"`` or ``"parquet"``, or None.
-
-    >>> [kind_of_file(Path(name)) for name in ("pairs.jsonl.gz", "pairs.parquet.gz", "pairs.txt")]
-    ['json', None, None]
-    """
-    before, last = ["", "", *(suffix.lower() for suffix in path.suffixes)][-2:]
-    if last != ".gz":
-        return SUFFIXES.get(last)
-    return None if before == ".parquet" else SUFFIXES.get(before)
-
-
-def load_files(paths: Sequence[Path], *, streaming: bool = False) -> Dataset | IterableDataset:
-    """Reads existing files, all Parquet or none, as one data set, in the order given.
-
-    JSON values come back as they were written: a mapping of anything but texts is kept as JSON, not forced
-    into one Arrow type for all rows. The columns ``tools`` and ``chat_template_kwargs`` become JSON text.
-    """
-    files = [str(path) for path in paths]
-    if any(kind_of_file(path) == "parquet" for path in paths):
-        return _load_parquet(files, streaming)
-    if streaming:
-        return IterableDataset.from_generator(_read_files, gen_kwargs={"paths": files})
-    columns: dict[str, Kind] | None = None
-    for row in _read_files(files):
-        columns = {} if columns is None else columns
-        for name, value in row.items():
-            columns[name] = _widened(columns.get(name, "null"), value)
-    if columns is None:
-        _refuse(", ".join(files), "has no rows", "Pass a file with at least one row.")
-    # The size and time of each file are part of the key under which `datasets` caches what it reads.
-    stamps = [[path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
-    settings: dict[str, Any] = {"paths": files, "columns": columns, "stamps": stamps, "version": CODE_VERSION}
-    features = Features({name: _feature_of(kind) for name, kind in columns.items()})
-    try:
-        return Dataset.from_generator(_encoded_rows, features=features, gen_kwargs=settings)
-    except DatasetGenerationError as error:
-        if isinstance(error.__cause__, DataError):
-            raise error.__cause__ from None
-        raise
-    except OSError as error:
-        logger.warning("The cache of data sets cannot be written (%s): the rows are kept in memory.", error)
-        return Dataset.from_list(list(_encoded_rows(**settings)), features=features)
-
-
-def _load_parquet(files: list[str], streaming: bool) -> Dataset | IterableDataset:
-    rows = 0
-    for file in files:
-        try:
-            opened = pq.ParquetFile(file)
-            rows += opened.metadata.num_rows
-        except (OSError, pa.ArrowException) as error:
-            _refuse(file, f"is no Parquet file that can be read: {error}", "Write the file again.")
-        _check_names(file, opened.schema_arrow.names)
-    if rows == 0:
-        _refuse(", ".join(files), "has no rows", "Pass a file with at least one row.")
-    try:
-        return load_dataset("parquet", data_files=files, split="train", streaming=streaming)
-    except (DatasetGenerationError, pa.ArrowException) as error:
-        cause = error.__cause__ or error
-        _refuse(", ".join(files), f"cannot be read: {cause}", "Give all files the same columns and types.")
-
-
-def _check_names(file: str, names: Sequence[str], line: int | None = None) -> None:
-    twice = [name for name in dict.fromkeys(names) if name.strip() and names.count(name) > 1]
-    if twice:
-        _refuse(file, f"has several columns named {quoted(twice)}", "Rename or delete all but one.", line)
-
-
-def _read_files(paths: Sequence[str]) -> Iterator[dict[str, Any]]:
-    for path in map(Path, paths):
-        for row in csv_rows(path) if kind_of_file(path) == "csv" else json_rows(path):
-            for name in JSON_TEXTS:
-                if isinstance(row.get(name), list | dict):
-                    row[name] = json.dumps(row[name], ensure_ascii=False)
-            yield row
-
-
-@contextlib.contextmanager
-def _opened(path: Path, mode: str, **settings: Any) -> Iterator[Any]:
-    """Opens a file, also ``.gz``, and turns errors of the operating system and of gzip into `DataError`."""
-    opener: Any = gzip.open if path.suffix.lower() == ".gz" else open
-    try:
-        with opener(path, mode, **settings) as file:
-            yield file
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        _refuse(str(path), f"cannot be decompressed: {error}", "Write or download the file again.")
-    except OSError as error:
-        _refuse(str(path), f"cannot be read: {error}", "Check the file and its permissions.")
-
-
-def json_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Reads the rows of a JSON or JSON lines file, also ``.gz``, as they are written."""
-    with _opened(path, "rb") as file:
-        start = file.peek(1024).removeprefix(b"\xef\xbb\xbf").lstrip()
-        if start.startswith(b"["):
-            numbered: Iterable[tuple[int | None, Any]] = ((None, row) for row in _parse_json(path, file.read(), 1))
-        else:
-            lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
-            numbered = ((number, _parse_json(path, line.rstrip(), number)) for number, line in lines)
-        for index, (number, row) in enumerate(numbered):
-            if not isinstance(row, dict):
-                fix = "Write each row as an object with the columns as keys."
-                item = f"item {index} is" if number is None else "holds"
-                _refuse(str(path), f"{item} a {type(row).__name__}, not an object", fix, number)
-            yield row
-
-
-def _parse_json(path: Path, raw: bytes, first_line: int) -> Any:
-    try:
-        return json.loads(raw.decode("utf-8-sig"))
-    except json.JSONDecodeError as error:
-        fix = "Correct or delete the line; each line is one JSON object (or the whole file one list of objects)."
-        line = first_line + error.lineno - 1
-        _refuse(str(path), f"is not valid JSON: {error.msg} (column {error.colno})", fix, line)
-    except UnicodeDecodeError as error:
-        line = first_line + raw[: error.start].count(b"\n")
-        _refuse(str(path), f"is not UTF-8: {error.reason}", "Save the file as UTF-8.", line)
-
-
-def csv_lines(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Reads the cells of a CSV or TSV file, also ``.gz``, with the numbers of their lines; the header comes first."""
-    delimiter = "\t" if ".tsv" in (suffix.lower() for suffix in path.suffixes) else ","
-    with _opened(path, "rt", encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
-        try:
-            yield from ((reader.line_num, cells) for cells in reader if cells)
-        except csv.Error as error:
-            fix = "Correct the line; cells beyond 131,072 characters need JSON lines or Parquet."
-            _refuse(str(path), f"is not valid CSV: {error}", fix, reader.line_num)
-        except UnicodeDecodeError as error:
-            _refuse(str(path), f"is not UTF-8: {error.reason}", "Save the file as UTF-8.", reader.line_num + 1)
-
-
-def csv_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Reads the rows of a CSV or TSV file; JSON and numbers are parsed where the column is known."""
-    lines = csv_lines(path)
-    line, header = next(lines, (0, []))
-    _check_names(str(path), header, line)
-    readers: dict[str, tuple[Callable[[str], Any], str]] | None = None
-    for number, cells in lines:
-        if len(cells) != len(header):
-            problem = f"has {len(cells)} cells, but the header names {len(header)} columns"
-            _refuse(str(path), problem, "Quote cells that hold commas or line breaks.", number)
-        row: dict[str, Any] = dict(zip(header, cells, strict=True))
-        if readers is None:
-            readers = _cell_readers(row)
-        for name, (read, expected) in readers.items():
-            value = read(row[name])
-            # An empty cell of `tie` is null, as in JSON: no tie.
-            if value is None and not (name == "tie" and not row[name].strip()):
-                _refuse(str(path), f"`{name}` is not {expected}", "Correct or delete the row.", number)
-            row[name] = value
-        yield row
-
-
-def _cell_readers(first: Mapping[str, str]) -> dict[str, tuple[Callable[[str], Any], str]]:
-    """Returns, for columns that are no text, how to read a cell and what it should be, given the first row."""
-    number = (_number_in, "a number")
-    truth = (lambda cell: _TRUTHS.get(cell.strip().lower()), "true or false")
-    readers: dict[str, tuple[Callable[[str], Any], str]] = {
-        **dict.fromkeys(TOKENIZED_COLUMNS, (_literal, "a list of token ids such as [5, 17]")),
-        **dict.fromkeys(("margin", "weight", "preference_prob"), number),
-        "tie": truth,
-    }
-    if "chosen" not in first:  # beside a pair, columns of other kinds of rows may hold anything
-        readers |= dict.fromkeys(("scores", "ranks", "responses"), (_literal, "a JSON list"))
-        readers |= {"score": number, "label": truth}
-        if "responses" not in first:  # the rating of a single response may be there
-            readers["scores"] = (_list_or_number, "a number")
-    messages = (_messages_in, "a JSON list of messages, as in the first row")
-    readers |= {name: messages for name in _MESSAGE_COLUMNS if _messages_in(first.get(name, ""))}
-    return {name: readers[name] for name in first if name in readers}
-
-
-def _literal(cell: str) -> Any:
-    """Reads a list as JSON, or as Python writes it (pandas does); None if it is no list."""
-    if not cell.lstrip().startswith("["):
-        return None
-    for read in (json.loads, ast.literal_eval):
-        with contextlib.suppress(ValueError, SyntaxError, MemoryError, RecursionError):
-            return read(cell)
-    return None
-
-
-def _list_or_number(cell: str) -> Any:
-    value = _literal(cell)
-    return _number_in(cell) if value is None else value
-
-
-def _messages_in(cell: str) -> list[Any] | None:
-    value = _literal(cell)
-    return value if isinstance(value, list) and value and all(isinstance(item, dict) for item in value) else None
-
-
-def _number_in(cell: str) -> float | None:
-    with contextlib.suppress(ValueError):
-        return float(cell)
-    return None
-
-
-# --- types of JSON columns --------------------------------------------------------------------------------------
-
-Kind: TypeAlias = "str | list[Any] | dict[str, Any]"
-"""Type of a column: a name, ``[kind]`` for a list, ``{key: kind}`` for a mapping of texts, or ``"json"``"""
-_SCALARS: dict[type, str] = {type(None): "null", bool: "bool", int: "int", float: "float", str: "string"}
-
-
-def _widened(kind: Kind, value: Any) -> Kind:
-    """Returns the kind of a column that holds one more value."""
-    if value is None or kind == "json":
-        return kind
-    if isinstance(value, list) and (kind == "null" or isinstance(kind, list)):
-        inner: Kind = "null" if kind == "null" else kind[0]
-        for item in value:
-            inner = _widened(inner, item)
-        return [inner]
-    texts = value.values() if isinstance(value, dict) else ()
-    is_flat = texts and all(item is None or isinstance(item, str) for item in texts)
-    if is_flat and (kind == "null" or isinstance(kind, dict)):
-        known: Any = {} if kind == "null" else kind
-        return known | {key: _widened(known.get(key, "null"), item) for key, item in value.items()}
-    is_long = type(value) is int and not -(2**63) <= value < 2**63
-    own = "json" if is_long else _SCALARS.get(type(value), "json")
-    if kind in ("null", own):
-        return own
-    return "float" if kind in ("int", "float") and own in ("int", "float") else "json"
-
-
-def _feature_of(kind: Kind) -> Any:
-    if isinstance(kind, list):
-        return List(_feature_of(kind[0]))
-    if isinstance(kind, dict):
-        return {key: _feature_of(inner) for key, inner in kind.items()}
-    if kind == "json":
-        return Json()
-    return Value({"null": "string", "int": "int64", "float": "float64"}.get(kind, kind))
-
-
-def _encoded_rows(
-    paths: Sequence[str], columns: Mapping[str, Kind], stamps: Any, version: int
-) -> Iterator[dict[str, Any]]:
-    """Iterates over the rows as they are stored; `stamps` and `version` are there for the cache key only."""
-    rounded: list[int] = []
-    for index, row in enumerate(_read_files(paths)):
-        yield {name: _encoded(row.get(name), kind, index, name, rounded) for name, kind in columns.items()}
-    if rounded:
-        logger.warning(
-            "%d values with long decimal numbers are rounded in the last digit (the first in row %d).",
-            len(rounded),
-            rounded[0],
-        )
-
-
-def _encoded(value: Any, kind: Kind, row: int, field: str, rounded: list[int]) -> Any:
-    """Writes values of kind ``"json"`` as the text that `datasets` stores; `rounded` collects rows that change."""
-    if value is None:
-        return None
-    if isinstance(kind, list):
-        return [_encoded(item, kind[0], row, f"{field}[{index}]", rounded) for index, item in enumerate(value)]
-    if isinstance(kind, dict):
-        return {key: _encoded(value.get(key), inner, row, f"{field}.{key}", rounded) for key, inner in kind.items()}
-    if kind != "json":
-        return value
-    text = json.dumps(value)
-    try:
-        # `datasets` has a parser of its own, which gives up on NaN and on numbers beyond 64 bits.
-        back = Json().decode_example(text)
-    except ValueError:
-        back = text
-    if isinstance(back, str) != isinstance(value, str):
-        message = "holds a number that JSON or 64 bits cannot hold"
-        raise DataError(message, row=row, field=field, fix="Write it as text.")
-    if back != value:
-        rounded.append(row)
-    return text
 
 
 # --- splits -----------------------------------------------------------------------------------------------------

@@ -15,8 +15,9 @@ import numpy as np
 from datasets import Dataset, Features, IterableDataset, Json, List, Value, concatenate_datasets
 
 from plaudit import schema
-from plaudit.data.load import JSON_TEXTS, SCHEMA_ERROR, map_rows, open_data, split_by_prompt
+from plaudit.data.load import SCHEMA_ERROR, map_rows, open_data, split_by_prompt
 from plaudit.data.parse import read_example, without_nulls
+from plaudit.data.readers import JSON_TEXTS
 from plaudit.data.schemas import read_as
 from plaudit.errors import ConfigError, DataError
 from plaudit.schema import READ_COLUMNS, RESPONSE_COLUMNS, TOKENIZED_COLUMNS

@@ -645,7 +645,7 @@ def new_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
         if replaces:
             output.replace(old)
         try:
-            unfinished.replace(output)  # fails where somebody else has written there meanwhile
+            unfinished.replace(output)  # fails if another process has written there meanwhile
         except OSError:
             if replaces:
                 old.replace(output)

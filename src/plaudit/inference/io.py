@@ -25,7 +25,7 @@ import torch
 from datasets import Dataset, Features, IterableDataset
 from transformers import PreTrainedTokenizerBase
 
-from plaudit.data import load
+from plaudit.data import load, readers
 from plaudit.data.schemas import FIRST_ROWS, find_schema, read_as, read_rows
 from plaudit.errors import ConfigError, DataError
 from plaudit.model.peft import base_model_of
@@ -161,7 +161,7 @@ def open_input(
 
 def _open(name: str | os.PathLike[str], config: str | None, split: str, streaming: bool, arrow: bool) -> RowInput:
     path = Path(name).expanduser()
-    kind = load.kind_of_file(path) if path.is_file() and config is None and split == "train" else None
+    kind = readers.kind_of_file(path) if path.is_file() and config is None and split == "train" else None
     if kind == "parquet" or (kind is not None and not arrow):
         return _open_file(path, kind, arrow)
     streaming = streaming and not path.exists()
@@ -190,9 +190,9 @@ def _open(name: str | os.PathLike[str], config: str | None, split: str, streamin
 def _open_file(path: Path, kind: str, arrow: bool) -> RowInput:
     name, fingerprint = str(path), partial(_digest_of_files, path)
     if kind == "json":
-        return RowInput(name, lambda size: ((row, row) for row in load.json_rows(path)), fingerprint, path=path)
+        return RowInput(name, lambda size: ((row, row) for row in readers.json_rows(path)), fingerprint, path=path)
     if kind == "csv":
-        header = next(load.csv_lines(path), (0, []))[1]
+        header = next(readers.csv_lines(path), (0, []))[1]
         twice = [column for column in header if header.count(column) > 1]
         if twice:
             raise DataError(f"{name}: has two columns {twice[0]!r}", fix="Give each column a name of its own.")
@@ -200,9 +200,9 @@ def _open_file(path: Path, kind: str, arrow: bool) -> RowInput:
         def read(size: int) -> Iterator[tuple[Row, Row]]:
             # Cells are written again as they are, and read as the data formats say. The reader of rows comes first: it
             # names the line where the cells do not fit the header.
-            lines = itertools.islice(load.csv_lines(path), 1, None)
+            lines = itertools.islice(readers.csv_lines(path), 1, None)
             cells = (dict(zip(header, line, strict=True)) for _, line in lines)
-            return zip(load.csv_rows(path), cells, strict=False)
+            return zip(readers.csv_rows(path), cells, strict=False)
 
         return RowInput(name, read, fingerprint, header, path=path)
     try:
@@ -252,7 +252,7 @@ def kind_of_output(path: Path) -> str:
     >>> kind_of_output(Path("scored.jsonl.gz"))
     'jsonl'
     """
-    kind = load.kind_of_file(path)
+    kind = readers.kind_of_file(path)
     fix = "Use a name that ends in .jsonl, .csv, .tsv (all also with .gz) or .parquet."
     if kind == "json" and ".json" in path.suffixes[-2:]:
         raise ConfigError(f"{str(path)!r}: rows are written as JSON lines, not as one JSON list", fix=fix)

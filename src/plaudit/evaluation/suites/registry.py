@@ -14,8 +14,9 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset, IterableDataset
 
-from plaudit.data.load import kind_of_file, open_data
+from plaudit.data.load import open_data
 from plaudit.data.parse import kind_of
+from plaudit.data.readers import kind_of_file
 from plaudit.errors import ConfigError, DataError
 from plaudit.evaluation.suites import NAMES
 from plaudit.evaluation.suites.base import Preferences, Suite, SuiteRow
